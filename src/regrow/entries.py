@@ -1,0 +1,148 @@
+"""What the update sees of a layer: entries (weights by flat position) and what changes among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Entries:
+    """Some weights of one layer, as 1-D tensors of equal length sorted by `index`.
+
+    Args:
+        index: flat row-major positions in the dense weight, int64, strictly ascending.
+        weight: values of the weights; zero where a weight is absent.
+        grad: gradients at the update, or None where the recipe does not need them.
+        momentum: the optimizer's momentum, or None where the recipe does not need it.
+        generator: source of the random numbers in `noise`.
+
+    Raises:
+        ValueError: if the tensors are not 1-D or differ in length.
+
+    Example:
+        >>> entries = Entries(index=torch.tensor([0, 3]), weight=torch.tensor([0.5, -2.0]))
+        >>> len(entries)
+        2
+        >>> entries.momentum
+        Traceback (most recent call last):
+        ...
+        ValueError: these entries hold no momentum: name "momentum" in the recipe's `needs`
+    """
+
+    __slots__ = ("_generator", "_grad", "_momentum", "index", "weight")
+
+    def __init__(
+        self,
+        index: Tensor,
+        weight: Tensor,
+        grad: Tensor | None = None,
+        momentum: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        for name, field in (("weight", weight), ("grad", grad), ("momentum", momentum)):
+            if field is not None and (field.dim() != 1 or field.shape != index.shape):
+                raise ValueError(
+                    f"{name} has shape {tuple(field.shape)}, but index has {tuple(index.shape)}: "
+                    "entries are 1-D tensors of equal length"
+                )
+        self.index = index
+        self.weight = weight
+        self._grad = grad
+        self._momentum = momentum
+        self._generator = generator
+
+    def __len__(self) -> int:
+        return self.index.numel()
+
+    def __repr__(self) -> str:
+        return f"Entries({len(self)} of dtype {self.weight.dtype} on {self.weight.device})"
+
+    @property
+    def grad(self) -> Tensor:
+        """Gradients at the update, shape (entries,)."""
+        if self._grad is None:
+            raise ValueError('these entries hold no gradient: name "gradient" in the recipe\'s `needs`')
+        return self._grad
+
+    @property
+    def momentum(self) -> Tensor:
+        """Momentum of the optimizer, shape (entries,)."""
+        if self._momentum is None:
+            raise ValueError('these entries hold no momentum: name "momentum" in the recipe\'s `needs`')
+        return self._momentum
+
+    def noise(self) -> Tensor:
+        """Draw a fresh uniform number in [0, 1) for every entry, float64, shape (entries,)."""
+        if self._generator is None:
+            raise ValueError("these entries hold no generator, so they cannot be scored at random")
+        device = self._generator.device
+        drawn = torch.rand(len(self), generator=self._generator, dtype=torch.float64, device=device)
+        return drawn.to(self.weight.device)
+
+    def with_generator(self, generator: torch.Generator) -> Entries:
+        """Return the same entries with `generator` as the source of `noise`."""
+        return Entries(self.index, self.weight, self._grad, self._momentum, generator)
+
+    def select(self, chosen: Tensor) -> Entries:
+        """Return the entries at the ascending places `chosen` (int64 or bool, 1-D)."""
+        grad = None if self._grad is None else self._grad[chosen]
+        momentum = None if self._momentum is None else self._momentum[chosen]
+        return Entries(self.index[chosen], self.weight[chosen], grad, momentum, self._generator)
+
+    def merge(self, other: Entries) -> Entries:
+        """Return the union with `other`, whose positions are disjoint from these, sorted by index.
+
+        What only one of the two holds (gradient, momentum) the union does not hold.
+        """
+        # Both are sorted, so searching for the places of the one in the other is cheaper than sorting again.
+        places = torch.searchsorted(self.index, other.index)
+        places += torch.arange(len(other), device=places.device)
+        from_self = torch.ones(len(self) + len(other), dtype=torch.bool, device=places.device)
+        from_self[places] = False
+
+        def merged(mine: Tensor, others: Tensor) -> Tensor:
+            result = mine.new_empty(from_self.shape)
+            result[places] = others
+            result[from_self] = mine
+            return result
+
+        def merged_if_held(mine: Tensor | None, others: Tensor | None) -> Tensor | None:
+            return None if mine is None or others is None else merged(mine, others)
+
+        return Entries(
+            merged(self.index, other.index),
+            merged(self.weight, other.weight),
+            merged_if_held(self._grad, other._grad),
+            merged_if_held(self._momentum, other._momentum),
+            self._generator,
+        )
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One layer as the update sees it.
+
+    Attributes:
+        active: the weights that exist.
+        candidates: positions that may be grown, disjoint from `active`.
+        numel: number of elements of the dense weight.
+        shape: shape of the dense weight.
+    """
+
+    active: Entries
+    candidates: Entries
+    numel: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an update does to one layer: flat positions that leave and positions that join, ascending int64.
+
+    A position in both was dropped and came back: its weight starts again at zero.
+    """
+
+    drop: Tensor
+    grow: Tensor

@@ -1,0 +1,39 @@
+"""What several families of models share."""
+
+from typing import TypeAlias
+
+from torch import nn
+
+ImageShape: TypeAlias = tuple[int, int, int]
+"""Channels, height and width."""
+
+
+def after_window(size: tuple[int, int], *, kernel: int, stride: int = 1, padding: int = 0) -> tuple[int, int]:
+    """Return the height and width that a convolution or a pool leaves of a map of this `size`.
+
+    Raises:
+        ValueError: if the window does not fit into the padded map.
+
+    Example:
+        >>> after_window((32, 32), kernel=11, stride=2, padding=2)
+        (13, 13)
+    """
+    height, width = ((extent + 2 * padding - kernel) // stride + 1 for extent in size)
+    if min(height, width) < 1:
+        raise ValueError(
+            f"the images are too small; a {kernel}x{kernel} window meets a map of {size[0]}x{size[1]}"
+        )
+    return height, width
+
+
+def kaiming_convolutions(model: nn.Module) -> None:
+    """Draw every convolution's weight of `model` from Kaiming's normal with fan-out, and zero its bias.
+
+    Fan-out keeps the gradient's scale through a stack of ReLUs. Norms already start at scale 1 and shift 0,
+    and linear layers keep PyTorch's default. He et al., Delving Deep into Rectifiers, 2015.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,163 @@
+"""Residual networks for ImageNet (He et al., Deep Residual Learning for Image Recognition, 2016).
+
+Parameters are named as in torchvision, so that its checkpoints load.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+
+from regrow.experiments.models.layers import ImageShape, kaiming_convolutions
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: (N, in, H, W) to (N, out, H/s, W/s).
+
+    Args:
+        channels_in: planes of the input.
+        channels_out: planes of the output.
+        stride: stride of the first convolution and of the shortcut.
+        zero_gamma: start the last norm's scale at 0.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, *, zero_gamma: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.downsample = _shortcut(channels_in, channels_out, stride)
+        self.relu2 = nn.ReLU()
+        if zero_gamma:
+            nn.init.zeros_(self.bn2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block to `x`."""
+        residual = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        out: Tensor = self.relu2(residual + self.downsample(x))
+        return out
+
+
+class Bottleneck(nn.Module):
+    """A 1x1, a 3x3 and a 1x1 convolution and a shortcut: (N, in, H, W) to (N, out, H/s, W/s).
+
+    Args:
+        channels_in: planes of the input.
+        channels_out: planes of the output; a quarter of them lie between the convolutions.
+        stride: stride of the block and of its shortcut.
+        version: `v1` strides in the first convolution, `v1.5` in the second.
+        zero_gamma: start the last norm's scale at 0.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: int,
+        *,
+        version: Literal["v1", "v1.5"],
+        zero_gamma: bool,
+    ) -> None:
+        super().__init__()
+        planes = channels_out // 4
+        first, second = (stride, 1) if version == "v1" else (1, stride)
+        self.conv1 = nn.Conv2d(channels_in, planes, 1, stride=first, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride=second, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(planes, channels_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels_out)
+        self.downsample = _shortcut(channels_in, channels_out, stride)
+        self.relu3 = nn.ReLU()
+        if zero_gamma:
+            nn.init.zeros_(self.bn3.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block to `x`."""
+        active = self.relu1(self.bn1(self.conv1(x)))
+        residual = self.bn3(self.conv3(self.relu2(self.bn2(self.conv2(active)))))
+        out: Tensor = self.relu3(residual + self.downsample(x))
+        return out
+
+
+def resnet18(*, image_shape: ImageShape, classes: int, zero_gamma: bool = False) -> nn.Sequential:
+    """Build ResNet-18: (N, C, H, W) to (N, classes).
+
+    Args:
+        image_shape: channels, height and width of one input.
+        classes: the number of logits.
+        zero_gamma: start each block as the identity, its last norm's scale at 0 (Goyal et al., 2017).
+    """
+    block = partial(BasicBlock, zero_gamma=zero_gamma)
+    return _resnet(block, (64, 128, 256, 512), (2, 2, 2, 2), channels=image_shape[0], classes=classes)
+
+
+def resnet50(
+    *,
+    image_shape: ImageShape,
+    classes: int,
+    version: Literal["v1", "v1.5"] = "v1.5",
+    zero_gamma: bool = False,
+) -> nn.Sequential:
+    """Build ResNet-50: (N, C, H, W) to (N, classes).
+
+    Args:
+        image_shape: channels, height and width of one input.
+        classes: the number of logits.
+        version: where a bottleneck strides: `v1`, as in the paper, in its first 1x1 convolution, which skips
+            three quarters of its input; `v1.5`, as in most published training runs, in its 3x3 convolution.
+        zero_gamma: start each block as the identity, its last norm's scale at 0 (Goyal et al., 2017).
+
+    Raises:
+        ValueError: for an unknown `version`.
+    """
+    if version not in ("v1", "v1.5"):
+        raise ValueError(f"version must be v1 or v1.5; it is {version!r}")
+    block = partial(Bottleneck, version=version, zero_gamma=zero_gamma)
+    return _resnet(block, (256, 512, 1024, 2048), (3, 4, 6, 3), channels=image_shape[0], classes=classes)
+
+
+def _resnet(
+    block: Callable[[int, int, int], nn.Module],
+    widths: Sequence[int],
+    depths: Sequence[int],
+    *,
+    channels: int,
+    classes: int,
+) -> nn.Sequential:
+    """Build the ImageNet stem, groups of `depths[i]` blocks of `widths[i]` planes, and the classifier."""
+    layers = OrderedDict[str, nn.Module](
+        conv1=nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False),
+        bn1=nn.BatchNorm2d(64),
+        relu=nn.ReLU(),
+        maxpool=nn.MaxPool2d(3, stride=2, padding=1),
+    )
+    channels = 64
+    for index, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
+        # The stem has halved the image twice already, so the first group keeps its size.
+        stride = 1 if index == 1 else 2
+        layers[f"layer{index}"] = nn.Sequential(
+            block(channels, width, stride), *(block(width, width, 1) for _ in range(depth - 1))
+        )
+        channels = width
+    layers["avgpool"] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    layers["fc"] = nn.Linear(channels, classes)
+    model = nn.Sequential(layers)
+    kaiming_convolutions(model)
+    return model
+
+
+def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
+    """Return the identity where a block keeps its shape, else a 1x1 convolution and a norm."""
+    if stride == 1 and channels_in == channels_out:
+        return nn.Identity()
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
+    )

@@ -1,0 +1,43 @@
+"""RigL: drop by magnitude, grow by gradient."""
+
+from regrow import redistribute, schedule, score
+from regrow.recipe import Recipe
+
+
+def rigl(every: int, steps: int, *, prune_rate: float = 0.3) -> Recipe:
+    """RigL: grow where the gradient at the update is largest.
+
+    **What it does.** After every `every` steps, for the first three quarters of the training, each layer drops a
+    share of its weights, those of smallest magnitude, and grows as many where the gradient of the last batch is
+    largest, at zero, their optimizer state zeroed. The share falls along a cosine from `prune_rate` to 0.
+
+    **When to use it.** Any optimizer, with or without momentum. Strong at moderate sparsity with long training.
+
+    **Settings.** An update every 100 steps, prune rate 0.3, the Erdős-Rényi-kernel distribution
+    (`regrow.distribution.erdos_renyi_kernel`). It never moves weights between layers.
+
+    **Watch for.** One batch decides what grows: small batches want more steps between updates. With gradient
+    accumulation the accumulated gradient is what counts.
+
+    **Credit.** Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", arXiv:1911.11134.
+
+    Args:
+        every: optimizer steps between updates.
+        steps: optimizer steps of the whole training.
+        prune_rate: share of each layer's weights that the first update would drop.
+
+    Example:
+        >>> recipe = rigl(every=100, steps=1000)
+        >>> [step for step in range(1001) if recipe.update_at(step)]
+        [100, 200, 300, 400, 500, 600, 700]
+    """
+    until = max(round(0.75 * steps), 1)
+    return Recipe(
+        drop=score.magnitude,
+        redistribute=redistribute.keep,
+        grow=score.gradient,
+        fraction=schedule.cosine(prune_rate, until),
+        update_at=schedule.every(every, until=until),
+        needs=("gradient",),
+        reset_state=True,
+    )

@@ -1,0 +1,66 @@
+"""The momentum that an optimizer keeps, read as one tensor whatever the optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_ADVICE = "use SGD with momentum, Adam or AdamW, or a method without momentum (regrow.set, regrow.rigl)"
+
+
+def keeps_momentum(group: dict[str, Any]) -> bool:
+    """Return whether the settings of a parameter group say that the optimizer will keep momentum.
+
+    Example:
+        >>> keeps_momentum({"lr": 0.1, "momentum": 0.9}), keeps_momentum({"lr": 0.1, "momentum": 0})
+        (True, False)
+    """
+    return bool(group.get("momentum")) or "betas" in group or "beta1" in group
+
+
+def momentum(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: dict[str, Any]) -> Tensor:
+    """Return the momentum of `weight`, in its shape.
+
+    SGD's `momentum_buffer`; for the Adam family `exp_avg / (sqrt(exp_avg_sq) + eps)`, both bias-corrected; for
+    optimizers with `exp_avg` alone (Lion, Adamax) that. Zero where the weight has not been stepped yet.
+
+    Args:
+        optimizer: the optimizer that holds the state.
+        weight: one of its parameters.
+        group: the parameter group of the weight.
+
+    Raises:
+        ValueError: if the optimizer keeps neither `momentum_buffer` nor `exp_avg`.
+    """
+    state: dict[str, Any] = optimizer.state.get(weight, {})
+    buffer: Tensor | None = state.get("momentum_buffer")
+    if buffer is not None:
+        return buffer.detach()
+    if "exp_avg" in state:
+        return _adaptive(state, group)
+    if not state or "momentum_buffer" in state:
+        return torch.zeros_like(weight)
+    raise ValueError(
+        f"{type(optimizer).__name__} keeps neither 'momentum_buffer' nor 'exp_avg' in its state: {_ADVICE}"
+    )
+
+
+def check_momentum(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+    """Raise a ValueError if the optimizer will keep no momentum for the parameters of `group`."""
+    if not keeps_momentum(group):
+        raise ValueError(
+            f"this recipe needs momentum, and {type(optimizer).__name__} keeps none with these settings: {_ADVICE}"
+        )
+
+
+def _adaptive(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    average: Tensor = state["exp_avg"].detach()
+    if "exp_avg_sq" not in state or "betas" not in group:
+        return average
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    step = float(state["step"])
+    variance: Tensor = (state["exp_avg_sq"].detach() / (1 - beta2**step)).sqrt_()
+    corrected: Tensor = average / (1 - beta1**step)
+    return corrected / variance.add_(group.get("eps", 1e-8))

@@ -1,0 +1,1 @@
+"""Modules: which weights may be sparse, and turning a model sparse, dense again, or into a table."""

@@ -1,0 +1,153 @@
+"""Turn a model sparse, look at its topology, and turn it dense again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from regrow.distribution import DISTRIBUTIONS, Distribution, uniform
+from regrow.nn.eligible import Selector, Slot, eligible, slots_of
+from regrow.storage import masked
+
+Backend = Literal["auto", "masked"]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def sparsify(
+    model: Model,
+    density: float | None = None,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    distribution: Distribution | str = uniform,
+    keep_dense: Sequence[Selector] = (),
+    include: Sequence[Selector] = (),
+    backend: Backend = "auto",
+    seed: int = 0,
+) -> Model:
+    """Make a model sparse, in place: exactly `round(density * weights)` of its weights stay, the rest are zero.
+
+    Sparse are the weights of Linear, Conv and transposed convolution layers, of the projections of multi-head
+    attention and of recurrent layers, the first and last layer included. Biases, norms and embeddings stay dense
+    unless `include` asks for them; so do weights tied to an embedding. A weight shared by several modules is
+    made sparse once, under its first name.
+
+    The positions are drawn at random from `seed` alone, so processes that train together draw the same. Which
+    weights are absent is enforced by a `TopologyUpdater`, the one for static training included.
+
+    Args:
+        model: any module; changed in place and returned.
+        density: nonzeros over all weights that are sparse, in (0, 1]; give either this or `masks`.
+        masks: the positions themselves, as from `regrow.masks`: a bool tensor for every weight to be sparse.
+        distribution: how the nonzeros are spread over layers: a function of `regrow.distribution` or the name
+            of one ("uniform", "erdos-renyi", "erdos-renyi-kernel").
+        keep_dense: weights to leave dense and out of the count: globs over names of weights or modules
+            ("head*"), types of modules (`nn.Conv1d`), "first", "last".
+        include: further parameters to make sparse, by glob or type (`nn.Embedding`).
+        backend: how sparse weights are stored; "masked" keeps them dense with zeros, for any layer, device and
+            dtype. "auto" takes the fastest that there is.
+        seed: seed of the random positions.
+
+    Raises:
+        ValueError: if the model is sparse already; if the density is outside (0, 1] or leaves a layer without a
+            weight; if a selector matches nothing; if `masks` are those of another model; if the backend
+            is unknown.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> model = sparsify(model, density=0.25)
+        >>> {name: int(mask.sum()) for name, mask in masks(model).items()}
+        {'0.weight': 32, '2.weight': 16}
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"there is no backend {backend!r}: choose among {', '.join(get_args(Backend))}")
+    if masked.masked_weights(model):
+        raise ValueError("this model is sparse already: call regrow.densify(model) first")
+    if (density is None) == (masks is None):
+        raise ValueError("give either a density or masks")
+
+    if masks is not None:
+        slots = _named(model, masks)
+        positions = dict(masks)
+    else:
+        assert density is not None
+        slots = eligible(model, include, keep_dense)
+        positions = _draw(slots, density, distribution, seed)
+    for slot in slots:
+        masked.mask_weight(slot.module, slot.name, slot.parameter, positions[slot.name])
+    return model
+
+
+def masks(model: nn.Module) -> dict[str, Tensor]:
+    """Return where the weights of a sparse model exist.
+
+    Returns:
+        For each sparse weight, by its name in the unsparsified model, a new bool tensor in its dense shape.
+
+    Example:
+        >>> model = sparsify(nn.Sequential(nn.Linear(4, 2)), density=0.5)
+        >>> masks(model)["0.weight"].shape, int(masks(model)["0.weight"].sum())
+        (torch.Size([2, 4]), 4)
+    """
+    return {name: weight.positions() for name, weight in masked.masked_weights(model).items()}
+
+
+def dense_state_dict(model: nn.Module) -> dict[str, Any]:
+    """Return the state dict of the model as if it were dense: loadable into the unsparsified model.
+
+    Example:
+        >>> model = sparsify(nn.Linear(4, 2), density=0.5)
+        >>> nn.Linear(4, 2).load_state_dict(dense_state_dict(model))
+        <All keys matched successfully>
+    """
+    weights = masked.masked_weights(model)
+    masked.enforce(list(weights.values()))
+    return masked.dense_state_dict(model.state_dict(), weights)
+
+
+def densify(model: Model) -> Model:
+    """Turn a sparse model back into an ordinary one, in place; absent weights are ordinary zeros from now on.
+
+    A `TopologyUpdater` of the model must be removed first (`topology.remove()`) if training goes on.
+
+    Example:
+        >>> model = densify(sparsify(nn.Linear(4, 2), density=0.5))
+        >>> masks(model)
+        {}
+    """
+    for weight in masked.masked_weights(model).values():
+        masked.unmask(weight)
+    return model
+
+
+def _draw(slots: Sequence[Slot], density: float, distribution: Distribution | str, seed: int) -> dict[str, Tensor]:
+    """Draw exactly as many random positions in each weight as the distribution says."""
+    if isinstance(distribution, str):
+        if distribution not in DISTRIBUTIONS:
+            raise ValueError(f"there is no distribution {distribution!r}: choose among {', '.join(DISTRIBUTIONS)}")
+        distribution = DISTRIBUTIONS[distribution]
+    counts = distribution({slot.name: tuple(slot.weight.shape) for slot in slots}, density)
+    generator = torch.Generator().manual_seed(seed)
+    positions = {}
+    for slot in slots:
+        # drawn on the CPU, so that every device gets the same
+        flat = torch.zeros(slot.weight.numel(), dtype=torch.bool)
+        flat[torch.randperm(slot.weight.numel(), generator=generator)[: counts[slot.name]]] = True
+        positions[slot.name] = flat.view(slot.weight.shape)
+    return positions
+
+
+def _named(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Slot]:
+    """Return the parameters that `masks` name, checked to be of this model."""
+    slots = {slot.name: slot for slot in slots_of(model)}
+    for name, mask in masks.items():
+        if name not in slots:
+            raise ValueError(f"the masks are of another model: this one has no parameter {name!r}")
+        if mask.shape != slots[name].weight.shape:
+            raise ValueError(
+                f"the masks are of another model: {name!r} has shape {tuple(slots[name].weight.shape)} here, "
+                f"but {tuple(mask.shape)} in the masks"
+            )
+    return [slots[name] for name in masks]

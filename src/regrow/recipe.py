@@ -1,0 +1,156 @@
+"""A sparse training algorithm as data, and the pure function that carries out one update of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from regrow.entries import Change, Entries, LayerState
+from regrow.redistribute import Redistribute, apportion
+from regrow.schedule import Schedule, Timing
+from regrow.score import Score
+
+Information = Literal["gradient", "momentum"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A sparse training algorithm: what leaves, how many each layer gets back, what joins, how much and when.
+
+    Attributes:
+        drop: score of the active weights; in each layer the lowest leave.
+        redistribute: how many of the pooled weights each layer grows.
+        grow: score of the positions that may be grown; the highest join, at zero.
+        fraction: share of a layer's nonzeros that is dropped, a function of the step, in [0, 1].
+        update_at: whether an update is due after a step.
+        needs: the information that the scores read: "gradient" (at the update), "momentum" (of the optimizer).
+        reset_state: whether a grown weight's optimizer state starts at zero too; otherwise it keeps
+            the momentum that made it grow.
+        density: the network's density after an update, a function of the step; None keeps the number of
+            nonzeros as it is.
+
+    Raises:
+        ValueError: if `needs` holds an unknown name.
+
+    Example:
+        >>> import regrow
+        >>> mine = Recipe(
+        ...     drop=regrow.score.magnitude,
+        ...     redistribute=regrow.redistribute.by_mean(regrow.score.momentum),
+        ...     grow=lambda e: e.grad.abs() * e.momentum.abs(),
+        ...     fraction=regrow.schedule.cosine(0.5, steps=10_000),
+        ...     update_at=regrow.schedule.every(390, until=10_000),
+        ... )
+    """
+
+    drop: Score
+    redistribute: Redistribute
+    grow: Score
+    fraction: Schedule
+    update_at: Timing
+    needs: Sequence[Information] = ("gradient", "momentum")
+    reset_state: bool = False
+    density: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.needs) - set(get_args(Information)))
+        if unknown:
+            raise ValueError(f"unknown information {unknown} in needs: choose among {get_args(Information)}")
+
+
+def update(
+    recipe: Recipe, layers: Mapping[str, LayerState], step: int, generator: torch.Generator
+) -> dict[str, Change]:
+    """Carry out one update: in each layer drop, pool what was dropped, redistribute it, and grow.
+
+    Pure: nothing passed in is changed but the generator. The number of nonzeros over all layers stays exactly
+    the same, or meets `round(recipe.density(step) * weights)` exactly. Ties fall to the lower index.
+
+    Args:
+        recipe: the algorithm.
+        layers: every layer that takes part, by name; the order decides ties between layers.
+        step: optimizer steps taken so far.
+        generator: the only source of randomness.
+
+    Returns:
+        For each layer the positions that leave and those that join. A dropped weight may come back, at zero.
+
+    Raises:
+        ValueError: if the fraction or the density is outside its range, or a score is NaN or has a
+            wrong shape.
+
+    Example:
+        >>> import regrow
+        >>> layer = LayerState(
+        ...     active=Entries(torch.tensor([0, 2]), torch.tensor([0.1, 3.0]), momentum=torch.tensor([1.0, 1.0])),
+        ...     candidates=Entries(torch.tensor([1, 3]), torch.zeros(2), momentum=torch.tensor([2.0, 5.0])),
+        ...     numel=4,
+        ...     shape=(2, 2),
+        ... )
+        >>> recipe = regrow.sparse_momentum(every=10, steps=100)
+        >>> update(recipe, {"0.weight": layer}, step=10, generator=torch.Generator())
+        {'0.weight': Change(drop=tensor([0]), grow=tensor([3]))}
+    """
+    layers = {name: _with_generator(layer, generator) for name, layer in layers.items()}
+    drop_counts, grow_total = _count(recipe, layers, step)
+
+    dropped: dict[str, Entries] = {}
+    for name, layer in layers.items():
+        leaving = _extreme(recipe.drop(layer.active), drop_counts[name], layer.active, largest=False)
+        dropped[name] = layer.active.select(leaving)
+
+    grow_counts = recipe.redistribute(layers, drop_counts, grow_total)
+
+    changes: dict[str, Change] = {}
+    for name, layer in layers.items():
+        absent = layer.candidates.merge(dropped[name])
+        joining = _extreme(recipe.grow(absent), grow_counts[name], absent, largest=True)
+        changes[name] = Change(drop=dropped[name].index, grow=absent.index[joining])
+    return changes
+
+
+def _with_generator(layer: LayerState, generator: torch.Generator) -> LayerState:
+    active, candidates = layer.active.with_generator(generator), layer.candidates.with_generator(generator)
+    return LayerState(active, candidates, layer.numel, layer.shape)
+
+
+def _count(recipe: Recipe, layers: Mapping[str, LayerState], step: int) -> tuple[dict[str, int], int]:
+    """Return how many weights each layer drops and how many are grown in all."""
+    fraction = recipe.fraction(step)
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"the fraction to drop at step {step} is {fraction}: it must lie in [0, 1]")
+    nonzeros = {name: len(layer.active) for name, layer in layers.items()}
+    drops = {name: math.ceil(fraction * count) for name, count in nonzeros.items()}
+    if recipe.density is None:
+        return drops, sum(drops.values())
+
+    density = recipe.density(step)
+    if not 0 <= density <= 1:
+        raise ValueError(f"the density at step {step} is {density}: it must lie in [0, 1]")
+    target = round(density * sum(layer.numel for layer in layers.values()))
+    surplus = sum(nonzeros.values()) - target
+    if sum(drops.values()) < surplus:
+        drops = apportion(surplus, nonzeros, nonzeros)
+    return drops, sum(drops.values()) - surplus
+
+
+def _extreme(score: Tensor, count: int, entries: Entries, *, largest: bool) -> Tensor:
+    """Return the ascending places of the `count` highest or lowest scores, ties to the lower place."""
+    if score.shape != entries.index.shape:
+        raise ValueError(f"a score of shape {tuple(score.shape)} for {len(entries)} entries: give one for each")
+    if count == 0:
+        return entries.index.new_empty(0)
+    if score.isnan().any():
+        raise ValueError("a score is NaN: the weights, gradients or momentum have diverged; lower the learning rate")
+    best = torch.topk(score, count, largest=largest, sorted=False).values
+    # topk breaks ties as it likes, so it only provides the threshold
+    threshold = best.min() if largest else best.max()
+    chosen = score > threshold if largest else score < threshold
+    ties = (score == threshold).nonzero().squeeze(1)
+    chosen[ties[: count - int(chosen.sum())]] = True
+    return chosen.nonzero().squeeze(1)

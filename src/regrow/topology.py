@@ -1,0 +1,184 @@
+"""The topology of a model in training: the one stateful object of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.entries import Change
+from regrow.momentum import check_momentum, momentum
+from regrow.recipe import Recipe, update
+from regrow.storage.masked import MaskedWeight, enforce, masked_weights
+
+OnUpdate = Callable[[int, Mapping[str, Change]], None]
+
+
+class TopologyUpdater:
+    """Keep a sparse model sparse while it trains, and carry out its recipe's updates.
+
+    It hangs on the optimizer's official step hooks, so the training loop stays as it is: after every
+    `optimizer.step()` absent weights are zero again, and when the recipe says so the topology is updated. A step
+    that a GradScaler skips does not count. Gradients may be accumulated, clipped, set to None or to zero. With
+    masked storage the gradient of absent weights is there too, for growth: a norm for clipping counts it.
+
+    It also serves static training: without it an optimizer would fill the absent weights.
+
+    Args:
+        model: a model from `regrow.sparsify`. Absent weights are zeroed at once.
+        optimizer: the optimizer of the model's parameters. Any that steps on gradients; recipes that need
+            momentum take those that keep `momentum_buffer` or `exp_avg`.
+        recipe: what to do and when, from a method's factory or made by hand.
+        seed: seed of random growth. Equal seeds give equal topologies in processes that train together.
+        on_update: called after every update with the step and the changes of each layer.
+
+    Raises:
+        ValueError: if the model is not sparse, a sparse weight is not in the optimizer, the recipe needs
+            momentum that the optimizer does not keep, or the optimizer is LBFGS.
+
+    Example:
+        >>> import regrow
+        >>> model = regrow.sparsify(nn.Linear(8, 4), density=0.25)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> topology = TopologyUpdater(model, optimizer, regrow.sparse_momentum(every=5, steps=20))
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(16, 8)).square().sum().backward()
+        ...     optimizer.step()
+        >>> topology.step, int(model.weight.count_nonzero())
+        (20, 8)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        *,
+        seed: int = 0,
+        on_update: OnUpdate | None = None,
+    ) -> None:
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError(
+                "LBFGS evaluates the model many times in a step, between which weights would have to stay zero: "
+                "use SGD, Adam or AdamW"
+            )
+        self._weights = [weight for weight in masked_weights(model).values() if weight.weight.requires_grad]
+        if not self._weights:
+            raise ValueError("the model has no sparse weights that train: call regrow.sparsify(model, density) first")
+        self._optimizer = optimizer
+        self._recipe = recipe
+        self._generator = torch.Generator().manual_seed(seed)
+        self._on_update = on_update
+        self._step = 0
+        self._gradients: dict[str, Tensor] = {}
+        self._check_groups()
+        enforce(self._weights)
+        self._hooks = (
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        )
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far, skipped ones left out."""
+        return self._step
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that is carried out."""
+        return self._recipe
+
+    def remove(self) -> None:
+        """Leave the optimizer: from now on nothing updates the topology or keeps absent weights at zero."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the steps taken and the state of the random generator; the masks are in the model's own."""
+        return {
+            "step": self._step,
+            "generator": self._generator.get_state(),
+            "shapes": {weight.name: list(weight.shape) for weight in self._weights},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`; load those of model and optimizer beside it.
+
+        Raises:
+            ValueError: if the state belongs to a model with other sparse weights.
+        """
+        shapes = {weight.name: list(weight.shape) for weight in self._weights}
+        if state["shapes"] != shapes:
+            different = sorted(
+                name for name in shapes.keys() | state["shapes"] if shapes.get(name) != state["shapes"].get(name)
+            )
+            raise ValueError(
+                f"this topology state is of another model: the sparse weights differ in {', '.join(different)}"
+            )
+        self._step = state["step"]
+        self._generator.set_state(state["generator"])
+
+    def _group_of(self) -> dict[int, dict[str, Any]]:
+        return {id(weight): group for group in self._optimizer.param_groups for weight in group["params"]}
+
+    def _check_groups(self) -> None:
+        groups = self._group_of()
+        for weight in self._weights:
+            if id(weight.weight) not in groups:
+                raise ValueError(
+                    f"{weight.name!r} is sparse but not in the optimizer: make the optimizer after "
+                    "regrow.sparsify and give it model.parameters()"
+                )
+            if "momentum" in self._recipe.needs:
+                check_momentum(self._optimizer, groups[id(weight.weight)])
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # SGD's foreach form adds Nesterov's momentum into `.grad` itself, so it is read before the step. A closure
+        # makes the gradient during the step: there it is read afterwards.
+        closure = kwargs.get("closure") or any(callable(argument) for argument in args)
+        self._gradients = {}
+        if "gradient" in self._recipe.needs and self._recipe.update_at(self._step + 1) and not closure:
+            self._gradients = {weight.name: _gradient(weight).clone() for weight in self._weights}
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # Optimizers that unscale by themselves are stepped even when the GradScaler found an infinity.
+        infinities = getattr(optimizer, "found_inf", None)
+        if infinities is not None and bool(infinities):
+            return
+        self._step += 1
+        enforce(self._weights)
+        if self._recipe.update_at(self._step):
+            self._update()
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        groups = self._group_of()
+        layers = {}
+        for weight in self._weights:
+            grad = average = None
+            if "gradient" in self._recipe.needs:
+                grad = self._gradients.get(weight.name)
+                grad = _gradient(weight) if grad is None else grad
+            if "momentum" in self._recipe.needs:
+                average = momentum(self._optimizer, weight.weight, groups[id(weight.weight)])
+            layers[weight.name] = weight.layer_state(grad, average)
+        self._gradients = {}
+
+        changes = update(self._recipe, layers, self._step, self._generator)
+        for weight in self._weights:
+            weight.apply(changes[weight.name], reset=self._state_of(weight) if self._recipe.reset_state else ())
+        if self._on_update is not None:
+            self._on_update(self._step, changes)
+
+    def _state_of(self, weight: MaskedWeight) -> list[Tensor]:
+        """Return every tensor of optimizer state that holds a number for each weight."""
+        values = self._optimizer.state.get(weight.weight, {}).values()
+        return [value for value in values if isinstance(value, Tensor) and value.shape == weight.weight.shape]
+
+
+def _gradient(weight: MaskedWeight) -> Tensor:
+    grad = weight.weight.grad
+    return torch.zeros_like(weight.weight) if grad is None else grad
