@@ -44,7 +44,11 @@ class Layer:
 
     def __str__(self) -> str:
         shape = f"{self.inputs}-{self.outputs}"
-        return f"{self.name} {shape}" if self.kernel is None else f"{self.name} {shape} {self.kernel}x{self.kernel} @{self.plane}/{self.stride}"
+        return (
+            f"{self.name} {shape}"
+            if self.kernel is None
+            else f"{self.name} {shape} {self.kernel}x{self.kernel} @{self.plane}/{self.stride}"
+        )
 
 
 LAYERS = (
@@ -100,6 +104,7 @@ def build(layer: Layer, density: float, generator: torch.Generator) -> Case:
     if convolution:
         dense_x = x.to(memory_format=torch.channels_last)
         weight = weight.to(memory_format=torch.channels_last)
+
     def dense_forward(x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, None, stride, padding) if convolution else F.linear(x, weight)
 
@@ -145,7 +150,11 @@ def check(case: Case, layer: Layer) -> None:
     for name in PASSES:
         expected = case.dense[name]()
         if name == "weight":
-            expected = expected.reshape(-1)[case.positions] if expected.is_contiguous() else expected.contiguous().reshape(-1)[case.positions]
+            expected = (
+                expected.reshape(-1)[case.positions]
+                if expected.is_contiguous()
+                else expected.contiguous().reshape(-1)[case.positions]
+            )
         actual = case.sparse[name]()
         error = float((actual - expected).abs().max() / expected.abs().max())
         if not error < 1e-4:
@@ -188,12 +197,17 @@ def _spread(times: Sequence[float]) -> float:
     return (high - low) / middle
 
 
-def _print_row(layer: Layer, density: float, dense: dict[str, float], sparse: dict[str, float], row: dict[str, object]) -> None:
+def _print_row(
+    layer: Layer, density: float, dense: dict[str, float], sparse: dict[str, float], row: dict[str, object]
+) -> None:
     ratio, gflops = row["ratio"], row["sparse_gflops"]
     assert isinstance(ratio, dict)
     assert isinstance(gflops, dict)
     cells = "  ".join(f"{sparse[name]:7.1f} x{ratio[name]:4.1f} {gflops[name]:4.0f}" for name in PASSES)
-    print(f"{layer!s:34} {density:5.0%} dense {sum(dense.values()):7.1f} ({row['dense_gflops']:4.0f})  {cells}  all x{row['ratio_all']:.2f}", flush=True)
+    print(
+        f"{layer!s:34} {density:5.0%} dense {sum(dense.values()):7.1f} ({row['dense_gflops']:4.0f})  {cells}  all x{row['ratio_all']:.2f}",
+        flush=True,
+    )
 
 
 def main() -> None:

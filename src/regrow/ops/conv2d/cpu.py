@@ -125,9 +125,7 @@ def _(
 
 
 @_values_gradient.register_fake
-def _(
-    output_gradient: Tensor, x: Tensor, index: list[Tensor], weight_shape: list[int], geometry: list[int]
-) -> Tensor:
+def _(output_gradient: Tensor, x: Tensor, index: list[Tensor], weight_shape: list[int], geometry: list[int]) -> Tensor:
     return x.new_empty(index[0].shape)
 
 
@@ -186,7 +184,9 @@ def _output_shape(input_shape: torch.Size, weight_shape: list[int], geometry: li
     return (input_shape[0], weight_shape[0], *plane)
 
 
-def _kernel_geometry(source: Tensor, target: Tensor, weight_shape: list[int], geometry: list[int], transposed: bool) -> Any:
+def _kernel_geometry(
+    source: Tensor, target: Tensor, weight_shape: list[int], geometry: list[int], transposed: bool
+) -> Any:
     height, width = (
         kernels().Axis(
             input=source.shape[2 + axis],
@@ -201,9 +201,7 @@ def _kernel_geometry(source: Tensor, target: Tensor, weight_shape: list[int], ge
     return kernels().Geometry(batch=source.shape[0], height=height, width=width, transposed=transposed)
 
 
-def _kernel_index(
-    index: list[Tensor], rows: int, channels: int, weight_shape: list[int], geometry: list[int]
-) -> Any:
+def _kernel_index(index: list[Tensor], rows: int, channels: int, weight_shape: list[int], geometry: list[int]) -> Any:
     blocks = Blocks(*index)
     return kernels().Index(
         **{name: tensor.data_ptr() for name, tensor in blocks._asdict().items()},
