@@ -5,6 +5,8 @@
 // with a memory operand.
 #pragma once
 
+#include <utility>
+
 #include "plan.h"
 
 namespace regrow::REGROW_VARIANT {
@@ -21,6 +23,21 @@ struct Segments {
     int64_t last;
 };
 
+// The rows of a tile within the packed inputs. The empty asm keeps each a pointer in a register: left alone, GCC
+// computes a register for every vector of the tile, and spills.
+template <int kRows>
+struct Lines {
+    const float* row[kRows];
+
+    __attribute__((always_inline)) Lines(const float* first, int64_t pitch) {
+        for (int i = 0; i < kRows; ++i) {
+            row[i] = first;
+            asm("" : "+r"(row[i]));
+            first = row[i] + pitch;
+        }
+    }
+};
+
 constexpr int64_t kTileFloats = static_cast<int64_t>(kAccumulators) * kLanes;
 
 // sums[row] += value * packed[offset], for every entry of every segment.
@@ -34,45 +51,43 @@ void gather_block(const Segments& segments, const Entry* entries, const float* p
             for (int j = 0; j < kRun; ++j) accumulator[i][j] = load(sum + (i * kRun + j) * kLanes);
         const Entry* const end = entries + segments.start[segment + 1];
         for (const Entry* entry = entries + segments.start[segment]; entry < end; ++entry) {
-            const float* line = packed + entry->offset;
+            const Lines<kRows> lines(packed + entry->offset, line_pitch);
             const float value = entry->value;
             for (int i = 0; i < kRows; ++i)
-                for (int j = 0; j < kRun; ++j)
-                    accumulator[i][j] += value * load(line + i * line_pitch + j * kLanes);
+                for (int j = 0; j < kRun; ++j) accumulator[i][j] += value * load(lines.row[i] + j * kLanes);
         }
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kRun; ++j) store(sum + (i * kRun + j) * kLanes, accumulator[i][j]);
     }
 }
 
-// Lane i of the result is the sum of all lanes of partial[i].
+// Adds the two halves of every run of 2 * kHalf lanes, for two vectors at once: lanes with the bit kHalf hold `b`'s sums.
+template <int kHalf, int... kLane>
+static inline __attribute__((always_inline)) Vector join(Vector a, Vector b, std::integer_sequence<int, kLane...>) {
+    return __builtin_shufflevector(a, b, (kLane & kHalf ? kLanes + kLane : kLane)...) +
+           __builtin_shufflevector(a, b, (kLane & kHalf ? kLanes + kLane - kHalf : kLane + kHalf)...);
+}
+
+// Lane i of the result is the sum of all lanes of vector i.
 //
-// Halving: one step joins vectors i and i + half into one whose lanes choose between the two by the lane's bit
-// `half`, so after the last step the lane number is the vector number. Three instructions a join, against a full
-// horizontal sum for each vector.
-static inline Vector sum_lanes(Vector (&partial)[kLanes]) {
-    typedef int32_t Mask __attribute__((vector_size(kLanes * sizeof(int32_t))));
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-        Mask kept, moved;
-        for (int lane = 0; lane < kLanes; ++lane) {
-            kept[lane] = lane & half ? kLanes + lane : lane;
-            moved[lane] = lane & half ? kLanes + lane - half : lane + half;
-        }
-        for (int i = 0; i < half; ++i)
-            partial[i] = __builtin_shuffle(partial[i], partial[i + half], kept) +
-                         __builtin_shuffle(partial[i], partial[i + half], moved);
+// One join makes one vector of two, whose lanes choose between them by the bit kHalf of their number; after the last
+// join the lane number is the vector number. Three instructions a join, against a full horizontal sum a vector.
+template <int kHalf>
+static inline __attribute__((always_inline)) Vector sum_lanes(const float* partials) {
+    if constexpr (kHalf == kLanes) {
+        return load(partials);
+    } else {
+        return join<kHalf>(sum_lanes<2 * kHalf>(partials), sum_lanes<2 * kHalf>(partials + kHalf * kLanes),
+                           std::make_integer_sequence<int, kLanes>());
     }
-    return partial[0];
 }
 
 // The partials of a few nonzeros, a vector each, before their lanes are summed together.
-constexpr int64_t kPartials = 4 * kLanes;
+constexpr int64_t kPartials = 64;
 
 static __attribute__((noinline)) void flush_partials(const float* partials, int64_t count, float* gradient) {
     for (int64_t first = 0; first < count; first += kLanes) {
-        Vector group[kLanes];
-        for (int i = 0; i < kLanes; ++i) group[i] = load(partials + (first + i) * kLanes);
-        const Vector sums = sum_lanes(group);
+        const Vector sums = sum_lanes<1>(partials + first * kLanes);
         if (count - first >= kLanes) {
             store(gradient + first, load(gradient + first) + sums);
         } else {
@@ -86,30 +101,32 @@ template <int kRows>
 void values_block(const Segments& segments, const int32_t* offsets, const float* packed, int64_t line_pitch,
                   const float* tiles, float* partials, float* gradient) {
     constexpr int kRun = kAccumulators / kRows;
-    int64_t flushed = segments.start[segments.first];
+    const int32_t* start = segments.start;
+    int64_t flushed = start[segments.first];
+    float* partial = partials;
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const float* tile = tiles + segments.row[segment] * kTileFloats;
         Vector factor[kRows][kRun];
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kRun; ++j) factor[i][j] = load(tile + (i * kRun + j) * kLanes);
-        const int64_t end = segments.start[segment + 1];
-        for (int64_t entry = segments.start[segment]; entry < end; ++entry) {
-            const float* line = packed + offsets[entry];
-            // Two chains: one alone would wait for itself.
-            Vector even{}, odd{};
-            for (int i = 0; i < kRows; ++i)
-                for (int j = 0; j < kRun; j += 2) {
-                    even += factor[i][j] * load(line + i * line_pitch + j * kLanes);
-                    odd += factor[i][j + 1] * load(line + i * line_pitch + (j + 1) * kLanes);
-                }
-            store(partials + (entry - flushed) * kLanes, even + odd);
-            if (entry + 1 - flushed == kPartials) {
+        for (int64_t entry = start[segment]; entry < start[segment + 1]; ++entry) {
+            const Lines<kRows> lines(packed + offsets[entry], line_pitch);
+            // Several chains: one alone would wait for itself.
+            constexpr int kChains = 4;
+            Vector sum[kChains];
+            for (int c = 0; c < kChains; ++c) sum[c] = factor[0][c] * load(lines.row[0] + c * kLanes);
+            for (int n = kChains; n < kAccumulators; ++n)
+                sum[n % kChains] += factor[n / kRun][n % kRun] * load(lines.row[n / kRun] + n % kRun * kLanes);
+            store(partial, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+            partial += kLanes;
+            if (partial == partials + kPartials * kLanes) {
                 flush_partials(partials, kPartials, gradient + flushed);
                 flushed += kPartials;
+                partial = partials;
             }
         }
     }
-    flush_partials(partials, segments.start[segments.last] - flushed, gradient + flushed);
+    flush_partials(partials, start[segments.last] - flushed, gradient + flushed);
 }
 
 }  // namespace regrow::REGROW_VARIANT
