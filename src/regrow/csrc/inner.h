@@ -7,7 +7,7 @@
 
 #include <utility>
 
-#include "plan.h"
+#include "pack.h"
 
 namespace regrow::REGROW_VARIANT {
 
@@ -38,14 +38,48 @@ struct Lines {
     }
 };
 
+// Lines that the next block will copy, asked for a few at a time while this block computes: they lie far apart, so
+// the processor does not foresee them, and fetched only when copied they cost more time than the arithmetic.
+class Ahead {
+   public:
+    Ahead() = default;
+    Ahead(const float* plane, int64_t pitch, int64_t channels, const PositionList& list, int64_t vectors, int64_t steps)
+        : plane_(plane), pitch_(pitch), list_(list), vectors_(vectors), left_(channels * list.size),
+          share_(ceil_divide(left_, larger(steps, 1))) {}
+
+    __attribute__((always_inline)) void step() {
+        const int64_t count = smaller(share_, left_);
+        left_ -= count;
+        for (int64_t n = 0; n < count; ++n) {
+            const float* line = plane_ + list_.positions[at_].plane;
+            for (int64_t v = 0; v < vectors_; ++v) __builtin_prefetch(line + v * kLanes, 0, 2);
+            if (++at_ == list_.size) {
+                at_ = 0;
+                plane_ += pitch_;
+            }
+        }
+    }
+
+   private:
+    const float* plane_ = nullptr;
+    int64_t pitch_ = 0;
+    PositionList list_{};
+    int64_t vectors_ = 0;
+    int64_t left_ = 0;
+    int64_t share_ = 0;
+    int64_t at_ = 0;
+};
+
 constexpr int64_t kTileFloats = static_cast<int64_t>(kAccumulators) * kLanes;
 
 // sums[row] += value * packed[offset], for every entry of every segment.
 template <int kRows>
-void gather_block(const Segments& segments, const Entry* entries, const float* packed, int64_t line_pitch, float* sums) {
+void gather_block(const Segments& segments, const Entry* entries, const float* packed, int64_t line_pitch, Ahead& ahead,
+                  float* sums) {
     constexpr int kRun = kAccumulators / kRows;
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         float* sum = sums + segments.row[segment] * kTileFloats;
+        ahead.step();
         Vector accumulator[kRows][kRun];
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kRun; ++j) accumulator[i][j] = load(sum + (i * kRun + j) * kLanes);
@@ -99,13 +133,14 @@ static __attribute__((noinline)) void flush_partials(const float* partials, int6
 // gradient[entry] += the sum over the tile of tiles[row] * packed[offset], for every entry of every segment.
 template <int kRows>
 void values_block(const Segments& segments, const int32_t* offsets, const float* packed, int64_t line_pitch,
-                  const float* tiles, float* partials, float* gradient) {
+                  Ahead& ahead, const float* tiles, float* partials, float* gradient) {
     constexpr int kRun = kAccumulators / kRows;
     const int32_t* start = segments.start;
     int64_t flushed = start[segments.first];
     float* partial = partials;
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const float* tile = tiles + segments.row[segment] * kTileFloats;
+        ahead.step();
         Vector factor[kRows][kRun];
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kRun; ++j) factor[i][j] = load(tile + (i * kRun + j) * kLanes);

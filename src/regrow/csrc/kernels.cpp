@@ -74,25 +74,28 @@ struct Walk {
             if (start[0] == start[1]) continue;
             const int64_t channel = block * index.channels_per_block;
             const int64_t channels = smaller(index.channels_per_block, index.channels - channel);
-            pack(packed, plan.channel_pitch, input + channel * input_pitch() + item.lane, input_pitch(), channels, inputs,
-                 tile, lanes);
-            body(Segments{index.segment_row, index.segment_start, start[0], start[1]});
+            const float* plane = input + channel * input_pitch() + item.lane;
+            pack(packed, plan.channel_pitch, plane, input_pitch(), channels, inputs, tile, lanes);
+            const int64_t next = smaller(index.channels_per_block, index.channels - channel - channels);
+            Ahead ahead(plane + channels * input_pitch(), input_pitch(), next, inputs, tile.vectors, start[1] - start[0]);
+            body(Segments{index.segment_row, index.segment_start, start[0], start[1]}, ahead);
         }
     }
 };
 
 void gather_segments(const Tile& tile, const Segments& segments, const Entry* entries, const float* packed,
-                     int64_t line_pitch, float* sums) {
-    if (tile.height == 4) return gather_block<4>(segments, entries, packed, line_pitch, sums);
-    if (tile.height == 2) return gather_block<2>(segments, entries, packed, line_pitch, sums);
-    gather_block<1>(segments, entries, packed, line_pitch, sums);
+                     int64_t line_pitch, Ahead& ahead, float* sums) {
+    if (tile.height == 4) return gather_block<4>(segments, entries, packed, line_pitch, ahead, sums);
+    if (tile.height == 2) return gather_block<2>(segments, entries, packed, line_pitch, ahead, sums);
+    gather_block<1>(segments, entries, packed, line_pitch, ahead, sums);
 }
 
 void values_segments(const Tile& tile, const Segments& segments, const int32_t* offsets, const float* packed,
-                     int64_t line_pitch, const float* tiles, float* partials, float* gradient) {
-    if (tile.height == 4) return values_block<4>(segments, offsets, packed, line_pitch, tiles, partials, gradient);
-    if (tile.height == 2) return values_block<2>(segments, offsets, packed, line_pitch, tiles, partials, gradient);
-    values_block<1>(segments, offsets, packed, line_pitch, tiles, partials, gradient);
+                     int64_t line_pitch, Ahead& ahead, const float* tiles, float* partials,
+                     float* gradient) {
+    if (tile.height == 4) return values_block<4>(segments, offsets, packed, line_pitch, ahead, tiles, partials, gradient);
+    if (tile.height == 2) return values_block<2>(segments, offsets, packed, line_pitch, ahead, tiles, partials, gradient);
+    values_block<1>(segments, offsets, packed, line_pitch, ahead, tiles, partials, gradient);
 }
 
 bool gather_phase(const Walk& walk, const float* values, const float* bias, float* output, int threads) {
@@ -125,8 +128,8 @@ bool gather_phase(const Walk& walk, const float* values, const float* bias, floa
             const Item item = item_at(number, walk.plan, tile);
             for (int64_t row = 0; row < index.rows; ++row)
                 fill(&sums[row * kTileFloats], kAccumulators, bias ? bias[row] : 0.0f);
-            walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments) {
-                gather_segments(tile, segments, entries.data(), packed.data(), walk.plan.line_pitch, sums.data());
+            walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, Ahead& ahead) {
+                gather_segments(tile, segments, entries.data(), packed.data(), walk.plan.line_pitch, ahead, sums.data());
             });
             const PositionList targets =
                 list_outputs(walk.plan, walk.geometry, tile, item.top, item.left, outputs.data());
@@ -193,8 +196,8 @@ bool values_gradient(const Geometry& geometry, const Index& index, const float* 
                 std::memset(tiles.data(), 0, static_cast<size_t>(index.rows * kTileFloats) * sizeof(float));
             pack(tiles.data(), kTileFloats, output_gradient + item.lane, walk.output_pitch(), index.rows, targets, tile,
                  geometry.batch - item.lane);
-            walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments) {
-                values_segments(tile, segments, offsets.data(), packed.data(), plan.line_pitch, tiles.data(),
+            walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, Ahead& ahead) {
+                values_segments(tile, segments, offsets.data(), packed.data(), plan.line_pitch, ahead, tiles.data(),
                                 partials.data(), mine);
             });
         }
