@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from statistics import geometric_mean, median, quantiles
-from time import perf_counter
+from time import perf_counter, thread_time
 
 import torch
 import torch.nn.functional as F
@@ -161,23 +161,23 @@ def check(case: Case, layer: Layer) -> None:
             raise AssertionError(f"{layer}: {name} is wrong: relative error {error:.1e}")
 
 
-def time_passes(case: Case, rounds: int) -> dict[str, dict[str, list[float]]]:
+def time_passes(case: Case, rounds: int, clock: Callable[[], float]) -> dict[str, dict[str, list[float]]]:
     """Return the milliseconds of every round, by kind and pass; dense and sparse take turns."""
     times: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in PASSES} for kind in ("dense", "sparse")}
     for _ in range(rounds):
         for name in PASSES:
             for kind, passes in (("dense", case.dense), ("sparse", case.sparse)):
-                start = perf_counter()
+                start = clock()
                 passes[name]()
-                times[kind][name].append((perf_counter() - start) * 1e3)
+                times[kind][name].append((clock() - start) * 1e3)
     return times
 
 
-def measure(layer: Layer, density: float, rounds: int) -> dict[str, object]:
+def measure(layer: Layer, density: float, rounds: int, clock: Callable[[], float]) -> dict[str, object]:
     """Check a layer, time it, and return one row of the table."""
     case = build(layer, density, torch.Generator().manual_seed(0))
     check(case, layer)
-    times = time_passes(case, rounds)
+    times = time_passes(case, rounds, clock)
     row: dict[str, object] = {"layer": asdict(layer), "density": density}
     for kind in times:
         row[kind] = {name: median(each) for name, each in times[kind].items()}
@@ -204,10 +204,8 @@ def _print_row(
     assert isinstance(ratio, dict)
     assert isinstance(gflops, dict)
     cells = "  ".join(f"{sparse[name]:7.1f} x{ratio[name]:4.1f} {gflops[name]:4.0f}" for name in PASSES)
-    print(
-        f"{layer!s:34} {density:5.0%} dense {sum(dense.values()):7.1f} ({row['dense_gflops']:4.0f})  {cells}  all x{row['ratio_all']:.2f}",
-        flush=True,
-    )
+    dense_cell = f"dense {sum(dense.values()):7.1f} ({row['dense_gflops']:4.0f})"
+    print(f"{layer!s:34} {density:5.0%} {dense_cell}  {cells}  all x{row['ratio_all']:.2f}", flush=True)
 
 
 def main() -> None:
@@ -217,9 +215,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="layers whose line contains this text")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="time of the processor, not of the wall: one thread, busy machine"
+    )
     arguments = parser.parse_args()
+    if arguments.cpu_time and torch.get_num_threads() > 1:
+        parser.error("--cpu-time sees one thread only: set OMP_NUM_THREADS=1")
+    clock = thread_time if arguments.cpu_time else perf_counter
     machine = {
         "processor": _processor(),
+        "clock": clock.__name__,
         "threads": torch.get_num_threads(),
         "instruction_set": instruction_set(),
         "torch": torch.__version__,
@@ -230,7 +235,7 @@ def main() -> None:
     rows = []
     for density in arguments.densities:
         chosen = [layer for layer in LAYERS if arguments.only in str(layer)]
-        part = [measure(layer, density, arguments.rounds) for layer in chosen]
+        part = [measure(layer, density, arguments.rounds, clock) for layer in chosen]
         convolutions = [row["ratio_all"] for layer, row in zip(chosen, part, strict=True) if layer.kernel is not None]
         if convolutions:
             print(f"{density:.0%}: convolutions, geometric mean x{geometric_mean(convolutions):.2f}\n")

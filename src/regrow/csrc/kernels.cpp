@@ -14,18 +14,19 @@ namespace {
 
 int64_t share_start(int64_t items, int64_t thread, int64_t threads) { return items * thread / threads; }
 
-// The tiles of one phase: for each group of lanes, each tile of the plane.
+// The tiles of one phase: for each tile of the plane, each group of lanes. The groups of one position share pages
+// and neighbouring cache lines, so they follow one another.
 struct Item {
     int64_t top;
     int64_t left;
     int64_t lane;
 };
 
-Item item_at(int64_t number, const PhasePlan& plan, const Tile& tile) {
+Item item_at(int64_t number, const PhasePlan& plan, const Tile& tile, int64_t batch) {
     const int64_t columns = plan.width.tiles(tile.width);
-    const int64_t tiles = plan.tiles(tile);
-    const int64_t within = number % tiles;
-    return {within / columns * tile.height, within % columns * tile.width, number / tiles * tile.lanes()};
+    const int64_t groups = ceil_divide(batch, tile.lanes());
+    const int64_t position = number / groups;
+    return {position / columns * tile.height, position % columns * tile.width, number % groups * tile.lanes()};
 }
 
 int64_t item_count(const PhasePlan& plan, const Tile& tile, int64_t batch) {
@@ -125,7 +126,7 @@ bool gather_phase(const Walk& walk, const float* values, const float* bias, floa
         const int64_t items = item_count(walk.plan, tile, walk.geometry.batch);
         const int64_t end = complete ? share_start(items, thread + 1, team) : 0;
         for (int64_t number = share_start(items, thread, team); number < end; ++number) {
-            const Item item = item_at(number, walk.plan, tile);
+            const Item item = item_at(number, walk.plan, tile, walk.geometry.batch);
             for (int64_t row = 0; row < index.rows; ++row)
                 fill(&sums[row * kTileFloats], kAccumulators, bias ? bias[row] : 0.0f);
             walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, Ahead& ahead) {
@@ -190,7 +191,7 @@ bool values_gradient(const Geometry& geometry, const Index& index, const float* 
         std::memset(mine, 0, static_cast<size_t>(index.nonzeros) * sizeof(float));
         const int64_t end = complete ? share_start(items, thread + 1, team) : 0;
         for (int64_t number = share_start(items, thread, team); number < end; ++number) {
-            const Item item = item_at(number, plan, tile);
+            const Item item = item_at(number, plan, tile, geometry.batch);
             const PositionList targets = list_outputs(plan, geometry, tile, item.top, item.left, outputs.data());
             if (targets.size < static_cast<int64_t>(tile.height) * tile.width)
                 std::memset(tiles.data(), 0, static_cast<size_t>(index.rows * kTileFloats) * sizeof(float));

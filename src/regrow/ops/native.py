@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from types import ModuleType
 
+# torch comes first: the kernels then share its OpenMP threads.
 import torch
 from torch import Tensor
 
-# torch comes first: the kernels then share its OpenMP threads.
-_kernels: ModuleType | None
-try:
-    from regrow import _kernels
-except ImportError:
-    _kernels = None
-else:
+
+def _load() -> ModuleType | None:
+    try:
+        module = import_module("regrow._kernels")
+    except ImportError:
+        return None
     if "REGROW_INSTRUCTION_SET" in os.environ:
-        _kernels.use_instruction_set(os.environ["REGROW_INSTRUCTION_SET"])
+        module.use_instruction_set(os.environ["REGROW_INSTRUCTION_SET"])
+    return module
+
+
+_kernels = _load()
 
 
 def kernels() -> ModuleType:
