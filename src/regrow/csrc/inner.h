@@ -148,9 +148,8 @@ void values_block(const Segments& segments, const int32_t* offsets, const float*
             const Lines<kRows> lines(packed + offsets[entry], line_pitch);
             // Several chains: one alone would wait for itself.
             constexpr int kChains = 4;
-            Vector sum[kChains];
-            for (int c = 0; c < kChains; ++c) sum[c] = factor[0][c] * load(lines.row[0] + c * kLanes);
-            for (int n = kChains; n < kAccumulators; ++n)
+            Vector sum[kChains] = {};
+            for (int n = 0; n < kAccumulators; ++n)
                 sum[n % kChains] += factor[n / kRun][n % kRun] * load(lines.row[n / kRun] + n % kRun * kLanes);
             store(partial, (sum[0] + sum[1]) + (sum[2] + sum[3]));
             partial += kLanes;
