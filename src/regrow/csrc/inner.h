@@ -23,18 +23,33 @@ struct Segments {
     int64_t last;
 };
 
-// The rows of a tile within the packed inputs. The empty asm keeps each a pointer in a register: left alone, GCC
-// computes a register for every vector of the tile, and spills.
+// The rows of a tile within the packed inputs, each a pointer in a register. The empty asm keeps it there: left alone,
+// GCC computes a register for every vector of the tile, and spills.
 template <int kRows>
 struct Lines {
-    const float* row[kRows];
+    const float* first;
+    const float* second;
+    const float* third;
+    const float* fourth;
 
-    __attribute__((always_inline)) Lines(const float* first, int64_t pitch) {
-        for (int i = 0; i < kRows; ++i) {
-            row[i] = first;
-            asm("" : "+r"(row[i]));
-            first = row[i] + pitch;
-        }
+    __attribute__((always_inline)) Lines(const float* line, int64_t pitch) {
+        first = line;
+        second = kRows > 1 ? next(first, pitch) : line;
+        third = kRows > 2 ? next(second, pitch) : line;
+        fourth = kRows > 3 ? next(third, pitch) : line;
+    }
+
+    // Vector `column` of row `row`; both are constants once the loops around are unrolled.
+    __attribute__((always_inline)) Vector at(int row, int column) const {
+        const float* line = row == 0 ? first : row == 1 ? second : row == 2 ? third : fourth;
+        return load(line + column * kLanes);
+    }
+
+   private:
+    static __attribute__((always_inline)) const float* next(const float* line, int64_t pitch) {
+        line += pitch;
+        asm("" : "+r"(line));
+        return line;
     }
 };
 
@@ -47,7 +62,7 @@ class Ahead {
         : plane_(plane), pitch_(pitch), list_(list), vectors_(vectors), left_(channels * list.size),
           share_(ceil_divide(left_, larger(steps, 1))) {}
 
-    __attribute__((always_inline)) void step() {
+    __attribute__((always_inline)) void step(int64_t) {
         const int64_t count = smaller(share_, left_);
         left_ -= count;
         for (int64_t n = 0; n < count; ++n) {
@@ -72,26 +87,59 @@ class Ahead {
 
 constexpr int64_t kTileFloats = static_cast<int64_t>(kAccumulators) * kLanes;
 
-// sums[row] += value * packed[offset], for every entry of every segment.
-template <int kRows>
-void gather_block(const Segments& segments, const Entry* entries, const float* packed, int64_t line_pitch, Ahead& ahead,
-                  float* sums) {
-    constexpr int kRun = kAccumulators / kRows;
+// Where the tile of each output row stands: in a buffer, or in the activation itself.
+template <class Float>
+struct Rows {
+    Float* first;
+    int64_t pitch;       // between output rows (channels)
+    int64_t line_pitch;  // between rows of the tile
+    int64_t lanes;       // that exist, for Access::kSome
+};
+
+// How a tile meets memory: with all its lanes, with all around the caches, or with only some.
+enum class Access { kAll, kStream, kSome };
+
+template <Access kAccess>
+static inline __attribute__((always_inline)) Vector read(const float* from, int64_t lanes) {
+    if (kAccess != Access::kSome || lanes >= kLanes) return load(from);
+    Vector vector = {};
+    for (int64_t lane = 0; lane < lanes; ++lane) vector[lane] = from[lane];
+    return vector;
+}
+
+template <Access kAccess>
+static inline __attribute__((always_inline)) void write(float* to, Vector vector, int64_t lanes) {
+    if (kAccess == Access::kStream) return stream(to, vector);
+    if (kAccess != Access::kSome || lanes >= kLanes) return store(to, vector);
+    for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = vector[lane];
+}
+
+// For every segment: target[row] (+)= the sum of value * packed[offset]. Starts from the bias where `add` is false.
+template <int kRows, int kRun, Access kAccess, class Ahead>
+void gather_segments(const Segments& segments, const Entry* entries, const float* packed, int64_t line_pitch,
+                     const Rows<float> targets, const float* bias, bool add, Ahead& ahead) {
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
-        float* sum = sums + segments.row[segment] * kTileFloats;
-        ahead.step();
+        const int64_t row = segments.row[segment];
+        float* const target = targets.first + row * targets.pitch;
+        ahead.step(segment);
         Vector accumulator[kRows][kRun];
+        const Vector initial = broadcast(bias ? bias[row] : 0.0f);
         for (int i = 0; i < kRows; ++i)
-            for (int j = 0; j < kRun; ++j) accumulator[i][j] = load(sum + (i * kRun + j) * kLanes);
+            for (int j = 0; j < kRun; ++j)
+                accumulator[i][j] = add ? read<kAccess>(target + i * targets.line_pitch + j * kLanes,
+                                                        targets.lanes - j * kLanes)
+                                        : initial;
         const Entry* const end = entries + segments.start[segment + 1];
         for (const Entry* entry = entries + segments.start[segment]; entry < end; ++entry) {
             const Lines<kRows> lines(packed + entry->offset, line_pitch);
             const float value = entry->value;
             for (int i = 0; i < kRows; ++i)
-                for (int j = 0; j < kRun; ++j) accumulator[i][j] += value * load(lines.row[i] + j * kLanes);
+                for (int j = 0; j < kRun; ++j) accumulator[i][j] += value * lines.at(i, j);
         }
         for (int i = 0; i < kRows; ++i)
-            for (int j = 0; j < kRun; ++j) store(sum + (i * kRun + j) * kLanes, accumulator[i][j]);
+            for (int j = 0; j < kRun; ++j)
+                write<kAccess>(target + i * targets.line_pitch + j * kLanes, accumulator[i][j],
+                               targets.lanes - j * kLanes);
     }
 }
 
@@ -130,27 +178,28 @@ static __attribute__((noinline)) void flush_partials(const float* partials, int6
     }
 }
 
-// gradient[entry] += the sum over the tile of tiles[row] * packed[offset], for every entry of every segment.
-template <int kRows>
-void values_block(const Segments& segments, const int32_t* offsets, const float* packed, int64_t line_pitch,
-                  Ahead& ahead, const float* tiles, float* partials, float* gradient) {
-    constexpr int kRun = kAccumulators / kRows;
+// gradient[entry] += the sum over the tile of sources[row] * packed[offset], for every entry of every segment.
+template <int kRows, int kRun, Access kAccess, class Ahead>
+void values_segments(const Segments& segments, const int32_t* offsets, const float* packed, int64_t line_pitch,
+                     const Rows<const float> sources, float* partials, float* gradient, Ahead& ahead) {
     const int32_t* start = segments.start;
     int64_t flushed = start[segments.first];
     float* partial = partials;
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
-        const float* tile = tiles + segments.row[segment] * kTileFloats;
-        ahead.step();
+        const float* const source = sources.first + segments.row[segment] * sources.pitch;
+        ahead.step(segment);
         Vector factor[kRows][kRun];
         for (int i = 0; i < kRows; ++i)
-            for (int j = 0; j < kRun; ++j) factor[i][j] = load(tile + (i * kRun + j) * kLanes);
+            for (int j = 0; j < kRun; ++j)
+                factor[i][j] =
+                    read<kAccess>(source + i * sources.line_pitch + j * kLanes, sources.lanes - j * kLanes);
         for (int64_t entry = start[segment]; entry < start[segment + 1]; ++entry) {
             const Lines<kRows> lines(packed + offsets[entry], line_pitch);
             // Several chains: one alone would wait for itself.
             constexpr int kChains = 4;
             Vector sum[kChains] = {};
-            for (int n = 0; n < kAccumulators; ++n)
-                sum[n % kChains] += factor[n / kRun][n % kRun] * load(lines.row[n / kRun] + n % kRun * kLanes);
+            for (int n = 0; n < kRows * kRun; ++n)
+                sum[n % kChains] += factor[n / kRun][n % kRun] * lines.at(n / kRun, n % kRun);
             store(partial, (sum[0] + sum[1]) + (sum[2] + sum[3]));
             partial += kLanes;
             if (partial == partials + kPartials * kLanes) {
@@ -161,6 +210,16 @@ void values_block(const Segments& segments, const int32_t* offsets, const float*
         }
     }
     flush_partials(partials, start[segments.last] - flushed, gradient + flushed);
+}
+
+// gradient = the threads' sums, added in their order, so that equal inputs give equal bits. For all threads to call.
+static void add_sums(const Index& index, const float* sums, int64_t threads, float* gradient) {
+#pragma omp for schedule(static)
+    for (int64_t entry = 0; entry < index.nonzeros; ++entry) {
+        float sum = sums[entry];
+        for (int64_t other = 1; other < threads; ++other) sum += sums[other * index.nonzeros + entry];
+        gradient[index.order[entry]] = sum;
+    }
 }
 
 }  // namespace regrow::REGROW_VARIANT

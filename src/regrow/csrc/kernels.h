@@ -29,7 +29,8 @@ struct Geometry {
 };
 
 // The nonzeros of a weight, grouped for the cache: by phase of the output (transposed and strided only), then by
-// block of input channels, then by segment: the nonzeros of one output row within that block.
+// block of input channels, then by segment: the nonzeros of one output row within that block. The first block of a
+// phase has a segment for every row, if need be an empty one.
 struct Index {
     const int32_t* order;          // [nonzeros] where the entry's value stands among the parameter's values
     const int16_t* place;          // [nonzeros] channel within the block * taps + tap
@@ -40,6 +41,7 @@ struct Index {
     int64_t rows;
     int64_t channels;
     int32_t channels_per_block;
+    bool sweep;  // which driver: sweep.h or blocked.h
 };
 
 struct Kernels {

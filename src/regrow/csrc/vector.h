@@ -8,6 +8,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace regrow::REGROW_VARIANT {
 
 constexpr int kLanes = REGROW_LANES;          // floats in one vector
@@ -23,6 +27,23 @@ static inline __attribute__((always_inline)) Vector load(const float* from) {
 
 static inline __attribute__((always_inline)) void store(float* to, Vector value) {
     *reinterpret_cast<LooseVector*>(to) = value;
+}
+
+// Stores around the caches, to an address aligned to the vector; stream_fence() before others may read it.
+static inline __attribute__((always_inline)) void stream(float* to, Vector value) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, (__m512)value);
+#elif defined(__AVX__)
+    _mm256_stream_ps(to, (__m256)value);
+#else
+    store(to, value);
+#endif
+}
+
+static inline void stream_fence() {
+#if defined(__AVX__)
+    _mm_sfence();
+#endif
 }
 
 static inline __attribute__((always_inline)) Vector broadcast(float value) { return value - Vector{}; }

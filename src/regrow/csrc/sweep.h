@@ -1,0 +1,315 @@
+// The driver for few channels on large planes, and for 1x1 kernels: a tile sweeps along the columns of the plane.
+//
+// A tile is a few rows of one column, with as many lanes as fill the accumulators, so that every line read or written
+// is a long contiguous run. The packed inputs of a block of channels stand in the second-level cache as a ring of
+// columns: each step packs only the columns that are new. A nonzero's offset depends on where in the ring its column
+// stands, so there is a table of entries for each rotation. Sums stay in registers over all nonzeros of a row in the
+// block, and go straight to the output; a further block adds to what is there.
+#pragma once
+
+#include <omp.h>
+
+#include <cstring>
+#include <type_traits>
+
+#include "inner.h"
+#include "pack.h"
+
+namespace regrow::REGROW_VARIANT {
+
+// One axis: output q of phase p stands at p + q * step and reads, for a tap of that phase, packed line tap_line[tap],
+// where line 0 is input q * advance + lowest.
+struct SweepAxis {
+    int64_t input;
+    int64_t output;
+    int64_t phases;
+    int64_t advance;  // inputs from one output to the next
+    int64_t lowest;
+    int64_t span;       // inputs that one output reads, over all phases
+    int32_t* tap_line;  // [kernel]
+
+    int64_t outputs(int64_t phase) const { return phase < output ? ceil_divide(output - phase, phases) : 0; }
+    int64_t target(int64_t phase, int64_t q) const { return phase + q * phases; }
+};
+
+static inline SweepAxis sweep_axis(const Axis& axis, bool transposed, int32_t* tap_line) {
+    SweepAxis plan{axis.input, axis.output, transposed ? axis.stride : 1, transposed ? 1 : axis.stride, 0, 1, tap_line};
+    int64_t highest = 0;
+    for (int64_t tap = 0; tap < axis.kernel; ++tap) {
+        const int64_t at = tap * axis.dilation - axis.padding;
+        // Transposed, output p + q * stride reads input q - (at - p) / stride, for the one phase p that divides.
+        const int64_t shift = transposed ? -floor_divide(at, axis.stride) : at;
+        tap_line[tap] = static_cast<int32_t>(shift);
+        plan.lowest = tap == 0 ? shift : smaller(plan.lowest, shift);
+        highest = tap == 0 ? shift : larger(highest, shift);
+    }
+    plan.span = highest - plan.lowest + 1;
+    for (int64_t tap = 0; tap < axis.kernel; ++tap) tap_line[tap] -= static_cast<int32_t>(plan.lowest);
+    return plan;
+}
+
+// Outputs above this size go around the caches: the next layer finds nothing of them there anyway.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
+
+// A tile of kRows rows and kRun vectors along the batch, and the ring that it reads.
+template <int kRows>
+class Sweep {
+   public:
+    static constexpr int kRun = kAccumulators / kRows;
+    static constexpr int64_t kTileLanes = static_cast<int64_t>(kRun) * kLanes;
+
+    Sweep(const Geometry& geometry, const Index& index, int32_t* scratch)
+        : index_(index), batch_(geometry.batch), height_(sweep_axis(geometry.height, geometry.transposed, scratch)),
+          width_(sweep_axis(geometry.width, geometry.transposed, scratch + geometry.height.kernel)),
+          kernel_width_(geometry.width.kernel), taps_(geometry.height.kernel * geometry.width.kernel),
+          blocks_(ceil_divide(index.channels, index.channels_per_block)),
+          lines_((kRows - 1) * height_.advance + height_.span), line_pitch_(width_.span * kTileLanes),
+          channel_pitch_(lines_ * line_pitch_), strips_(ceil_divide(height_.outputs(0), kRows)),
+          groups_(ceil_divide(batch_, kTileLanes)) {}
+
+    int64_t rotations() const { return width_.span; }
+    int64_t buffer_size() const { return index_.channels_per_block * channel_pitch_; }
+    int64_t input_pitch() const { return height_.input * width_.input * batch_; }
+    int64_t output_pitch() const { return height_.output * width_.output * batch_; }
+    int64_t row_step() const { return height_.advance * line_pitch_; }
+
+    // Where entry `number` finds its input, with the first column of the tile in slot `rotation` of the ring.
+    int32_t offset(int64_t number, int64_t rotation) const {
+        const int64_t place = index_.place[number], tap = place % taps_;
+        const int64_t slot = (rotation + width_.tap_line[tap % kernel_width_]) % width_.span;
+        return static_cast<int32_t>(place / taps_ * channel_pitch_ +
+                                    height_.tap_line[tap / kernel_width_] * line_pitch_ + slot * kTileLanes);
+    }
+
+    // A stretch of columns of one strip of rows and one group of lanes: what a thread does in one go.
+    struct Item {
+        int64_t lane;
+        int64_t top;
+        int64_t first_column;
+        int64_t last_column;
+    };
+
+    // Columns are cut only where there would be too little work for the threads: each cut packs a ring anew.
+    int64_t cuts(int64_t threads) const {
+        return smaller(larger(1, ceil_divide(width_.outputs(0), 4)), ceil_divide(threads, groups_ * strips_));
+    }
+    int64_t items(int64_t threads) const { return groups_ * strips_ * cuts(threads); }
+    Item item(int64_t number, int64_t threads) const {
+        const int64_t parts = cuts(threads), part = number % parts, strip = number / parts % strips_;
+        const int64_t columns = width_.outputs(0);
+        return {number / parts / strips_ * kTileLanes, strip * kRows, columns * part / parts, columns * (part + 1) / parts};
+    }
+
+    // One tile of one phase: some segments, and where their outputs stand.
+    struct Tile {
+        Segments segments;
+        int64_t rows;      // of kRows that exist
+        int64_t lanes;     // of kTileLanes that exist
+        int64_t position;  // floats from the start of a channel of the output
+        int64_t row_pitch;
+        int64_t rotation;
+        bool first_block;
+        bool last_block;
+    };
+
+    // Packs column after column and calls body(tile) for every block and phase.
+    template <class Body>
+    void tiles(const Item& item, const float* input, float* ring, Body&& body) const {
+        const int64_t lanes = smaller(kTileLanes, batch_ - item.lane);
+        for (int64_t block = 0; block < blocks_; ++block) {
+            for (int64_t column = item.first_column; column < item.last_column; ++column) {
+                const int64_t left = column * width_.advance + width_.lowest;
+                const int64_t packed = column == item.first_column ? left : left + width_.span - width_.advance;
+                for (int64_t from = larger(left, packed); from < left + width_.span; ++from)
+                    pack_column(block, item, from, lanes, input, ring);
+                for (int64_t phase = 0; phase < height_.phases * width_.phases; ++phase)
+                    phase_tile(item, block, column, phase, lanes, modulo(left, width_.span), body);
+            }
+        }
+    }
+
+    // Calls body(rows, access, first row) for the whole tile, or, at the edge of the plane, row by row: rows that do not
+    // exist are not computed, since zero times a NaN that is none of theirs would be NaN.
+    template <class Body>
+    static void visit(const Tile& tile, bool stream, Body&& body) {
+        using All = std::integral_constant<Access, Access::kAll>;
+        using Stream = std::integral_constant<Access, Access::kStream>;
+        using Some = std::integral_constant<Access, Access::kSome>;
+        using One = std::integral_constant<int, 1>;
+        const std::integral_constant<int, kRows> rows;
+        if (tile.rows == kRows && tile.lanes == kTileLanes) return stream ? body(rows, Stream(), 0) : body(rows, All(), 0);
+        for (int64_t row = 0; row < tile.rows; ++row)
+            tile.lanes == kTileLanes ? body(One(), All(), row) : body(One(), Some(), row);
+    }
+
+   private:
+    static int64_t modulo(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
+
+    template <class Body>
+    void phase_tile(const Item& item, int64_t block, int64_t column, int64_t phase, int64_t lanes, int64_t rotation,
+                    Body&& body) const {
+        const int64_t down = phase / width_.phases, across = phase % width_.phases;
+        const int64_t rows = smaller(kRows, height_.outputs(down) - item.top);
+        if (rows <= 0 || column >= width_.outputs(across)) return;
+        const int32_t* start = index_.block_start + phase * blocks_ + block;
+        const int64_t row_pitch = height_.phases * width_.output * batch_;
+        const int64_t position =
+            (height_.target(down, item.top) * width_.output + width_.target(across, column)) * batch_ + item.lane;
+        body(Tile{{index_.segment_row, index_.segment_start, start[0], start[1]}, rows, lanes, position, row_pitch,
+                  rotation, block == 0, block == blocks_ - 1});
+    }
+
+    void pack_column(int64_t block, const Item& item, int64_t column, int64_t lanes, const float* input,
+                     float* ring) const {
+        const int64_t channel = block * index_.channels_per_block;
+        const int64_t channels = smaller(index_.channels_per_block, index_.channels - channel);
+        const int64_t top = item.top * height_.advance + height_.lowest;
+        const bool outside = column < 0 || column >= width_.input;
+        // The columns that the next step packs are on their way while this one computes.
+        const int64_t ahead = column + width_.advance < width_.input ? width_.advance * batch_ : 0;
+        float* slot = ring + modulo(column, width_.span) * kTileLanes;
+        for (int64_t c = 0; c < channels; ++c, slot += channel_pitch_) {
+            for (int64_t line = 0; line < lines_; ++line) {
+                float* to = slot + line * line_pitch_;
+                const int64_t row = top + line;
+                if (outside || row < 0 || row >= height_.input) {
+                    fill(to, kRun, 0.0f);
+                    continue;
+                }
+                const float* from =
+                    input + (channel + c) * input_pitch() + (row * width_.input + column) * batch_ + item.lane;
+                copy_in(to, from, kRun, lanes);
+                if (ahead)
+                    for (int v = 0; v < kRun; ++v) __builtin_prefetch(from + ahead + v * kLanes, 0, 2);
+            }
+        }
+    }
+
+    const Index& index_;
+    int64_t batch_;
+    SweepAxis height_;
+    SweepAxis width_;
+    int64_t kernel_width_;
+    int64_t taps_;
+    int64_t blocks_;
+    int64_t lines_;  // packed rows
+    int64_t line_pitch_;
+    int64_t channel_pitch_;
+    int64_t strips_;
+    int64_t groups_;
+};
+
+// Asks for the outputs' rows of the segments to come: they lie far apart, so the processor does not foresee them.
+template <int kRows, int kRun>
+struct RowsAhead {
+    const Segments& segments;
+    Rows<const float> rows;
+
+    __attribute__((always_inline)) void step(int64_t segment) const {
+        constexpr int64_t kDistance = 3;
+        if (segment + kDistance >= segments.last) return;
+        const float* line = rows.first + segments.row[segment + kDistance] * rows.pitch;
+        for (int i = 0; i < kRows; ++i, line += rows.line_pitch)
+            for (int j = 0; j < kRun; ++j) __builtin_prefetch(line + j * kLanes);
+    }
+};
+
+struct NothingAhead {
+    void step(int64_t) const {}
+};
+
+template <int kRows>
+bool sweep_gather(const Geometry& geometry, const Index& index, const float* values, const float* bias,
+                  const float* input, float* output, int threads) {
+    using Plan = Sweep<kRows>;
+    constexpr int kRun = Plan::kRun;
+    Buffer<int32_t> scratch(scratch_size(geometry));
+    if (!scratch) return false;
+    const Plan plan(geometry, index, scratch.data());
+    Buffer<Entry> entries(plan.rotations() * index.nonzeros);
+    if (!entries) return false;
+    const bool streams = index.rows * plan.output_pitch() * static_cast<int64_t>(sizeof(float)) > kStreamBytes &&
+                         geometry.batch % kLanes == 0 && reinterpret_cast<uintptr_t>(output) % sizeof(Vector) == 0;
+
+    bool complete = true;
+#pragma omp parallel num_threads(threads) reduction(&& : complete)
+    {
+        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+        Buffer<float> ring(plan.buffer_size());
+        complete = static_cast<bool>(ring);
+        for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation) {
+#pragma omp for schedule(static)
+            for (int64_t entry = 0; entry < index.nonzeros; ++entry)
+                entries[rotation * index.nonzeros + entry] = {values[index.order[entry]], plan.offset(entry, rotation)};
+        }
+        const int64_t items = plan.items(team), last = complete ? items * (thread + 1) / team : 0;
+        for (int64_t number = items * thread / team; number < last; ++number) {
+            plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
+                const Entry* table = entries.data() + tile.rotation * index.nonzeros;
+                const Rows<float> targets{output + tile.position, plan.output_pitch(), tile.row_pitch, tile.lanes};
+                const auto gather = [&](auto rows, auto access, int64_t row) {
+                    const Rows<float> part{targets.first + row * tile.row_pitch, targets.pitch, tile.row_pitch, tile.lanes};
+                    NothingAhead nothing;
+                    gather_segments<decltype(rows)::value, kRun, decltype(access)::value>(
+                        tile.segments, table, ring.data() + row * plan.row_step(), plan.row_step(), part, bias,
+                        !tile.first_block, nothing);
+                };
+                plan.visit(tile, streams && tile.last_block, gather);
+            });
+        }
+        stream_fence();
+    }
+    return complete;
+}
+
+template <int kRows>
+bool sweep_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
+                           const float* input, float* gradient, int threads) {
+    using Plan = Sweep<kRows>;
+    constexpr int kRun = Plan::kRun;
+    Buffer<int32_t> scratch(scratch_size(geometry));
+    if (!scratch) return false;
+    const Plan plan(geometry, index, scratch.data());
+    Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
+    Buffer<float> sums(index.nonzeros * threads);
+    if (!offsets || !sums) return false;
+
+    bool complete = true;
+    int64_t workers = 1;
+#pragma omp parallel num_threads(threads) reduction(&& : complete)
+    {
+        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+        Buffer<float> ring(plan.buffer_size());
+        Buffer<float> partials(kPartials * kLanes);
+        complete = ring && partials;
+#pragma omp single
+        workers = team;
+        for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation) {
+#pragma omp for schedule(static)
+            for (int64_t entry = 0; entry < index.nonzeros; ++entry)
+                offsets[rotation * index.nonzeros + entry] = plan.offset(entry, rotation);
+        }
+        float* mine = sums.data() + thread * index.nonzeros;
+        std::memset(mine, 0, static_cast<size_t>(index.nonzeros) * sizeof(float));
+        const int64_t items = plan.items(team), last = complete ? items * (thread + 1) / team : 0;
+        for (int64_t number = items * thread / team; number < last; ++number) {
+            plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
+                const int32_t* table = offsets.data() + tile.rotation * index.nonzeros;
+                const auto reduce = [&](auto rows, auto access, int64_t row) {
+                    const Rows<const float> sources{output_gradient + tile.position + row * tile.row_pitch,
+                                                    plan.output_pitch(), tile.row_pitch, tile.lanes};
+                    RowsAhead<decltype(rows)::value, kRun> ahead{tile.segments, sources};
+                    values_segments<decltype(rows)::value, kRun, decltype(access)::value>(
+                        tile.segments, table, ring.data() + row * plan.row_step(), plan.row_step(), sources,
+                        partials.data(), mine, ahead);
+                };
+                plan.visit(tile, false, reduce);
+            });
+        }
+#pragma omp barrier
+        add_sums(index, sums.data(), workers, gradient);
+    }
+    return complete;
+}
+
+}  // namespace regrow::REGROW_VARIANT
