@@ -67,9 +67,7 @@ def build(name: str, *, image_shape: ImageShape, classes: int, **options: object
     known = [option for option in signature(builder).parameters if option not in ("image_shape", "classes")]
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise UserError(
-            f"model {name} takes no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}"
-        )
+        raise UserError(f"model {name} takes no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}")
     try:
         return builder(image_shape=image_shape, classes=classes, **options)
     except ValueError as error:
