@@ -61,6 +61,8 @@ def _adaptive(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         return average
     beta1, beta2 = (float(beta) for beta in group["betas"])
     step = float(state["step"])
+    if step == 0:  # its only gradient came in a step that was skipped
+        return torch.zeros_like(average)
     variance: Tensor = (state["exp_avg_sq"].detach() / (1 - beta2**step)).sqrt_()
     corrected: Tensor = average / (1 - beta1**step)
     return corrected / variance.add_(group.get("eps", 1e-8))

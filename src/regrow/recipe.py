@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regrow.entries import Change, Entries, LayerState
-from regrow.redistribute import Redistribute, apportion
+from regrow.redistribute import Redistribute, apportion, room_to_grow
 from regrow.schedule import Schedule, Timing
 from regrow.score import Score
 
@@ -35,7 +35,7 @@ class Recipe:
             nonzeros as it is.
 
     Raises:
-        ValueError: if `needs` holds an unknown name.
+        ValueError: if `needs` holds an unknown name, or the first fraction or density lies outside [0, 1].
 
     Example:
         >>> import regrow
@@ -61,6 +61,9 @@ class Recipe:
         unknown = sorted(set(self.needs) - set(get_args(Information)))
         if unknown:
             raise ValueError(f"unknown information {unknown} in needs: choose among {get_args(Information)}")
+        _check_share(self.fraction(0), "fraction to drop", step=0)
+        if self.density is not None:
+            _check_share(self.density(0), "density", step=0)
 
 
 def update(
@@ -68,7 +71,8 @@ def update(
 ) -> dict[str, Change]:
     """Carry out one update: in each layer drop, pool what was dropped, redistribute it, and grow.
 
-    Pure: nothing passed in is changed but the generator. The number of nonzeros over all layers stays exactly
+    What was just dropped is offered for growth with the rest, with the weight it had. Pure: nothing passed in is
+    changed but the generator. The number of nonzeros over all layers stays exactly
     the same, or meets `round(recipe.density(step) * weights)` exactly. Ties fall to the lower index.
 
     Args:
@@ -81,8 +85,8 @@ def update(
         For each layer the positions that leave and those that join. A dropped weight may come back, at zero.
 
     Raises:
-        ValueError: if the fraction or the density is outside its range, or a score is NaN or has a
-            wrong shape.
+        ValueError: if the fraction or the density is outside its range, a score is NaN or has a wrong shape, or
+            the redistribution does not hand out exactly the total.
 
     Example:
         >>> import regrow
@@ -105,6 +109,7 @@ def update(
         dropped[name] = layer.active.select(leaving)
 
     grow_counts = recipe.redistribute(layers, drop_counts, grow_total)
+    _check_counts(grow_counts, grow_total, room_to_grow(layers, drop_counts))
 
     changes: dict[str, Change] = {}
     for name, layer in layers.items():
@@ -122,21 +127,36 @@ def _with_generator(layer: LayerState, generator: torch.Generator) -> LayerState
 def _count(recipe: Recipe, layers: Mapping[str, LayerState], step: int) -> tuple[dict[str, int], int]:
     """Return how many weights each layer drops and how many are grown in all."""
     fraction = recipe.fraction(step)
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"the fraction to drop at step {step} is {fraction}: it must lie in [0, 1]")
+    _check_share(fraction, "fraction to drop", step)
     nonzeros = {name: len(layer.active) for name, layer in layers.items()}
     drops = {name: math.ceil(fraction * count) for name, count in nonzeros.items()}
     if recipe.density is None:
         return drops, sum(drops.values())
 
     density = recipe.density(step)
-    if not 0 <= density <= 1:
-        raise ValueError(f"the density at step {step} is {density}: it must lie in [0, 1]")
+    _check_share(density, "density", step)
     target = round(density * sum(layer.numel for layer in layers.values()))
     surplus = sum(nonzeros.values()) - target
     if sum(drops.values()) < surplus:
         drops = apportion(surplus, nonzeros, nonzeros)
     return drops, sum(drops.values()) - surplus
+
+
+def _check_share(value: float, what: str, step: int) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"the {what} at step {step} is {value}: it must lie in [0, 1]")
+
+
+def _check_counts(counts: Mapping[str, int], total: int, room: Mapping[str, int]) -> None:
+    """Refuse what a redistribution returned if it would not keep the number of nonzeros."""
+    if counts.keys() != room.keys() or sum(counts.values()) != total:
+        raise ValueError(
+            f"redistribute gave {sum(counts.values())} weights to {len(counts)} layers, but there are {total} to hand "
+            f"out to {len(room)}: make it return a count for every layer that sums to the total, as apportion does"
+        )
+    for name, count in counts.items():
+        if not 0 <= count <= room[name]:
+            raise ValueError(f"redistribute gave {count} weights to {name!r}, which can grow 0 to {room[name]}")
 
 
 def _extreme(score: Tensor, count: int, entries: Entries, *, largest: bool) -> Tensor:

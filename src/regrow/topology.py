@@ -36,7 +36,7 @@ class TopologyUpdater:
 
     Raises:
         ValueError: if the model is not sparse, a sparse weight is not in the optimizer, the recipe needs
-            momentum that the optimizer does not keep, or the optimizer is LBFGS.
+            momentum that the optimizer does not keep, the optimizer is LBFGS, or it has an updater already.
 
     Example:
         >>> import regrow
@@ -75,6 +75,7 @@ class TopologyUpdater:
         self._step = 0
         self._gradients: dict[str, Tensor] = {}
         self._check_groups()
+        self._check_alone()
         enforce(self._weights)
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
@@ -116,7 +117,8 @@ class TopologyUpdater:
                 name for name in shapes.keys() | state["shapes"] if shapes.get(name) != state["shapes"].get(name)
             )
             raise ValueError(
-                f"this topology state is of another model: the sparse weights differ in {', '.join(different)}"
+                f"this topology state is of another model: the sparse weights differ in {', '.join(different)}; "
+                "load it beside the model it was saved with"
             )
         self._step = state["step"]
         self._generator.set_state(state["generator"])
@@ -135,13 +137,41 @@ class TopologyUpdater:
             if "momentum" in self._recipe.needs:
                 check_momentum(self._optimizer, groups[id(weight.weight)])
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        # SGD's foreach form adds Nesterov's momentum into `.grad` itself, so it is read before the step. A closure
-        # makes the gradient during the step: there it is read afterwards.
-        closure = kwargs.get("closure") or any(callable(argument) for argument in args)
+    def _check_alone(self) -> None:
+        for hook in self._optimizer._optimizer_step_post_hooks.values():
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, TopologyUpdater) and set(other._weights) & set(self._weights):
+                raise ValueError("this optimizer has a TopologyUpdater for these weights already: remove() it first")
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        # SGD's foreach form adds Nesterov's momentum into `.grad` itself, so it is read before that: before the
+        # step or, where a closure makes the gradient during the step, as soon as the closure returns.
         self._gradients = {}
-        if "gradient" in self._recipe.needs and self._recipe.update_at(self._step + 1) and not closure:
-            self._gradients = {weight.name: _gradient(weight).clone() for weight in self._weights}
+        if "gradient" not in self._recipe.needs or not self._recipe.update_at(self._step + 1):
+            return None
+        if kwargs.get("closure") is not None:
+            return args, {**kwargs, "closure": self._reading(kwargs["closure"])}
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._reading(args[1]), *args[2:]), kwargs
+        self._read_gradients()
+        return None
+
+    def _reading(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a closure that also reads the gradients it has made."""
+
+        def reading() -> Any:
+            value = closure()
+            self._read_gradients()
+            return value
+
+        return reading
+
+    def _read_gradients(self) -> None:
+        # Optimizers that unscale by themselves are handed the scale of the GradScaler for the step.
+        scale = getattr(self._optimizer, "grad_scale", None)
+        for weight in self._weights:
+            grad = _gradient(weight)
+            self._gradients[weight.name] = grad.clone() if scale is None else grad / scale.to(grad.device)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Optimizers that unscale by themselves are stepped even when the GradScaler found an infinity.
@@ -151,10 +181,14 @@ class TopologyUpdater:
         self._step += 1
         enforce(self._weights)
         if self._recipe.update_at(self._step):
-            self._update()
+            self.update()
 
     @torch.no_grad()
-    def _update(self) -> None:
+    def update(self) -> None:
+        """Update the topology now, whatever the recipe's timing; call it after `optimizer.step()`.
+
+        Growth by gradient then reads `.grad` as the optimizer left it.
+        """
         groups = self._group_of()
         layers = {}
         for weight in self._weights:
@@ -181,4 +215,4 @@ class TopologyUpdater:
 
 def _gradient(weight: MaskedWeight) -> Tensor:
     grad = weight.weight.grad
-    return torch.zeros_like(weight.weight) if grad is None else grad
+    return torch.zeros_like(weight.weight) if grad is None else grad.detach()

@@ -102,9 +102,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
         >>> nn.Linear(4, 2).load_state_dict(dense_state_dict(model))
         <All keys matched successfully>
     """
-    weights = masked.masked_weights(model)
-    masked.enforce(list(weights.values()))
-    return masked.dense_state_dict(model.state_dict(), weights)
+    return masked.dense_state_dict(model.state_dict(), masked.masked_weights(model))
 
 
 def densify(model: Model) -> Model:
@@ -144,10 +142,18 @@ def _named(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Slot]:
     slots = {slot.name: slot for slot in slots_of(model)}
     for name, mask in masks.items():
         if name not in slots:
-            raise ValueError(f"the masks are of another model: this one has no parameter {name!r}")
+            raise ValueError(
+                f"the masks are of another model: this one has no parameter {name!r}; "
+                "build it as the model they were taken from"
+            )
+        if mask.dtype != torch.bool:
+            raise ValueError(f"the mask of {name!r} has dtype {mask.dtype}: masks are bool tensors")
         if mask.shape != slots[name].weight.shape:
             raise ValueError(
                 f"the masks are of another model: {name!r} has shape {tuple(slots[name].weight.shape)} here, "
-                f"but {tuple(mask.shape)} in the masks"
+                f"but {tuple(mask.shape)} in the masks; build it as the model they were taken from"
             )
-    return [slots[name] for name in masks]
+    chosen = [slots[name] for name in masks]
+    if len({id(slot.weight) for slot in chosen}) < max(len(chosen), 1):
+        raise ValueError("the masks must name at least one weight, and a shared weight by one of its names only")
+    return chosen

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.nn.eligible import slots_of
 from regrow.storage.masked import MaskedWeight, masked_weights
 
 # A column index for each value and a pointer for each row, as in CSR with 32-bit integers.
@@ -174,10 +175,16 @@ def _output_positions(model: nn.Module, weights: dict[str, MaskedWeight], exampl
 
         return hook
 
-    owned: dict[nn.Module, list[str]] = {}
-    for name, weight in weights.items():
-        owned.setdefault(weight.module, []).append(name)
-    hooks = [module.register_forward_hook(count(names)) for module, names in owned.items()]
+    name_of = {id(weight.weight): name for name, weight in weights.items()}
+    # Attention computes its output projection itself, without calling the module of it.
+    caller: dict[nn.Module, nn.Module] = {
+        module.out_proj: module for module in model.modules() if isinstance(module, nn.MultiheadAttention)
+    }
+    used: dict[nn.Module, list[str]] = {}
+    for slot in slots_of(model):  # a shared weight at each of its places
+        if id(slot.weight) in name_of:
+            used.setdefault(caller.get(slot.module, slot.module), []).append(name_of[id(slot.weight)])
+    hooks = [module.register_forward_hook(count(names)) for module, names in used.items()]
     training = model.training
     try:
         model.eval()
@@ -198,6 +205,8 @@ def _positions(module: nn.Module, entered: Tensor, output: Any) -> float:
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         # every input position is multiplied with the whole kernel
         return entered.numel() / module.in_channels
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return 0.0  # looked up, not multiplied
     # linear, attention and recurrent layers: features come last
     return entered.numel() / entered.shape[-1]
 

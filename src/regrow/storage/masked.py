@@ -157,6 +157,12 @@ def enforce(weights: Sequence[MaskedWeight]) -> None:
 
 
 def dense_state_dict(state: Mapping[str, Any], weights: Mapping[str, MaskedWeight]) -> dict[str, Any]:
-    """Return `state`, a state dict of the masked model, without its masks."""
+    """Return `state`, a state dict of the masked model, without its masks and with absent weights at zero."""
     masks = {name + _SUFFIX for name in weights}
-    return {name: value for name, value in state.items() if name not in masks}
+    # by address, for a shared weight stands in the state under each of its names
+    applied = {state[name].data_ptr(): state[name] * weight.mask for name, weight in weights.items()}
+    return {
+        name: applied.get(value.data_ptr(), value) if isinstance(value, Tensor) else value
+        for name, value in state.items()
+        if name not in masks
+    }
