@@ -97,9 +97,9 @@ def set_(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
     decisions = []
     for layer in layers:
         drop = drop_smallest(layer, rate)
-        absent = growable(layer, drop)
+        in_draw_order = [*np.flatnonzero(layer.candidate), *sorted(drop)]  # what was absent before, then the dropped
         drawn = np.zeros(len(layer.weight))
-        drawn[absent] = noise(len(absent))
+        drawn[in_draw_order] = noise(len(in_draw_order))
         decisions.append((drop, grow_largest(layer, drop, drawn, len(drop))))
     return decisions
 

@@ -12,18 +12,18 @@ def entries(index, **fields):
 
 
 @given(st.lists(st.tuples(st.integers(0, 99), st.booleans()), unique_by=lambda pair: pair[0]))
-def test_merge_is_the_sorted_union(pairs):
+def test_join_is_the_one_after_the_other(pairs):
     left, right = (sorted(i for i, is_left in pairs if is_left is side) for side in (True, False))
-    merged = entries(left, grad=torch.tensor(left) * -1.0).merge(entries(right, grad=torch.tensor(right) * -1.0))
-    assert merged.index.tolist() == sorted(left + right)
-    assert torch.equal(merged.weight, merged.index * 1.0)
-    assert torch.equal(merged.grad, merged.index * -1.0)
+    joined = entries(left, grad=torch.tensor(left) * -1.0).join(entries(right, grad=torch.tensor(right) * -1.0))
+    assert joined.index.tolist() == left + right
+    assert torch.equal(joined.weight, joined.index * 1.0)
+    assert torch.equal(joined.grad, joined.index * -1.0)
 
 
-def test_merge_keeps_only_what_both_hold():
-    merged = entries([1], grad=torch.ones(1)).merge(entries([0]))
+def test_join_keeps_only_what_both_hold():
+    joined = entries([1], grad=torch.ones(1)).join(entries([0]))
     with pytest.raises(ValueError, match="hold no gradient"):
-        _ = merged.grad
+        _ = joined.grad
 
 
 @pytest.mark.parametrize("chosen", [[0, 2], [True, False, True]])

@@ -113,9 +113,12 @@ def update(
 
     changes: dict[str, Change] = {}
     for name, layer in layers.items():
-        absent = layer.candidates.merge(dropped[name])
+        absent = layer.candidates.join(dropped[name])
         joining = _extreme(recipe.grow(absent), grow_counts[name], absent, largest=True)
-        changes[name] = Change(drop=dropped[name].index, grow=absent.index[joining])
+        changes[name] = Change(
+            drop=dropped[name].index,
+            grow=absent.index[joining].sort().values,
+        )
     return changes
 
 
@@ -160,7 +163,7 @@ def _check_counts(counts: Mapping[str, int], total: int, room: Mapping[str, int]
 
 
 def _extreme(score: Tensor, count: int, entries: Entries, *, largest: bool) -> Tensor:
-    """Return the ascending places of the `count` highest or lowest scores, ties to the lower place."""
+    """Return the ascending places of the `count` highest or lowest scores among the entries, ties to the lower index."""
     if score.shape != entries.index.shape:
         raise ValueError(f"a score of shape {tuple(score.shape)} for {len(entries)} entries: give one for each")
     if count == 0:
@@ -170,7 +173,9 @@ def _extreme(score: Tensor, count: int, entries: Entries, *, largest: bool) -> T
     best = torch.topk(score, count, largest=largest, sorted=False).values
     # topk breaks ties as it likes, so it only provides the threshold
     threshold = best.min() if largest else best.max()
-    chosen = score > threshold if largest else score < threshold
+    beyond = (score > threshold if largest else score < threshold).nonzero().squeeze(1)
     ties = (score == threshold).nonzero().squeeze(1)
-    chosen[ties[: count - int(chosen.sum())]] = True
-    return chosen.nonzero().squeeze(1)
+    wanted = count - len(beyond)
+    if wanted < len(ties):
+        ties = ties[entries.index[ties].argsort()[:wanted]]
+    return torch.cat((beyond, ties)).sort().values
