@@ -163,7 +163,7 @@ def _check_counts(counts: Mapping[str, int], total: int, room: Mapping[str, int]
 
 
 def _extreme(score: Tensor, count: int, entries: Entries, *, largest: bool) -> Tensor:
-    """Return the ascending places of the `count` highest or lowest scores among the entries, ties to the lower index."""
+    """Return the ascending places of the `count` highest or lowest scores, ties to the lower index."""
     if score.shape != entries.index.shape:
         raise ValueError(f"a score of shape {tuple(score.shape)} for {len(entries)} entries: give one for each")
     if count == 0:

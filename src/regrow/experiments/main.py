@@ -1,0 +1,17 @@
+"""The entry point of the `regrow` command: says what is missing when the experiments extra is not installed."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from regrow.experiments.cli import app
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("regrow"):
+            raise
+        sys.stderr.write(f"regrow: the command line needs {error.name}: pip install 'regrow[experiments]'\n")
+        sys.exit(2)
+    app()
