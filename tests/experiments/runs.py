@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from regrow.experiments import models
 from regrow.experiments.checkpoint import list_checkpoints, load_checkpoint
 from regrow.experiments.cli import app
 from regrow.experiments.config import override
@@ -31,18 +30,6 @@ def dropout_mlp(*, image_shape, classes):
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(), nn.Linear(24, classes)
     )
-
-
-@pytest.fixture
-def small_runs(monkeypatch):
-    """Make settings of runs of a small network with dropout, saved after every step; returns how."""
-    monkeypatch.setitem(models.MODELS, "dropout-mlp", dropout_mlp)
-
-    def make(**changes):
-        common = {"model": "dropout-mlp", "model_options": {}, "save_every_seconds": ALWAYS}
-        return tiny(**{**common, **changes})
-
-    return make
 
 
 class Stopper(Quiet):

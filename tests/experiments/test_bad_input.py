@@ -5,6 +5,7 @@ import json
 import pytest
 from runs import command, refused, tiny
 
+from regrow.experiments.files import lock_folder
 from regrow.experiments.train import train
 
 RECIPES = """
@@ -37,7 +38,8 @@ def setting(pair, *words):
         (["--epochs", "0"], ["epochs = 0", "greater than or equal to 1"]),
         (["--seed", "-1"], ["seed = -1"]),
         setting("keep_dense=[head*]", "'head*' matches no weight", "fc1.weight, fc2.weight, fc3.weight"),
-        setting("keep_dense=first", "keep_dense = 'first' does not fit"),
+        setting("keep_dense=3", "keep_dense = 3 does not fit"),
+        setting("preset=digits-mlp", "name the preset as the first argument"),
         setting("momentum=0", "needs momentum", "use SGD with momentum, Adam or AdamW"),
         setting("density", "write key=value"),
         setting("keep_dense=[first", "not valid YAML"),
@@ -217,3 +219,14 @@ def test_a_command_that_is_none(arguments):
     assert result.exit_code == 2
     assert "Usage: " in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_folder_in_which_another_process_is_at_work(tmp_path):
+    out = tmp_path / "run"
+    with lock_folder(out):
+        refused(command("train", "digits-mlp", "--epochs", 1, "--out", out), "another process", "another --out")
+    assert list(out.iterdir()) == []
+
+
+def test_one_layer_to_keep_dense_needs_no_list():
+    assert tiny(keep_dense="first").keep_dense == ("first",)

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 import torch
-from runs import METHODS, assert_same_run, command, refused, same, small_runs, stop_after, tiny  # noqa: F401
+from runs import METHODS, assert_same_run, command, refused, same, stop_after, tiny
 
 from regrow.experiments.checkpoint import list_checkpoints, load_checkpoint, load_latest, save_checkpoint
 from regrow.experiments.errors import UserError
@@ -116,7 +116,7 @@ def test_saving_after_a_fallback_keeps_two_sound_ones(folder):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_goes_on_from_the_checkpoint_before_and_ends_the_same(small_runs, tmp_path, method):  # noqa: F811
+def test_a_run_goes_on_from_the_checkpoint_before_and_ends_the_same(small_runs, tmp_path, method):
     config = small_runs(method=method)
     train(config, tmp_path / "whole")
     stop_after(config, tmp_path / "damaged", 13, signal.SIGTERM)

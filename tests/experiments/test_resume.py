@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from runs import METHODS, Stopper, assert_same_run, child, metrics, small_runs, stop_after, tiny  # noqa: F401
+from runs import METHODS, Stopper, assert_same_run, child, metrics, stop_after, tiny
 
 from regrow.experiments.checkpoint import list_checkpoints
 from regrow.experiments.config import override
@@ -23,7 +23,7 @@ def last_step(out):
 
 
 @EACH_METHOD
-def test_killed_at_random_moments(small_runs, tmp_path, method):  # noqa: F811
+def test_killed_at_random_moments(small_runs, tmp_path, method):
     config, out, random, kills = small_runs(method=method, epochs=4), tmp_path / "killed", Random(method), 0
     train(config, tmp_path / "whole")
     while not (out / "result.json").exists():
@@ -44,7 +44,7 @@ def test_killed_at_random_moments(small_runs, tmp_path, method):  # noqa: F811
 
 @EACH_METHOD
 @pytest.mark.parametrize("every", [1, 3, 10])
-def test_stopped_after_every_few_steps(small_runs, tmp_path, method, every):  # noqa: F811
+def test_stopped_after_every_few_steps(small_runs, tmp_path, method, every):
     config, out, stops = small_runs(method=method, save_every_seconds=60), tmp_path / "stopped", 0
     train(config, tmp_path / "whole")
     stopper = Stopper(signal.SIGTERM, lambda step: step % every == 0)
@@ -62,7 +62,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("operations", [8, 9, 11, 14])  # with fewer, no run gets to its next checkpoint
-def test_killed_within_the_writing_of_files(small_runs, tmp_path, monkeypatch, operations):  # noqa: F811
+def test_killed_within_the_writing_of_files(small_runs, tmp_path, monkeypatch, operations):
     config, out, left = small_runs(method="set"), tmp_path / "killed", [0]
     train(config, tmp_path / "whole")
 

@@ -35,14 +35,14 @@ class Command:
         """Send a signal; return the exit status, and the output once no process is left that could write."""
         os.kill(self.process.pid, number)
         output = b""
-        while select.select([self._output], [], [], 60)[0] and (piece := os.read(self._output, 1000)):
+        while select.select([self._output], [], [], 300)[0] and (piece := os.read(self._output, 1000)):
             output += piece
-        self.process.join(10)
+        self.process.join(60)
         assert not self.process.is_alive(), output
         return self.process.exitcode, output.decode()
 
 
-def wait_for(ready, process, seconds=60):
+def wait_for(ready, process, seconds=300):
     """Wait until `ready()`, and fail if the process ends before."""
     end = time.monotonic() + seconds
     while not ready():
@@ -86,7 +86,7 @@ def test_a_second_signal_acts_as_usual(tmp_path):
     process.join(0.5)
     assert process.is_alive()  # it waits for the step
     process.terminate()
-    process.join(10)
+    process.join(60)
     assert process.exitcode == -signal.SIGTERM
 
 

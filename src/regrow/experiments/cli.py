@@ -68,7 +68,7 @@ def train(
     with one_line_errors():
         given = {"method": method, "density": density, "backend": backend, "epochs": epochs, "seed": seed}
         changes = {name: value for name, value in given.items() if value is not None}
-        changes.update(parse_settings(settings or []))
+        changes.update(_parse(settings))
         base = find_preset(preset)
         config = override(base, changes)
         check_method(config.method)
@@ -219,7 +219,7 @@ def _study(
     settings: list[str] | None,
 ) -> None:
     with one_line_errors():
-        changes: dict[str, Any] = parse_settings(settings or [])
+        changes = _parse(settings)
         if epochs is not None:
             changes["epochs"] = epochs
         try:
@@ -228,6 +228,13 @@ def _study(
             raise UserError(f"--densities {densities}: give numbers separated by commas, as 0.01,0.05") from None
         study = Study(override(find_preset(preset), changes), methods, values, tuple(range(seeds)))
         _out.print(run_study(study, out, data_root=data, jobs=jobs, console=_err))
+
+
+def _parse(settings: list[str] | None) -> dict[str, Any]:
+    changes = parse_settings(settings or [])
+    if "preset" in changes:
+        raise UserError("--set preset: name the preset as the first argument instead")
+    return changes
 
 
 def _sentence(result: Result, out: Path) -> str:

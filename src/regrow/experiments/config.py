@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from regrow.experiments.errors import UserError
 
@@ -65,6 +65,11 @@ class TrainConfig(BaseModel):
     device: str = Field("auto", description="auto takes CUDA where there is one")
     save_every_seconds: float = Field(60.0, gt=0, description="time between checkpoints")
     tensorboard: bool = False
+
+    @field_validator("keep_dense", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     def to_yaml(self) -> str:
         """Return the settings as YAML, in the order of the fields."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from regrow.experiments.errors import UserError
 
 
 class SaveError(Exception):
@@ -37,6 +40,28 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         cause = error if isinstance(error, OSError) else error.__context__  # of torch.save's RuntimeError
         reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
         raise SaveError(f"cannot write {path}: {reason}") from error
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if it is missing, for this process alone.
+
+    Raises:
+        UserError: if another process holds it.
+        SaveError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise SaveError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"another process is at work in {folder}: wait for it, or take another --out") from None
+    finally:
+        os.close(descriptor)
 
 
 def remove_left_overs(folder: Path) -> None:

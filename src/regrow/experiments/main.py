@@ -10,8 +10,9 @@ def main() -> None:
     try:
         from regrow.experiments.cli import app
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("regrow"):
+        missing = (error.name or "regrow").partition(".")[0]
+        if missing == "regrow":
             raise
-        sys.stderr.write(f"regrow: the command line needs {error.name}: pip install 'regrow[experiments]'\n")
+        sys.stderr.write(f"regrow: the command line needs {missing}: pip install 'regrow[experiments]'\n")
         sys.exit(2)
     app()

@@ -18,7 +18,7 @@ import regrow
 from regrow.experiments.checkpoint import load_latest, save_checkpoint
 from regrow.experiments.config import TrainConfig, override, read_config
 from regrow.experiments.errors import UserError
-from regrow.experiments.files import remove_left_overs, write_text
+from regrow.experiments.files import lock_folder, remove_left_overs, write_text
 from regrow.experiments.interrupt import StopRequest, catch_stop_signals
 from regrow.experiments.run import Metrics, Run
 
@@ -91,7 +91,7 @@ def train(
         The contents of `result.json`.
 
     Raises:
-        UserError: if the settings do not fit, or `out` holds another run.
+        UserError: if the settings do not fit, or `out` holds another run or one that is under way.
         DivergedError: if the loss is no longer finite.
         SaveError: if a file cannot be written.
         StoppedError: if SIGINT or SIGTERM came; the run is saved.
@@ -106,13 +106,14 @@ def train(
         kind = "a finished" if finished.exists() else "an unfinished"
         raise UserError(f"{out} holds {kind} run: add --resume to go on with it, or take another --out")
 
-    state, warnings = load_latest(out / "checkpoints") if resume else (None, [])
     run = Run(config, data_root)
-    if state is not None:
-        run.load_state_dict(state)
-    remove_left_overs(out)
-    write_text(out / "config.yaml", config.to_yaml())
     with ExitStack() as stack:
+        stack.enter_context(lock_folder(out))
+        state, warnings = load_latest(out / "checkpoints") if resume else (None, [])
+        if state is not None:
+            run.load_state_dict(state)
+        remove_left_overs(out)
+        write_text(out / "config.yaml", config.to_yaml())
         for reporter in reporters:
             stack.callback(reporter.stop)
             for warning in warnings:
@@ -120,8 +121,8 @@ def train(
             reporter.start(run)
         stop = stack.enter_context(catch_stop_signals())
         _train_to_end(run, out, reporters, stop)
-    result = _result(run)
-    write_text(finished, json.dumps(result, indent=1) + "\n")
+        result = _result(run)
+        write_text(finished, json.dumps(result, indent=1) + "\n")
     return result
 
 
