@@ -207,3 +207,16 @@ def test_every_layer_draws_its_own_noise_and_a_new_seed_new_noise(method):
     is_random = method.recipe().grow is regrow.score.random
     assert (runs[0] != runs[1]) is is_random
     assert (runs[0][0] != runs[0][1]) is is_random
+
+
+def test_a_weight_that_returns_at_once_can_stay_as_it_was():
+    index = torch.arange(4)
+    momentum = torch.tensor([9.0, 1.0, 1.0, 1.0])  # the smallest weight has the largest momentum: it comes back
+    active = regrow.Entries(index, torch.tensor([0.1, 0.2, 3.0, 4.0]), momentum=momentum)
+    absent = regrow.Entries(index + 4, torch.zeros(4), momentum=torch.tensor([0.0, 5.0, 0.0, 0.0]))
+    layers = {"a": regrow.LayerState(active, absent, 8, (8,))}
+    recipe = dataclasses.replace(regrow.sparse_momentum(every=1, steps=2), fraction=lambda step: 0.5)
+    for keep, drop, grow in ((False, [0, 1], [0, 5]), (True, [1], [5])):
+        keeping = dataclasses.replace(recipe, keep_returning=keep)
+        change = regrow.update(keeping, layers, 1, torch.Generator())["a"]
+        assert (change.drop.tolist(), change.grow.tolist()) == (drop, grow)

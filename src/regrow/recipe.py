@@ -31,6 +31,8 @@ class Recipe:
         needs: the information that the scores read: "gradient" (at the update), "momentum" (of the optimizer).
         reset_state: whether a grown weight's optimizer state starts at zero too; otherwise it keeps
             the momentum that made it grow.
+        keep_returning: whether a weight that is dropped and grown again in the same update stays as it was, with its
+            value and its optimizer state; otherwise it starts again at zero.
         density: the network's density after an update, a function of the step; None keeps the number of
             nonzeros as it is.
 
@@ -55,6 +57,7 @@ class Recipe:
     update_at: Timing
     needs: Sequence[Information] = ("gradient", "momentum")
     reset_state: bool = False
+    keep_returning: bool = False
     density: Schedule | None = None
 
     def __post_init__(self) -> None:
@@ -82,7 +85,8 @@ def update(
         generator: the only source of randomness.
 
     Returns:
-        For each layer the positions that leave and those that join. A dropped weight may come back, at zero.
+        For each layer the positions that leave and those that join. A dropped weight may come back, at zero; it is in
+        neither if the recipe keeps returning weights.
 
     Raises:
         ValueError: if the fraction or the density is outside its range, a score is NaN or has a wrong shape, or
@@ -115,10 +119,10 @@ def update(
     for name, layer in layers.items():
         absent = layer.candidates.join(dropped[name])
         joining = _extreme(recipe.grow(absent), grow_counts[name], absent, largest=True)
-        changes[name] = Change(
-            drop=dropped[name].index,
-            grow=absent.index[joining].sort().values,
-        )
+        drop, grow = dropped[name].index, absent.index[joining].sort().values
+        if recipe.keep_returning:
+            drop, grow = drop[~torch.isin(drop, grow)], grow[~torch.isin(grow, drop)]
+        changes[name] = Change(drop, grow)
     return changes
 
 

@@ -45,6 +45,9 @@ class TrainConfig(BaseModel):
     prune_rate_decay: Literal["constant", "cosine", "linear"] | None = Field(
         None, description="how the prune rate falls to 0.005; the method's own if null"
     )
+    keep_returning: bool = Field(
+        False, description="whether a weight that is dropped and grown again in one update keeps its value"
+    )
     update_every: float = Field(1.0, gt=0, description="epochs between updates of the topology")
     # optimisation
     epochs: int = Field(ge=1)

@@ -49,6 +49,8 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
         if not isinstance(made, regrow.Recipe):
             raise UserError(f"{config.method} returned {type(made).__name__}: it must return a regrow.Recipe")
         recipe = made
+    if config.keep_returning:
+        recipe = replace(recipe, keep_returning=True)
     if config.prune_rate_decay is None:
         return recipe
     start = recipe.fraction(0)
