@@ -15,6 +15,7 @@ from regrow.experiments.files import write_atomically
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 
 def plot_errors(errors: Mapping[tuple[str, float], Sequence[float]], path: Path, title: str) -> None:
@@ -40,7 +41,10 @@ def plot_errors(errors: Mapping[tuple[str, float], Sequence[float]], path: Path,
     axes.set_xscale("log")
     ticks = sorted({100 * density for (method, density) in errors if method != "dense"})
     axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    axes.set_yscale("log")  # methods that fail and methods that differ by tenths fit on one plot
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("density, % of weights")
     axes.set_ylabel("test error, %")
     axes.set_title(title)
