@@ -14,7 +14,7 @@ from regrow.experiments.study import Cell, Study, collect, markdown, run_study
 GRID = ("--methods", "dense,set,static", "--densities", "0.1,0.2", "--seeds", 2, "--epochs", 1)
 OPTIONS = ("study", "methods", "digits-mlp", *GRID, "--set", "batch_size=128")
 FOLDERS = {
-    f"{cell}-seed{seed}" for cell in ("dense-1", "set-0.1", "set-0.2", "static-0.1", "static-0.2") for seed in (0, 1)
+    f"{cell}-seed{seed}" for cell in ("dense", "set-0.1", "set-0.2", "static-0.1", "static-0.2") for seed in (0, 1)
 }
 TIMES = ("seconds_train", "seconds_per_step", "peak_memory_bytes", "threads")
 

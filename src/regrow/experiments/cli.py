@@ -19,7 +19,7 @@ from regrow.experiments.config import TrainConfig, override, parse_settings
 from regrow.experiments.demo import demo as run_demo
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import SaveError
-from regrow.experiments.methods import METHODS, check_method
+from regrow.experiments.methods import METHODS, check_method, run_name
 from regrow.experiments.presets import PRESETS
 from regrow.experiments.presets import preset as find_preset
 from regrow.experiments.progress import ProgressBar, Quiet, TensorBoard
@@ -202,9 +202,7 @@ def one_line_errors() -> Iterator[None]:
 
 def default_out(config: TrainConfig) -> Path:
     """Return the folder of a run that was given none."""
-    method = Path(config.method.split(":")[0]).stem
-    density = "" if method == "dense" else f"-{config.density:g}"
-    return Path("runs") / f"{config.preset}-{method}{density}-seed{config.seed}"
+    return Path("runs") / f"{config.preset}-{run_name(config)}"
 
 
 def _study(

@@ -51,7 +51,8 @@ def _base(data_root: Path | None, console: Console) -> TrainConfig:
     try:
         data.fetch("fashion-mnist", data_root)
     except UserError as error:
-        console.print(f"Fashion-MNIST cannot be had here, so this runs on the 8x8 digits instead. {error}")
+        reason = f"Fashion-MNIST cannot be had here, so this runs on the 8x8 digits instead. {error}"
+        console.print(reason, markup=False, highlight=False, soft_wrap=True)
         return preset("digits-mlp")
     return override(preset("fashion-lenet300-100"), {"epochs": _EPOCHS})
 

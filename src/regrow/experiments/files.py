@@ -56,10 +56,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise SaveError(f"cannot write to {folder}: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is at work in {folder}: wait for it, or take another --out") from None
         yield
-    except BlockingIOError:
-        raise UserError(f"another process is at work in {folder}: wait for it, or take another --out") from None
     finally:
         os.close(descriptor)
 

@@ -63,6 +63,19 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     return replace(recipe, fraction=decays[config.prune_rate_decay])
 
 
+def run_name(config: TrainConfig) -> str:
+    """Return a name for a run among those of its preset, fit for a folder: method, density, seed.
+
+    Example:
+        >>> run_name(TrainConfig(preset="mine", data="digits", model="mlp", epochs=2, method="my.py:recipe"))
+        'my-recipe-0.05-seed0'
+    """
+    path, colon, recipe = config.method.rpartition(":")
+    method = f"{Path(path).stem}-{recipe}" if colon else config.method
+    density = "" if method == "dense" else f"-{config.density:g}"
+    return f"{method}{density}-seed{config.seed}"
+
+
 def check_method(name: str) -> None:
     """Raise a UserError if `name` is neither "dense", a method's name, nor a recipe in a file."""
     if name != "dense":

@@ -46,7 +46,6 @@ class Run:
         epoch: epochs finished.
         rows: metrics of every finished epoch.
         seconds: wall time spent in training steps.
-        updates: updates of the topology so far.
     """
 
     def __init__(self, config: TrainConfig, data_root: Path | None = None) -> None:

@@ -21,7 +21,7 @@ from rich.table import Table
 from regrow.experiments.config import TrainConfig, override
 from regrow.experiments.files import write_text
 from regrow.experiments.interrupt import StopRequest, catch_stop_signals
-from regrow.experiments.methods import check_method
+from regrow.experiments.methods import check_method, run_name
 from regrow.experiments.plots import plot_errors
 from regrow.experiments.train import Result, StoppedError, resume_config, train
 
@@ -200,9 +200,7 @@ def _run_in_worker(config: TrainConfig, out: Path, data_root: Path | None) -> Re
 
 
 def _run_one(config: TrainConfig, out: Path, data_root: Path | None) -> Result:
-    path, colon, recipe = config.method.rpartition(":")
-    method = f"{Path(path).stem}-{recipe}" if colon else config.method
-    folder = out / f"{method}-{config.density:g}-seed{config.seed}"
+    folder = out / run_name(config)
     if (folder / "config.yaml").exists():
         config = resume_config(config, config.model_dump(), folder)
         return train(config, folder, resume=True, data_root=data_root)
