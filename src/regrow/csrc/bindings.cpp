@@ -1,0 +1,99 @@
+// The Python module regrow._kernels. Tensors arrive as addresses: regrow.ops checks dtype, layout and sizes.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <new>
+#include <stdexcept>
+
+#include "kernels.h"
+
+namespace nb = nanobind;
+using namespace regrow;
+
+namespace {
+
+const Kernels* chosen = nullptr;
+
+const Kernels& kernels() { return *chosen; }
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void must(bool complete) {
+    if (!complete) throw std::bad_alloc();
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, module) {
+    module.doc() = "Kernels over the nonzeros of a weight; see regrow.ops for the functions that check their arguments.";
+    chosen = &best_kernels();
+
+    nb::class_<Axis>(module, "Axis", "One axis of a convolution, in the direction of the gather.")
+        .def(nb::init<int64_t, int64_t, int32_t, int32_t, int32_t, int32_t>(), nb::arg("input"), nb::arg("output"),
+             nb::arg("kernel"), nb::arg("stride"), nb::arg("padding"), nb::arg("dilation"));
+
+    nb::class_<Geometry>(module, "Geometry", "Batch and plane of a convolution.")
+        .def(nb::init<int64_t, Axis, Axis, bool>(), nb::arg("batch"), nb::arg("height"), nb::arg("width"),
+             nb::arg("transposed"));
+
+    nb::class_<Index>(module, "Index", "Addresses of the index tensors of one direction of a weight.")
+        .def(
+            "__init__",
+            [](Index* self, uintptr_t order, uintptr_t place, uintptr_t segment_row, uintptr_t segment_start,
+               uintptr_t block_start, int64_t nonzeros, int64_t rows, int64_t channels, int32_t channels_per_block) {
+                new (self) Index{pointer<const int32_t>(order),         pointer<const int16_t>(place),
+                                 pointer<const int32_t>(segment_row),   pointer<const int32_t>(segment_start),
+                                 pointer<const int32_t>(block_start),   nonzeros,
+                                 rows,                                  channels,
+                                 channels_per_block};
+            },
+            nb::arg("order"), nb::arg("place"), nb::arg("segment_row"), nb::arg("segment_start"), nb::arg("block_start"),
+            nb::arg("nonzeros"), nb::arg("rows"), nb::arg("channels"), nb::arg("channels_per_block"));
+
+    module.def(
+        "gather",
+        [](const Geometry& geometry, const Index& index, uintptr_t values, uintptr_t bias, uintptr_t input,
+           uintptr_t output, int threads) {
+            nb::gil_scoped_release release;
+            must(kernels().gather(geometry, index, pointer<const float>(values), pointer<const float>(bias),
+                                  pointer<const float>(input), pointer<float>(output), threads));
+        },
+        nb::arg("geometry"), nb::arg("index"), nb::arg("values"), nb::arg("bias"), nb::arg("input"), nb::arg("output"),
+        nb::arg("threads"));
+
+    module.def(
+        "values_gradient",
+        [](const Geometry& geometry, const Index& index, uintptr_t output_gradient, uintptr_t input, uintptr_t gradient,
+           int threads) {
+            nb::gil_scoped_release release;
+            must(kernels().values_gradient(geometry, index, pointer<const float>(output_gradient),
+                                           pointer<const float>(input), pointer<float>(gradient), threads));
+        },
+        nb::arg("geometry"), nb::arg("index"), nb::arg("output_gradient"), nb::arg("input"), nb::arg("gradient"),
+        nb::arg("threads"));
+
+    module.def(
+        "transpose",
+        [](uintptr_t from, int64_t from_pitch, int64_t from_distance, uintptr_t to, int64_t to_pitch, int64_t to_distance,
+           int64_t rows, int64_t columns, int64_t count, int threads) {
+            nb::gil_scoped_release release;
+            kernels().transpose(pointer<const float>(from), from_pitch, from_distance, pointer<float>(to), to_pitch,
+                                to_distance, rows, columns, count, threads);
+        },
+        nb::arg("source"), nb::arg("source_pitch"), nb::arg("source_distance"), nb::arg("target"),
+        nb::arg("target_pitch"), nb::arg("target_distance"), nb::arg("rows"), nb::arg("columns"), nb::arg("count"),
+        nb::arg("threads"));
+
+    module.def("instruction_set", [] { return std::string(kernels().name); }, "Name of the kernels in use.");
+    module.def(
+        "use_instruction_set",
+        [](const std::string& name) {
+            const Kernels* found = find_kernels(name.c_str());
+            if (!found) throw std::invalid_argument("this processor or build has no kernels for '" + name + "'");
+            chosen = found;
+        },
+        nb::arg("name"), "Use the kernels of one instruction set: 'portable', 'avx2' or 'avx512'.");
+}

@@ -1,0 +1,222 @@
+// The drivers around the inner kernels, compiled once for each instruction set.
+#include "kernels.h"
+
+#include <omp.h>
+
+#include <cstring>
+
+#include "inner.h"
+#include "pack.h"
+#include "transpose.h"
+
+namespace regrow::REGROW_VARIANT {
+namespace {
+
+int64_t share_start(int64_t items, int64_t thread, int64_t threads) { return items * thread / threads; }
+
+// The tiles of one phase: for each tile of the plane, each group of lanes. The groups of one position share pages
+// and neighbouring cache lines, so they follow one another.
+struct Item {
+    int64_t top;
+    int64_t left;
+    int64_t lane;
+};
+
+Item item_at(int64_t number, const PhasePlan& plan, const Tile& tile, int64_t batch) {
+    const int64_t columns = plan.width.tiles(tile.width);
+    const int64_t groups = ceil_divide(batch, tile.lanes());
+    const int64_t position = number / groups;
+    return {position / columns * tile.height, position % columns * tile.width, number % groups * tile.lanes()};
+}
+
+int64_t item_count(const PhasePlan& plan, const Tile& tile, int64_t batch) {
+    return plan.tiles(tile) * ceil_divide(batch, tile.lanes());
+}
+
+int64_t block_count(const Index& index) { return ceil_divide(index.channels, index.channels_per_block); }
+
+// Floats from the start of a packed block, for each place.
+void tabulate_places(const PhasePlan& plan, const Geometry& geometry, const Tile& tile, int64_t channels,
+                     int32_t* offsets) {
+    for (int64_t channel = 0; channel < channels; ++channel)
+        for (int64_t row = 0; row < geometry.height.kernel; ++row)
+            for (int64_t column = 0; column < geometry.width.kernel; ++column)
+                *offsets++ = static_cast<int32_t>(channel * plan.channel_pitch +
+                                                  plan.height.tap_line[row] * plan.line_pitch +
+                                                  plan.width.tap_line[column] * tile.lanes());
+}
+
+// What every thread needs to walk over the packed blocks of its tiles.
+struct Walk {
+    const Geometry& geometry;
+    const Index& index;
+    const Tile& tile;
+    const PhasePlan& plan;
+    int64_t phase;
+    const float* input;
+
+    int64_t input_pitch() const { return geometry.height.input * geometry.width.input * geometry.batch; }
+    int64_t output_pitch() const { return geometry.height.output * geometry.width.output * geometry.batch; }
+    int64_t packed_size() const { return index.channels_per_block * plan.channel_pitch; }
+    int64_t positions() const {
+        return larger(plan.height.lines * plan.width.lines, static_cast<int64_t>(tile.height) * tile.width);
+    }
+
+    // Packs block after block for one tile and calls body(segments) on each that has any.
+    template <class Body>
+    void blocks(const Item& item, float* packed, Position* positions, Body&& body) const {
+        const PositionList inputs = list_inputs(plan, geometry, tile, item.top, item.left, positions);
+        const int64_t lanes = geometry.batch - item.lane;
+        const int64_t blocks = block_count(index);
+        // The padding of a tile lies at the same lines in every block: written once.
+        std::memset(packed, 0, static_cast<size_t>(packed_size()) * sizeof(float));
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int32_t* start = index.block_start + phase * blocks + block;
+            if (start[0] == start[1]) continue;
+            const int64_t channel = block * index.channels_per_block;
+            const int64_t channels = smaller(index.channels_per_block, index.channels - channel);
+            const float* plane = input + channel * input_pitch() + item.lane;
+            pack(packed, plan.channel_pitch, plane, input_pitch(), channels, inputs, tile, lanes);
+            const int64_t next = smaller(index.channels_per_block, index.channels - channel - channels);
+            Ahead ahead(plane + channels * input_pitch(), input_pitch(), next, inputs, tile.vectors, start[1] - start[0]);
+            body(Segments{index.segment_row, index.segment_start, start[0], start[1]}, ahead);
+        }
+    }
+};
+
+void gather_segments(const Tile& tile, const Segments& segments, const Entry* entries, const float* packed,
+                     int64_t line_pitch, Ahead& ahead, float* sums) {
+    if (tile.height == 4) return gather_block<4>(segments, entries, packed, line_pitch, ahead, sums);
+    if (tile.height == 2) return gather_block<2>(segments, entries, packed, line_pitch, ahead, sums);
+    gather_block<1>(segments, entries, packed, line_pitch, ahead, sums);
+}
+
+void values_segments(const Tile& tile, const Segments& segments, const int32_t* offsets, const float* packed,
+                     int64_t line_pitch, Ahead& ahead, const float* tiles, float* partials,
+                     float* gradient) {
+    if (tile.height == 4) return values_block<4>(segments, offsets, packed, line_pitch, ahead, tiles, partials, gradient);
+    if (tile.height == 2) return values_block<2>(segments, offsets, packed, line_pitch, ahead, tiles, partials, gradient);
+    values_block<1>(segments, offsets, packed, line_pitch, ahead, tiles, partials, gradient);
+}
+
+bool gather_phase(const Walk& walk, const float* values, const float* bias, float* output, int threads) {
+    const Index& index = walk.index;
+    const Tile& tile = walk.tile;
+    const int64_t blocks = block_count(index);
+    Buffer<int32_t> offsets(index.channels_per_block * static_cast<int64_t>(walk.geometry.height.kernel) *
+                            walk.geometry.width.kernel);
+    Buffer<Entry> entries(index.nonzeros);
+    if (!offsets || !entries) return false;
+    tabulate_places(walk.plan, walk.geometry, tile, index.channels_per_block, offsets.data());
+    const int64_t first = index.segment_start[index.block_start[walk.phase * blocks]];
+    const int64_t last = index.segment_start[index.block_start[(walk.phase + 1) * blocks]];
+
+    bool complete = true;
+#pragma omp parallel num_threads(threads) reduction(&& : complete)
+    {
+        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+        Buffer<float> packed(walk.packed_size());
+        Buffer<float> sums(index.rows * kTileFloats);
+        Buffer<Position> inputs(walk.positions()), outputs(walk.positions());
+        complete = packed && sums && inputs && outputs;
+#pragma omp for schedule(static)
+        for (int64_t entry = first; entry < last; ++entry) {
+            entries[entry] = {values[index.order[entry]], offsets[index.place[entry]]};
+        }
+        const int64_t items = item_count(walk.plan, tile, walk.geometry.batch);
+        const int64_t end = complete ? share_start(items, thread + 1, team) : 0;
+        for (int64_t number = share_start(items, thread, team); number < end; ++number) {
+            const Item item = item_at(number, walk.plan, tile, walk.geometry.batch);
+            for (int64_t row = 0; row < index.rows; ++row)
+                fill(&sums[row * kTileFloats], kAccumulators, bias ? bias[row] : 0.0f);
+            walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, Ahead& ahead) {
+                gather_segments(tile, segments, entries.data(), packed.data(), walk.plan.line_pitch, ahead, sums.data());
+            });
+            const PositionList targets =
+                list_outputs(walk.plan, walk.geometry, tile, item.top, item.left, outputs.data());
+            unpack(output + item.lane, walk.output_pitch(), sums.data(), kTileFloats, index.rows, targets, tile,
+                   walk.geometry.batch - item.lane);
+        }
+    }
+    return complete;
+}
+
+bool gather(const Geometry& geometry, const Index& index, const float* values, const float* bias, const float* input,
+            float* output, int threads) {
+    Buffer<int32_t> scratch(scratch_size(geometry));
+    if (!scratch) return false;
+    for (int64_t phase = 0; phase < phase_count(geometry); ++phase) {
+        const Axis &height = geometry.height, &width = geometry.width;
+        const Tile tile = geometry.transposed
+                              ? choose_tile(ceil_divide(height.output, height.stride), ceil_divide(width.output, width.stride))
+                              : choose_tile(height.output, width.output);
+        const PhasePlan plan = plan_phase(geometry, tile, phase, scratch.data());
+        const Walk walk{geometry, index, tile, plan, phase, input};
+        if (!gather_phase(walk, values, bias, output, threads)) return false;
+    }
+    return true;
+}
+
+bool values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient, const float* input,
+                     float* gradient, int threads) {
+    Buffer<int32_t> scratch(scratch_size(geometry));
+    if (!scratch) return false;
+    const Tile tile = choose_tile(geometry.height.output, geometry.width.output);
+    const PhasePlan plan = plan_phase(geometry, tile, 0, scratch.data());
+    const Walk walk{geometry, index, tile, plan, 0, input};
+    Buffer<int32_t> places(index.channels_per_block * static_cast<int64_t>(geometry.height.kernel) *
+                           geometry.width.kernel);
+    Buffer<int32_t> offsets(index.nonzeros);
+    Buffer<float> sums(index.nonzeros * threads);
+    if (!places || !offsets || !sums) return false;
+    tabulate_places(plan, geometry, tile, index.channels_per_block, places.data());
+    const int64_t items = item_count(plan, tile, geometry.batch);
+
+    bool complete = true;
+    int64_t workers = 1;
+#pragma omp parallel num_threads(threads) reduction(&& : complete)
+    {
+        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+        Buffer<float> packed(walk.packed_size());
+        Buffer<float> tiles(index.rows * kTileFloats);
+        Buffer<float> partials(kPartials * kLanes);
+        Buffer<Position> inputs(walk.positions()), outputs(walk.positions());
+        complete = packed && tiles && partials && inputs && outputs;
+#pragma omp single
+        workers = team;
+#pragma omp for schedule(static)
+        for (int64_t entry = 0; entry < index.nonzeros; ++entry) offsets[entry] = places[index.place[entry]];
+
+        float* mine = sums.data() + thread * index.nonzeros;
+        std::memset(mine, 0, static_cast<size_t>(index.nonzeros) * sizeof(float));
+        const int64_t end = complete ? share_start(items, thread + 1, team) : 0;
+        for (int64_t number = share_start(items, thread, team); number < end; ++number) {
+            const Item item = item_at(number, plan, tile, geometry.batch);
+            const PositionList targets = list_outputs(plan, geometry, tile, item.top, item.left, outputs.data());
+            if (targets.size < static_cast<int64_t>(tile.height) * tile.width)
+                std::memset(tiles.data(), 0, static_cast<size_t>(index.rows * kTileFloats) * sizeof(float));
+            pack(tiles.data(), kTileFloats, output_gradient + item.lane, walk.output_pitch(), index.rows, targets, tile,
+                 geometry.batch - item.lane);
+            walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, Ahead& ahead) {
+                values_segments(tile, segments, offsets.data(), packed.data(), plan.line_pitch, ahead, tiles.data(),
+                                partials.data(), mine);
+            });
+        }
+#pragma omp barrier
+        // The threads' sums are added in their order, so equal inputs give equal bits.
+#pragma omp for schedule(static)
+        for (int64_t entry = 0; entry < index.nonzeros; ++entry) {
+            float sum = sums[entry];
+            for (int64_t other = 1; other < workers; ++other) sum += sums[other * index.nonzeros + entry];
+            gradient[index.order[entry]] = sum;
+        }
+    }
+    return complete;
+}
+
+}  // namespace
+
+extern const Kernels kKernels;
+const Kernels kKernels = {REGROW_NAME, gather, values_gradient, transpose};
+
+}  // namespace regrow::REGROW_VARIANT

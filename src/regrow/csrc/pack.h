@@ -1,0 +1,96 @@
+// Copies between activations, [channel][plane][batch], and the packed tiles that the inner kernels read and write.
+#pragma once
+
+#include "plan.h"
+
+namespace regrow::REGROW_VARIANT {
+
+// One position of a channel: the same for every channel, so a tile lists its positions once.
+struct Position {
+    int64_t packed;  // floats from the channel's packed start
+    int64_t plane;   // floats from the channel's start in the activation
+};
+
+struct PositionList {
+    Position* positions;
+    int64_t size;
+};
+
+// Lists the positions of a tile of outputs, starting at (top, left), that exist.
+static inline PositionList list_outputs(const PhasePlan& plan, const Geometry& geometry, const Tile& tile, int64_t top,
+                                        int64_t left, Position* into) {
+    int64_t size = 0;
+    for (int64_t i = 0; i < tile.height; ++i) {
+        const int64_t row = plan.height.target(top + i);
+        if (row < 0) continue;
+        for (int64_t j = 0; j < tile.width; ++j) {
+            const int64_t column = plan.width.target(left + j);
+            if (column < 0) continue;
+            into[size++] = {(i * tile.width + j) * tile.lanes(), (row * geometry.width.output + column) * geometry.batch};
+        }
+    }
+    return {into, size};
+}
+
+// Lists the packed lines that the same tile reads and that are not padding.
+static inline PositionList list_inputs(const PhasePlan& plan, const Geometry& geometry, const Tile& tile, int64_t top,
+                                       int64_t left, Position* into) {
+    int64_t size = 0;
+    for (int64_t i = 0; i < plan.height.lines; ++i) {
+        const int64_t row = plan.height.source(top, i);
+        if (row < 0) continue;
+        for (int64_t j = 0; j < plan.width.lines; ++j) {
+            const int64_t column = plan.width.source(left, j);
+            if (column < 0) continue;
+            into[size++] = {i * plan.line_pitch + j * tile.lanes(),
+                            (row * geometry.width.input + column) * geometry.batch};
+        }
+    }
+    return {into, size};
+}
+
+// Copies `lanes` floats and fills up to `vectors` vectors with zeros.
+static inline void copy_in(float* to, const float* from, int32_t vectors, int64_t lanes) {
+    if (lanes >= static_cast<int64_t>(vectors) * kLanes) {
+        for (int32_t v = 0; v < vectors; ++v) store(to + v * kLanes, load(from + v * kLanes));
+        return;
+    }
+    for (int64_t lane = 0; lane < static_cast<int64_t>(vectors) * kLanes; ++lane) to[lane] = lane < lanes ? from[lane] : 0;
+}
+
+static inline void copy_out(float* to, const float* from, int32_t vectors, int64_t lanes) {
+    if (lanes >= static_cast<int64_t>(vectors) * kLanes) {
+        for (int32_t v = 0; v < vectors; ++v) store(to + v * kLanes, load(from + v * kLanes));
+        return;
+    }
+    for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = from[lane];
+}
+
+static inline void pack(float* packed, int64_t packed_pitch, const float* plane, int64_t plane_pitch, int64_t channels,
+                        const PositionList& list, const Tile& tile, int64_t lanes) {
+    for (int64_t channel = 0; channel < channels; ++channel) {
+        float* to = packed + channel * packed_pitch;
+        const float* from = plane + channel * plane_pitch;
+        for (int64_t i = 0; i < list.size; ++i) {
+            copy_in(to + list.positions[i].packed, from + list.positions[i].plane, tile.vectors, lanes);
+        }
+    }
+}
+
+static inline void unpack(float* plane, int64_t plane_pitch, const float* packed, int64_t packed_pitch, int64_t channels,
+                          const PositionList& list, const Tile& tile, int64_t lanes) {
+    for (int64_t channel = 0; channel < channels; ++channel) {
+        float* to = plane + channel * plane_pitch;
+        const float* from = packed + channel * packed_pitch;
+        for (int64_t i = 0; i < list.size; ++i) {
+            copy_out(to + list.positions[i].plane, from + list.positions[i].packed, tile.vectors, lanes);
+        }
+    }
+}
+
+static inline void fill(float* to, int64_t vectors, float value) {
+    const Vector vector = broadcast(value);
+    for (int64_t v = 0; v < vectors; ++v) store(to + v * kLanes, vector);
+}
+
+}  // namespace regrow::REGROW_VARIANT

@@ -1,0 +1,60 @@
+"""The layout of activations between sparse layers: the batch innermost.
+
+A tensor of logical shape (N, C, H, W) is *batch-last* when its strides are (1, H*W*N, W*N, N): a nonzero of the
+weight then multiplies contiguous runs of the batch. PyTorch's element-wise operations keep that layout.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regrow.ops.native import kernels, kernels_serve
+
+
+def is_batch_last(x: Tensor) -> bool:
+    """Return whether the first dimension of `x` is the innermost in memory and the rest follow in order."""
+    return x.movedim(0, -1).is_contiguous()
+
+
+def empty_batch_last(like: Tensor, *shape: int) -> Tensor:
+    """Return an uninitialised batch-last tensor with the dtype and device of `like`."""
+    return like.new_empty((*shape[1:], shape[0])).movedim(-1, 0)
+
+
+def batch_last(x: Tensor) -> Tensor:
+    """Return `x`, shape (N, C, H, W), with the batch innermost: itself if it is so already, else a copy."""
+    if is_batch_last(x):
+        return x
+    copy: Tensor = _to_batch_last(x)
+    return copy
+
+
+@torch.library.custom_op("regrow::to_batch_last", mutates_args=(), device_types=("cpu", "cuda"))
+def _to_batch_last(x: Tensor) -> Tensor:
+    copy = empty_batch_last(x, *x.shape)
+    count, channels, height, width = x.shape
+    plane = height * width
+    channels_last = x.permute(0, 2, 3, 1).is_contiguous()
+    if not kernels_serve(x) or not (channels_last or x.is_contiguous()):
+        return copy.copy_(x)
+    # One matrix (N, C*H*W) to transpose, or, channels last, for each position of the plane one (N, C).
+    columns, matrices = (channels, plane) if channels_last else (channels * plane, 1)
+    kernels().transpose(
+        source=x.data_ptr(), source_pitch=channels * plane, source_distance=channels,
+        target=copy.data_ptr(), target_pitch=plane * count if channels_last else count, target_distance=count,
+        rows=count, columns=columns, count=matrices, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return copy
+
+
+@_to_batch_last.register_fake
+def _(x: Tensor) -> Tensor:
+    return empty_batch_last(x, *x.shape)
+
+
+def _backward(_: object, gradient: Tensor) -> Tensor:
+    return gradient
+
+
+_to_batch_last.register_autograd(_backward)

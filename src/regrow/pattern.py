@@ -1,0 +1,203 @@
+"""The immutable index structure of a sparse weight: which positions exist, and in what order kernels visit them.
+
+The parameter of a sparse layer is a vector of values, one for each existing position of the dense weight, in the
+order of the flat positions. Kernels want the same positions grouped otherwise: by blocks of input channels small
+enough for the first-level cache, the nonzeros of one output row together, and all of that once more for the
+transposed weight, whose rows are the input channels. A `Pattern` builds each grouping when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Packed inputs of one block of channels, in bytes: what leaves room for the sums in a first-level cache of 48 KiB.
+_BLOCK_BYTES = 36 * 1024
+# A place within a block is stored in 16 bits.
+_PLACES = 1 << 15
+
+
+class Blocks(NamedTuple):
+    """The nonzeros of one direction of a weight, grouped for the cache; every tensor is int32 but `place`, int16.
+
+    Entries are sorted by phase of the output (one, but for the transposed index of a strided convolution), block of
+    input channels, and segment: the nonzeros of one output row in that block. Within a block segments of equal
+    length stand together, longest first, so that the processor predicts where each ends.
+
+    Attributes:
+        order: for each entry, which of the parameter's values it is.
+        place: for each entry, channel within the block * taps + tap.
+        segment_row: the output row of each segment.
+        segment_start: first entry of each segment, and the number of entries.
+        block_start: first segment of each block of each phase, and the number of segments.
+    """
+
+    order: Tensor
+    place: Tensor
+    segment_row: Tensor
+    segment_start: Tensor
+    block_start: Tensor
+
+
+class Geometry(NamedTuple):
+    """Stride, padding and dilation of a convolution, (height, width) each, and its groups."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+def channels_per_block(kernel: Sequence[int], dilation: Sequence[int]) -> int:
+    """Return how many channels share a block: as many as keep its packed inputs in the first-level cache.
+
+    Args:
+        kernel: height and width of the kernel.
+        dilation: distance between taps, height and width.
+    """
+    # Inputs that a tile of 4 x 4 outputs reads, with one vector of 16 floats each.
+    lines = prod(4 + (taps - 1) * step for taps, step in zip(kernel, dilation, strict=True))
+    return max(1, min(_BLOCK_BYTES // (lines * 64), _PLACES // prod(kernel)))
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Which weights of a dense shape exist.
+
+    Args:
+        shape: shape of the dense weight: (outputs, inputs) or (outputs, inputs of a group, height, width).
+        positions: sorted flat int64 positions of the weights that exist, on the CPU.
+
+    Raises:
+        ValueError: if the positions are not sorted, repeat, or leave the shape; or for a weight of another rank.
+    """
+
+    shape: tuple[int, ...]
+    positions: Tensor
+    _cache: dict[object, Blocks] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        positions = self.positions
+        if len(self.shape) not in (2, 4):
+            raise ValueError(f"a pattern wants a weight of 2 or 4 dimensions, not of shape {self.shape}")
+        if positions.dtype != torch.int64 or positions.dim() != 1:
+            raise ValueError("positions must be a 1-D int64 tensor")
+        if len(positions) > torch.iinfo(torch.int32).max:
+            raise ValueError(f"at most 2**31 - 1 weights can exist in one layer, not {len(positions)}")
+        if prod(self.kernel) > _PLACES:
+            raise ValueError(f"a kernel of {self.kernel} has more than {_PLACES} taps")
+        if len(positions) and not (
+            bool(positions[0] >= 0) and bool(positions[-1] < self.numel) and bool((positions.diff() > 0).all())
+        ):
+            raise ValueError(f"positions must be sorted, distinct and within the shape {self.shape}")
+
+    @staticmethod
+    def of_mask(mask: Tensor) -> Pattern:
+        """Return the pattern of a bool tensor that is true where a weight exists."""
+        return Pattern(tuple(mask.shape), mask.reshape(-1).nonzero().squeeze(1).cpu())
+
+    @property
+    def nonzeros(self) -> int:
+        """How many weights exist."""
+        return len(self.positions)
+
+    @property
+    def numel(self) -> int:
+        """How many weights the dense weight has."""
+        return prod(self.shape)
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that exist."""
+        return self.nonzeros / self.numel if self.numel else 0.0
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Height and width of the kernel; a linear weight has one tap."""
+        return (self.shape[2], self.shape[3]) if len(self.shape) == 4 else (1, 1)
+
+    @property
+    def row_pointers(self) -> Tensor:
+        """Where the nonzeros of each output row start, and their number: int64, one longer than the rows."""
+        first = torch.arange(self.shape[0] + 1) * (self.numel // max(1, self.shape[0]))
+        return torch.searchsorted(self.positions, first)
+
+    @property
+    def columns(self) -> Tensor:
+        """Position of each nonzero within its output row: int32."""
+        return (self.positions % max(1, prod(self.shape[1:]))).int()
+
+    def forward_blocks(self, geometry: Geometry) -> Blocks:
+        """Return the grouping by output row, which the forward pass and the values' gradient use."""
+        key = ("forward", geometry.dilation, geometry.groups)
+        if key not in self._cache:
+            row, channel, tap = self._coordinates(geometry.groups)
+            self._cache[key] = _group(
+                row, channel, tap, torch.zeros_like(tap), rows=self.shape[0], channels=self.shape[1] * geometry.groups,
+                phases=1, taps=prod(self.kernel), per_block=channels_per_block(self.kernel, geometry.dilation),
+            )  # fmt: skip
+        return self._cache[key]
+
+    def transposed_blocks(self, geometry: Geometry) -> Blocks:
+        """Return the grouping by input channel, which the input's gradient uses."""
+        key = ("transposed", geometry)
+        if key not in self._cache:
+            row, channel, tap = self._coordinates(geometry.groups)
+            self._cache[key] = _group(
+                channel, row, tap, self._phase(tap, geometry), rows=self.shape[1] * geometry.groups,
+                channels=self.shape[0], phases=prod(geometry.stride), taps=prod(self.kernel),
+                per_block=channels_per_block(self.kernel, geometry.dilation),
+            )  # fmt: skip
+        return self._cache[key]
+
+    def _coordinates(self, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return output row, input channel (over all groups) and tap of each nonzero."""
+        taps = prod(self.kernel)
+        tap = self.positions % taps
+        column = self.positions // taps
+        row = column // self.shape[1]
+        group = row // (self.shape[0] // groups)
+        return row, column % self.shape[1] + group * self.shape[1], tap
+
+    def _phase(self, tap: Tensor, geometry: Geometry) -> Tensor:
+        """Return which inputs, modulo the stride, a tap's outputs read: inputs of one phase share their taps."""
+        height, width = (
+            (torch.arange(taps) * dilation - padding) % stride
+            for taps, dilation, padding, stride in zip(
+                self.kernel, geometry.dilation, geometry.padding, geometry.stride, strict=True
+            )
+        )
+        return (height[:, None] * geometry.stride[1] + width).reshape(-1)[tap]
+
+
+def _group(
+    row: Tensor, channel: Tensor, tap: Tensor, phase: Tensor, *, rows: int, channels: int, phases: int, taps: int,
+    per_block: int,
+) -> Blocks:  # fmt: skip
+    """Group nonzeros, given in the order of the values, by phase, block of channels and row."""
+    blocks = -(-channels // per_block)
+    group = phase * blocks + channel // per_block
+    segment, order = torch.sort(group * rows + row, stable=True)
+    segment, length = torch.unique_consecutive(segment, return_counts=True)
+    start = length.cumsum(0) - length
+
+    # Segments anew: within a group from the longest to the shortest.
+    longest = int(length.max()) if len(length) else 0
+    by_length = torch.argsort(segment // max(1, rows) * (longest + 1) + longest - length, stable=True)
+    segment, length, start = segment[by_length], length[by_length], start[by_length]
+    new_start = torch.zeros(len(length) + 1, dtype=torch.int64)
+    torch.cumsum(length, 0, out=new_start[1:])
+    order = order[torch.arange(len(order)) + (start - new_start[:-1]).repeat_interleave(length)]
+
+    return Blocks(
+        order=order.int(),
+        place=(channel % per_block * taps + tap)[order].short(),
+        segment_row=(segment % max(1, rows)).int(),
+        segment_start=new_start.int(),
+        block_start=torch.searchsorted(segment // max(1, rows), torch.arange(phases * blocks + 1)).int(),
+    )
