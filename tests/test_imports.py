@@ -17,7 +17,7 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 LIBRARY = [name for name in MODULES if not name.startswith("regrow.experiments")]
-CORE = ("entries", "score", "redistribute", "distribution", "schedule", "recipe", "methods")
+CORE = ("entries", "positions", "growth", "score", "redistribute", "distribution", "schedule", "recipe", "methods")
 CORE_MODULES = [name for name in LIBRARY if name != "regrow" and name.split(".")[1] in CORE]
 NOT_OF_THE_LIBRARY = ("argparse", "typer", "click", "rich", "matplotlib", "pydantic", "yaml", "sklearn", "wandb")
 
