@@ -29,11 +29,14 @@ class Absent:
         self.positions = positions
         self.parameter = nn.Parameter(weight.weight.new_zeros(len(positions)))
         self._handle: Any = None
-        # The layer's own gradient after the last pass: its version, its largest entry and the place of that.
+        # The layer's own gradient after the last pass: its version, the place of its largest entry, and that entry.
         self._last: tuple[int, Tensor, Tensor] | None = None
-        if isinstance(weight.module, SparseLayer):
-            weight.module.watch = self._watch
-            self._handle = weight.weight.register_post_accumulate_grad_hook(self._remember)  # type: ignore[no-untyped-call]
+
+    def open(self) -> None:
+        """Begin to gather."""
+        if isinstance(self.weight.module, SparseLayer):
+            self.weight.module.watch = self._watch
+            self._handle = self.weight.weight.register_post_accumulate_grad_hook(self._remember)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Gather no more."""
@@ -91,18 +94,24 @@ class Absent:
     def _forget_what_was_cleared(self) -> None:
         """Clear the gradient if the layer's own was, whether to None or to zero."""
         own = self.weight.weight.grad
-        touched = own is not None and (self._last is None or own._version != self._last[0])
-        if own is None or (touched and not own.any()):
+        if own is None or (not own.any() and self._is_touched(own)):
             self.parameter.grad = None
+
+    def _is_touched(self, own: Tensor) -> bool:
+        """Return whether a gradient of zeros was something else, or was written to, since the last pass."""
+        if self._last is None:
+            return True
+        version, _, largest = self._last
+        # Not everything that writes counts as a version, and not every gradient was above zero before.
+        return own._version != version or bool(largest != 0)
 
     def _scale_as(self, own: Tensor) -> None:
         # Between the backward pass and the step a loop multiplies gradients by one number: a GradScaler to unscale
         # them, clipping to shorten them. The largest entry tells which.
         assert self.parameter.grad is not None
-        if self._last is None or own._version == self._last[0]:
-            return
-        _, place, before = self._last
-        self.parameter.grad.mul_(torch.where(before == 0, 1, own[place] / before))
+        if self._last is not None:
+            _, place, before = self._last
+            self.parameter.grad.mul_(torch.where(before == 0, 1, own[place] / before))
 
 
 class _Watch(torch.autograd.Function):

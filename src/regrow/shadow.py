@@ -41,6 +41,8 @@ class Shadow:
         self._first = optimizer
         self._absent = {weight.name: Absent(weight, positions[weight.name]) for weight in weights}
         self._second = _like(optimizer, self._absent.values()) if with_momentum else None
+        for absent in self._absent.values():
+            absent.open()
 
     def __contains__(self, weight: Weight) -> bool:
         return weight.name in self._absent
