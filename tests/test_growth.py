@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import regrow
-from cases import COMPATIBLE, METHODS, MODELS, Run, assert_same, method, model, optimization, weights
+from cases import COMPATIBLE, METHODS, MODELS, Model, Run, assert_same, method, model, optimization, weights
 from regrow.growth import candidates, exact, window
 from regrow.momentum import momentum
 from regrow.positions import lookup
@@ -69,11 +69,19 @@ def test_masked_and_sparse_storage_agree(method, optimization, model):
     assert assert_storages_agree(make, 1e-10) == {"static": 0, "rigl": 2}.get(method.name, 3)
 
 
+# Batch norm makes the gradients of the weights before it cancel, so that rounding is all that is left of some.
+WITHOUT_NORM = [
+    Model(
+        "linear", lambda: nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 5)), (8,), ("0.weight", "2.weight")
+    ),
+    *(row for row in MODELS if row.sparse and row.name != "mlp"),
+]
+
+
 @each_method
 @each_main_optimizer
-@each_sparse_model
+@pytest.mark.parametrize("model", WITHOUT_NORM, ids=lambda row: row.name)
 def test_in_single_precision_they_agree_to_rounding(method, optimization, model):
-    """The gap between the last that grows and the first that does not is far above rounding here."""
 
     def make(storage):
         return run(exact(), storage, method, model, optimization, prepare=lambda network: network)
