@@ -394,6 +394,13 @@ def test_an_update_before_anything_was_gathered_says_so(name):
         one.topology.update()
 
 
+def test_positions_that_changed_under_the_updater_are_an_error_not_a_broken_topology():
+    one, other = run(exact()), run(exact(), seed=1)
+    one.model.load_state_dict(other.model.state_dict())
+    with pytest.raises(RuntimeError, match=r"'0.weight' changed under its TopologyUpdater: load the updater's state"):
+        one.train(range(EVERY))
+
+
 class Demanding(torch.optim.SGD):
     def __init__(self, params, *, secret):
         super().__init__(params, lr=0.1, momentum=0.9)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from regrow.entries import Change, Entries, LayerState
 from regrow.growth import wanted
 from regrow.momentum import check_momentum, momentum
+from regrow.positions import find
 from regrow.recipe import Recipe, update
 from regrow.shadow import Shadow, groups_of, numbers_of
 from regrow.storage import Weight, sparse_weights
@@ -250,6 +251,11 @@ class TopologyUpdater:
             positions = wanted(self._recipe.growth, index, weight.numel, self._generator)
         else:
             positions = shadow.positions(weight)
+            if find(positions, index)[1].any():
+                raise RuntimeError(
+                    f"the positions of {weight.name!r} changed under its TopologyUpdater: load the updater's state "
+                    "beside the model's, or make a new updater"
+                )
 
         existing: dict[str, Tensor] = {}
         missing: dict[str, Tensor] = {}
