@@ -297,15 +297,15 @@ class TopologyUpdater:
         state = self._optimizer.state.get(weight.weight, {})
         numbers = numbers_of(state, weight.weight)
         leaving = {key: weight.at(tensor, change.drop) for key, tensor in numbers.items()}
+        joining = {}
         for key, tensor in numbers.items():
             if self._recipe.reset_state:
-                joining = tensor.new_zeros(len(change.grow))
+                joining[key] = tensor.new_zeros(len(change.grow))
             elif shadow is None:
-                joining = weight.at(tensor, change.grow)
+                joining[key] = weight.at(tensor, change.grow)
             else:
-                joining = shadow.joining(weight, key, tensor, change.grow)
-            state[key] = weight.carry(tensor, change, joining)
-        weight.apply(change)
+                joining[key] = shadow.joining(weight, key, tensor, change.grow)
+        state.update(weight.apply(change, numbers, joining))
         if shadow is not None and self._goes_on():
             shadow.follow(weight, change, leaving)
 

@@ -88,19 +88,16 @@ class MaskedWeight:
         return tensor.reshape(-1)[positions]
 
     @torch.no_grad()
-    def carry(self, tensor: Tensor, change: Change, joining: Tensor) -> Tensor:
-        """Return a dense tensor of optimizer state, changed in place: `joining` stands at what grows."""
+    def apply(self, change: Change, numbers: Mapping[str, Tensor], joining: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Carry out a change in place: dropped and grown weights become zero, the mask and the state follow."""
         # Coordinates instead of flat positions: the tensors may have any memory format.
-        tensor[torch.unravel_index(change.grow, self.shape)] = joining
-        return tensor
-
-    @torch.no_grad()
-    def apply(self, change: Change) -> None:
-        """Carry out a change in place: dropped and grown weights become zero, the mask follows."""
         drop, grow = (torch.unravel_index(index, self.shape) for index in (change.drop, change.grow))
         self.weight[drop] = 0
         self.mask[drop] = 0
         self.mask[grow] = 1
+        for key, tensor in numbers.items():
+            tensor[grow] = joining[key]
+        return dict(numbers)
 
 
 def mask_weight(module: nn.Module, name: str, parameter: str, positions: Tensor) -> None:

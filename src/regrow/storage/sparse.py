@@ -7,6 +7,7 @@ beside them. When the topology changes, all of them move with their weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -75,24 +76,24 @@ class SparseWeight:
 
     def at(self, tensor: Tensor, positions: Tensor) -> Tensor:
         """Return the numbers of a (nonzeros,) tensor at flat positions, zero at absent ones."""
-        return lookup(positions, self.module.index, tensor)
-
-    @torch.no_grad()
-    def carry(self, tensor: Tensor, change: Change, joining: Tensor) -> Tensor:
-        """Return a (nonzeros,) tensor of optimizer state as it is after `change`, `joining` at what grows."""
-        index = self._index_after(change)
-        moved = self.at(tensor, index)
-        place, _ = find(change.grow, index)
-        moved[place] = joining
-        return moved
-
-    @torch.no_grad()
-    def apply(self, change: Change) -> None:
-        """Carry out a change: values and positions move, the gradient becomes None."""
-        values = self.carry(self.weight.detach(), change, self.weight.new_zeros(len(change.grow)))
-        self.module.replace(self._index_after(change), values)
-
-    def _index_after(self, change: Change) -> Tensor:
         index = self.module.index
-        _, leaves = find(index, change.drop)
-        return torch.cat((index[~leaves], change.grow)).sort().values
+        return tensor if positions is index else lookup(positions, index, tensor)
+
+    @torch.no_grad()
+    def apply(self, change: Change, numbers: Mapping[str, Tensor], joining: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Carry out a change: values, positions and state move, the gradient becomes None."""
+        before = self.module.index
+        _, leaves = find(before, change.drop)
+        index = torch.cat((before[~leaves], change.grow)).sort().values
+        source, _ = find(index, before)
+        grown, _ = find(change.grow, index)
+
+        def moved(tensor: Tensor, at_grown: Tensor) -> Tensor:
+            result = tensor[source] if len(before) else tensor.new_empty(len(index))
+            result[grown] = at_grown
+            return result
+
+        state = {key: moved(tensor, joining[key]) for key, tensor in numbers.items()}
+        values = self.weight.detach()
+        self.module.replace(index, moved(values, values.new_zeros(len(change.grow))))
+        return state

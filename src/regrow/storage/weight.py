@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ class Weight(Protocol):
     """A handle on one sparse weight of a model; the tensors themselves belong to its module.
 
     The parameter's own shape is the storage's business, and so is that of gradients and optimizer state, which share
-    it: `at` and `carry` translate to flat positions of the dense weight, which is all that an update knows.
+    it: `at` and `apply` translate to flat positions of the dense weight, which is all that an update knows.
     """
 
     @property
@@ -67,16 +68,14 @@ class Weight(Protocol):
             positions: flat positions in the dense weight, int64, shape (n,).
         """
 
-    def carry(self, tensor: Tensor, change: Change, joining: Tensor) -> Tensor:
-        """Return a tensor of optimizer state as it is after `change`; call it before `apply`.
-
-        Numbers stay with their weights.
+    def apply(self, change: Change, numbers: Mapping[str, Tensor], joining: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Carry out a change: the weights at `change.drop` leave, those at `change.grow` join at zero.
 
         Args:
-            tensor: the state before, in the parameter's shape; it may be changed in place.
             change: positions that leave and join.
-            joining: the numbers at `change.grow`.
-        """
+            numbers: tensors of optimizer state in the parameter's shape; they may be changed in place.
+            joining: for each of those the numbers at `change.grow`.
 
-    def apply(self, change: Change) -> None:
-        """Carry out a change: the weights at `change.drop` leave, those at `change.grow` join at zero."""
+        Returns:
+            The tensors as they are after the change: numbers stay with their weights.
+        """
