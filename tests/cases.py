@@ -38,7 +38,8 @@ METHODS = [
     Method("sparse-momentum", regrow.sparse_momentum, needs_momentum=True, keeps_layers=False, updates=(2, 4, 6)),
 ]
 
-STORAGES = ["masked"]
+# For each backend of `sparsify` the storage that it means, as the summary names it.
+STORAGES = {"masked": "masked", "cpu": "sparse"}
 
 
 class Attention(nn.Module):
@@ -92,6 +93,7 @@ class Model:
     shape: tuple[int, ...]
     weights: tuple[str, ...]
     vocabulary: int = 0
+    sparse: bool = False  # whether sparse storage can hold all of these weights
 
     def inputs(self, seed: int, batch: int = 4) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -109,11 +111,11 @@ def _conv(kind: type[nn.Module], *, groups: int = 1) -> Callable[[], nn.Module]:
 
 
 MODELS = [
-    Model("mlp", _mlp, (8,), ("0.weight", "3.weight")),
-    Model("conv1d", _conv(nn.Conv1d), (4, 5), ("0.weight", "2.weight")),
-    Model("conv2d", _conv(nn.Conv2d), (4, 4, 3), ("0.weight", "2.weight")),
+    Model("mlp", _mlp, (8,), ("0.weight", "3.weight"), sparse=True),
+    Model("conv1d", _conv(nn.Conv1d), (4, 5), ("0.weight", "2.weight"), sparse=True),
+    Model("conv2d", _conv(nn.Conv2d), (4, 4, 3), ("0.weight", "2.weight"), sparse=True),
     Model("conv3d", _conv(nn.Conv3d), (4, 3, 3, 2), ("0.weight", "2.weight")),
-    Model("grouped", _conv(nn.Conv2d, groups=4), (4, 4, 3), ("0.weight", "2.weight")),
+    Model("grouped", _conv(nn.Conv2d, groups=4), (4, 4, 3), ("0.weight", "2.weight"), sparse=True),
     Model("transposed1d", _conv(nn.ConvTranspose1d), (4, 5), ("0.weight", "2.weight")),
     Model("transposed2d", _conv(nn.ConvTranspose2d), (4, 4, 3), ("0.weight", "2.weight")),
     Model("transposed3d", _conv(nn.ConvTranspose3d), (4, 3, 3, 2), ("0.weight", "2.weight")),
@@ -177,6 +179,7 @@ OPTIMIZERS = [
 ]
 
 FUSED = [case for case in OPTIMIZERS if case.settings.get("fused")]
+STORED = [(m, s) for s in STORAGES for m in MODELS if s == "masked" or m.sparse]
 COMPATIBLE = [(m, o) for m in METHODS for o in OPTIMIZERS if o.keeps_momentum or not m.needs_momentum]
 
 
@@ -199,6 +202,7 @@ def _name(row: Any) -> str:
 each_method = pytest.mark.parametrize("method", METHODS, ids=_name)
 each_model = pytest.mark.parametrize("model", MODELS, ids=_name)
 each_storage = pytest.mark.parametrize("storage", STORAGES)
+each_stored = pytest.mark.parametrize(("model", "storage"), STORED, ids=_name)
 each_fused = pytest.mark.parametrize("optimization", FUSED, ids=_name)
 each_compatible = pytest.mark.parametrize(("method", "optimization"), COMPATIBLE, ids=_name)
 
@@ -248,8 +252,8 @@ class Run:
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Return a dense copy of every sparse weight as the model holds it, nothing corrected."""
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name].detach().clone() for name in regrow.masks(model)}
+    held = {**regrow.dense_state_dict(model), **dict(model.named_parameters())}
+    return {name: held[name].detach().clone() for name in regrow.masks(model)}
 
 
 def state_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 LIBRARY = [name for name in MODULES if not name.startswith("regrow.experiments")]
-CORE = ("entries", "score", "redistribute", "distribution", "schedule", "recipe", "methods")
+CORE = ("entries", "positions", "growth", "score", "redistribute", "distribution", "schedule", "recipe", "methods")
+ORDER = (*CORE, "pattern", "ops", "storage", "nn", "momentum", "absent", "shadow", "topology")
 CORE_MODULES = [name for name in LIBRARY if name != "regrow" and name.split(".")[1] in CORE]
 NOT_OF_THE_LIBRARY = ("argparse", "typer", "click", "rich", "matplotlib", "pydantic", "yaml", "sklearn", "wandb")
 
@@ -57,6 +58,13 @@ def test_the_library_has_no_call_that_prints(name):
     calls = [node.func for node in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(node, ast.Call)]
     assert not [call.lineno for call in calls if isinstance(call, ast.Name) and call.id in ("print", "input")]
     assert "sys" not in imports(name)
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY if name != "regrow"])
+def test_imports_run_one_way(name):
+    place = ORDER.index(name.split(".")[1])
+    ours = {module.split(".")[1] for module in imports(name) if module.startswith("regrow.")}
+    assert {package for package in ours if ORDER.index(package) > place} == set()
 
 
 def test_importing_regrow_loads_neither_experiments_nor_what_only_they_need():

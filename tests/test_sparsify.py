@@ -7,14 +7,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import regrow
-from cases import MODELS, each_model, each_storage, model, weights
+from cases import MODELS, each_model, each_stored, model, weights
 from regrow.distribution import DISTRIBUTIONS
 
 DISTRIBUTION_NAMES = pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 
 
-@each_storage
-@each_model
+@each_stored
 @DISTRIBUTION_NAMES
 def test_the_weights_that_should_be_are_sparse_and_exactly_counted(model, distribution, storage):
     built = model.build()
@@ -130,8 +129,7 @@ def test_norms_and_biases_become_sparse_when_asked_for():
     assert set(regrow.masks(network)) == {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 
-@each_storage
-@each_model
+@each_stored
 def test_given_masks_are_taken_as_they_are(model, storage):
     given_masks = regrow.masks(regrow.sparsify(model.build(), 0.3, seed=9))
     taken = regrow.masks(regrow.sparsify(model.build(), masks=given_masks, backend=storage))
@@ -145,17 +143,15 @@ def test_the_masks_returned_are_copies():
     assert int(regrow.masks(network)["weight"].sum()) == 32
 
 
-@each_storage
-@each_model
+@each_stored
 def test_the_dense_state_dict_loads_into_the_unsparsified_model_and_computes_the_same(model, storage):
     sparse, plain = regrow.sparsify(model.build(), 0.3, backend=storage).eval(), model.build().eval()
     plain.load_state_dict(regrow.dense_state_dict(sparse))
     inputs = model.inputs(0)
-    assert torch.equal(plain(inputs), sparse(inputs))
+    torch.testing.assert_close(plain(inputs), sparse(inputs))
 
 
-@each_storage
-@each_model
+@each_stored
 def test_densify_gives_back_an_ordinary_model(model, storage):
     sparse = regrow.sparsify(model.build(), 0.3, backend=storage).eval()
     before, output = regrow.dense_state_dict(sparse), sparse(model.inputs(0))
@@ -164,7 +160,7 @@ def test_densify_gives_back_an_ordinary_model(model, storage):
     assert regrow.masks(plain) == {}
     assert plain.state_dict().keys() == model.build().state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
-    assert torch.equal(plain(model.inputs(0)), output)
+    torch.testing.assert_close(plain(model.inputs(0)), output)
     assert tuple(regrow.masks(regrow.sparsify(plain, 0.2))) == model.weights
 
 

@@ -9,7 +9,18 @@ import torch
 from torch import nn
 
 import regrow
-from cases import Run, assert_same, each_method, each_model, each_storage, method, model, optimization, weights
+from cases import (
+    Run,
+    assert_same,
+    each_method,
+    each_model,
+    each_storage,
+    each_stored,
+    method,
+    model,
+    optimization,
+    weights,
+)
 
 STEPS = 8
 MLP, SGD = model("mlp"), optimization("sgd-nesterov")
@@ -46,8 +57,7 @@ def test_a_resumed_training_equals_the_uninterrupted_to_the_bit(method, optimiza
     assert_same(second.state(), whole.state())
 
 
-@each_storage
-@each_model
+@each_stored
 def test_a_state_dict_loads_into_a_model_sparsified_with_another_seed(model, storage):
     source, target = (regrow.sparsify(model.build(), 0.3, backend=storage, seed=seed).eval() for seed in (0, 1))
     target.load_state_dict(saved_and_loaded(source.state_dict()))
@@ -56,8 +66,7 @@ def test_a_state_dict_loads_into_a_model_sparsified_with_another_seed(model, sto
     assert torch.equal(target(model.inputs(0)), source(model.inputs(0)))
 
 
-@each_storage
-@each_model
+@each_stored
 @each_copy
 def test_a_copy_is_the_same_and_independent(model, copied, storage):
     run = Run(model, method("set").recipe(), SGD, storage=storage)

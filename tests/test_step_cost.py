@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import regrow
 from cases import model, optimization
-from regrow.storage.masked import enforce, masked_weights
+from regrow.storage import sparse_weights
+from regrow.storage.masked import enforce
 
 
 class Operations(TorchDispatchMode):
@@ -42,7 +43,7 @@ def test_a_step_without_update_is_one_operation_more_for_all_layers():
 
 @pytest.mark.parametrize("name", ["mlp", "conv2d"])
 def test_enforcing_the_masks_allocates_nothing(name):
-    weights = list(masked_weights(regrow.sparsify(model(name).build(), 0.3)).values())
+    weights = list(sparse_weights(regrow.sparsify(model(name).build(), 0.3)).values())
     enforce(weights)
     assert allocations(lambda: enforce(weights)) == 0
     assert allocations(lambda: [weight.weight * weight.mask for weight in weights]) == len(weights)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import regrow
-from cases import each_model, each_storage, model
+from cases import STORAGES, each_model, each_stored, model
 from regrow import summary
 
 # Positions at which each weight of the model is applied for one sample, counted by hand.
@@ -25,8 +25,7 @@ POSITIONS = {
 }
 
 
-@each_storage
-@each_model
+@each_stored
 def test_the_table_counts_what_there_is(model, storage):
     plain = model.build()
     numbers = sum(parameter.numel() for parameter in plain.parameters())
@@ -36,7 +35,7 @@ def test_the_table_counts_what_there_is(model, storage):
     assert [row.name for row in table.layers] == list(masks)
     for row, mask in zip(table.layers, masks.values(), strict=True):
         assert row.shape == tuple(mask.shape)
-        assert row.storage == storage
+        assert row.storage == STORAGES[storage]
         assert row.nonzeros == int(mask.sum())
         assert row.density == row.nonzeros / mask.numel()
         assert row.flops == 2 * row.nonzeros

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from regrow.entries import Change, Entries, LayerState
+from regrow.growth import Growth, exact
 from regrow.redistribute import Redistribute, apportion, room_to_grow
 from regrow.schedule import Schedule, Timing
 from regrow.score import Score
@@ -35,6 +36,8 @@ class Recipe:
             value and its optimizer state; otherwise it starts again at zero.
         density: the network's density after an update, a function of the step; None keeps the number of
             nonzeros as it is.
+        growth: where the information on absent weights comes from: `regrow.growth.exact()`, `window(steps)` or
+            `candidates(steps, per_nonzero)`.
 
     Raises:
         ValueError: if `needs` holds an unknown name, or the first fraction or density lies outside [0, 1].
@@ -59,6 +62,7 @@ class Recipe:
     reset_state: bool = False
     keep_returning: bool = False
     density: Schedule | None = None
+    growth: Growth = field(default_factory=exact)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.needs) - set(get_args(Information)))

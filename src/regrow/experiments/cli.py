@@ -56,7 +56,7 @@ def train(
     preset: Preset,
     method: Annotated[str | None, typer.Option(help=f"dense, {', '.join(METHODS)}, or path/to/file.py:recipe.")] = None,
     density: Annotated[float | None, typer.Option(help="Nonzeros over all sparse weights, in (0, 1].")] = None,
-    backend: Annotated[str | None, typer.Option(help="Storage of the sparse weights: auto or masked.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Storage of the sparse weights: auto, masked or cpu.")] = None,
     epochs: Epochs = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     data: DataRoot = None,
