@@ -10,6 +10,7 @@ from torch import nn
 
 import regrow
 from cases import assert_same, model
+from regrow.pattern import Geometry
 from regrow.storage import sparse_weights
 
 # name: (the ordinary layer, an input)
@@ -37,9 +38,12 @@ each_copy = pytest.mark.parametrize(
 )
 
 
-def both(build, density=0.3):
-    """Return the ordinary layer with zeros, and the sparsely stored one, in double precision."""
-    dense = nn.Sequential(build()).double()
+each_precision = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["reference", "kernels"])
+
+
+def both(build, density=0.3, dtype=torch.float64):
+    """Return the ordinary layer with zeros, and the sparsely stored one."""
+    dense = nn.Sequential(build()).to(dtype)
     sparse = regrow.sparsify(copy.deepcopy(dense), density, backend="cpu")
     dense.load_state_dict(regrow.dense_state_dict(sparse))
     return dense, sparse
@@ -47,9 +51,10 @@ def both(build, density=0.3):
 
 @each_layer
 @each_density
-def test_outputs_and_gradients_are_those_of_the_ordinary_layer(build, shape, density):
-    dense, sparse = both(build, density)
-    inputs = [torch.randn(shape, dtype=torch.float64).requires_grad_() for _ in range(2)]
+@each_precision
+def test_outputs_and_gradients_are_those_of_the_ordinary_layer(build, shape, density, dtype):
+    dense, sparse = both(build, density, dtype)
+    inputs = [torch.randn(shape, dtype=dtype).requires_grad_() for _ in range(2)]
     inputs[1].data.copy_(inputs[0].data)
     outputs = [layer(x) for layer, x in zip((dense, sparse), inputs, strict=True)]
     assert outputs[0].shape == outputs[1].shape
@@ -64,22 +69,30 @@ def test_outputs_and_gradients_are_those_of_the_ordinary_layer(build, shape, den
 
 
 @each_layer
-def test_gradients_of_absent_weights_are_those_of_the_ordinary_layer(build, shape):
-    dense, sparse = both(build)
-    x = torch.randn(shape, dtype=torch.float64)
+@each_precision
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.9, 1.0])
+def test_gradients_of_absent_weights_are_those_of_the_ordinary_layer(build, shape, dtype, share):
+    dense, sparse = both(build, dtype=dtype)
+    x = torch.randn(shape, dtype=dtype)
     output = dense(x)
     seen = torch.randn_like(output)
     output.backward(seen)
-    expected = dense[0].weight.grad
-    torch.testing.assert_close(sparse[0].weight_gradient(x, seen), expected)
-    for positions in (torch.arange(expected.numel()), torch.tensor([3, 0, expected.numel() - 1]), torch.arange(0)):
-        at = sparse[0].weight_gradient_at(positions, x, seen)
-        torch.testing.assert_close(at, expected.flatten()[positions])
+    expected = dense[0].weight.grad.flatten()
+    positions = torch.randperm(len(expected))[: round(share * len(expected))].sort().values
+    absent = nn.Parameter(torch.zeros(len(positions), dtype=dtype))
+    sparse[0].watched = sparse[0].watching(absent, positions)
+    watched = sparse(x)
+    torch.testing.assert_close(watched, output)
+    watched.backward(seen)
+    torch.testing.assert_close(absent.grad, expected[positions])
 
 
-def test_gradients_at_positions_are_gathered_in_parts(monkeypatch):
+def test_gradients_of_absent_weights_are_put_together_from_parts(monkeypatch):
     monkeypatch.setattr("regrow.ops.gradient._CHUNK", 5)
-    test_gradients_of_absent_weights_are_those_of_the_ordinary_layer(*LAYERS["conv2d grouped"])
+    monkeypatch.setattr("regrow.ops.gradient._ROWS", 5)
+    for name in ("conv2d grouped", "linear"):
+        for share in (0.4, 0.9):
+            test_gradients_of_absent_weights_are_those_of_the_ordinary_layer(*LAYERS[name], torch.float64, share)
 
 
 @each_layer
@@ -142,18 +155,18 @@ def test_a_copy_made_while_gradients_are_watched_is_not_watched(copied):
     sparse = regrow.sparsify(model("mlp").build(), 0.3, backend="cpu")
     optimizer = torch.optim.SGD(sparse.parameters(), lr=0.1, momentum=0.9)
     topology = regrow.TopologyUpdater(sparse, optimizer, regrow.sparse_momentum(every=2, steps=8))
-    assert sparse[0].watch is not None
+    assert sparse[0].watched is not None
     twin = copied(sparse)
-    assert twin[0].watch is None
+    assert twin[0].watched is None
     assert torch.equal(twin.eval()(torch.ones(1, 8)), sparse.eval()(torch.ones(1, 8)))
     topology.remove()
-    assert sparse[0].watch is None
+    assert sparse[0].watched is None
 
 
 def test_dtypes_follow_and_positions_stay_whole_numbers():
     sparse = regrow.sparsify(model("conv2d").build(), 0.3, backend="cpu").to(torch.bfloat16)
     assert sparse[0].values.dtype == torch.bfloat16
-    assert sparse[0].index.dtype == torch.int64
+    assert sparse[0].index.dtype == torch.int32
     assert sparse(model("conv2d").inputs(0).bfloat16()).dtype == torch.bfloat16
 
 
@@ -272,11 +285,14 @@ def test_layers_whose_weights_a_transformer_reads_itself_are_refused():
         regrow.sparsify(network, 0.5, backend="cpu", keep_dense=["*attn*"])
 
 
-def test_the_table_counts_values_and_positions():
+def test_the_table_counts_all_that_a_layer_holds():
     sparse = regrow.sparsify(nn.Sequential(nn.Linear(100, 50)), 0.1, backend="cpu")
     table = regrow.summary(sparse, torch.zeros(2, 100))
-    assert table.layers[0].bytes == 500 * (4 + 8)
-    assert table.bytes == 500 * (4 + 8) + 50 * 4
+    pattern = sparse[0].pattern
+    groups = (*pattern.forward_blocks(Geometry()), *pattern.transposed_blocks(Geometry()))
+    held = 500 * (4 + 4) + sum(tensor.nbytes for tensor in groups)  # values, positions, and what kernels read
+    assert table.layers[0].bytes == held
+    assert table.bytes == held + 50 * 4
     assert table.flops == 2 * 500
     conv = regrow.sparsify(nn.Sequential(nn.Conv2d(4, 8, 3)), 0.5, backend="cpu")
     assert regrow.summary(conv, torch.zeros(2, 4, 6, 5)).flops == 2 * 144 * 12

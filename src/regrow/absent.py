@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from regrow.positions import find, lookup
+from regrow.positions import compact, find, lookup
 from regrow.storage import Weight
 from regrow.storage.layer import SparseLayer, rebind
 
@@ -26,23 +25,36 @@ class Absent:
 
     def __init__(self, weight: Weight, positions: Tensor) -> None:
         self.weight = weight
-        self.positions = positions
         self.parameter = nn.Parameter(weight.weight.new_zeros(len(positions)))
-        self._handle: Any = None
+        self._positions = compact(positions, weight.numel)
+        self._handles: list[Any] = []
         # The layer's own gradient after the last pass: its version, the place of its largest entry, and that entry.
         self._last: tuple[int, Tensor, Tensor] | None = None
+        # Whether this gradient has come in the pass that is under way, and the layer's own has not yet.
+        self._ahead = False
+
+    @property
+    def positions(self) -> Tensor:
+        """Flat positions of the absent weights, sorted int64."""
+        return self._positions.long()
 
     def open(self) -> None:
         """Begin to gather."""
         if isinstance(self.weight.module, SparseLayer):
-            self.weight.module.watch = self._watch
-            self._handle = self.weight.weight.register_post_accumulate_grad_hook(self._remember)  # type: ignore[no-untyped-call]
+            own = self.weight.weight
+            self._watch(self.weight.module)
+            self._handles = [
+                own.register_hook(self._before_own),  # type: ignore[no-untyped-call]
+                self.parameter.register_hook(self._before),  # type: ignore[no-untyped-call]
+                own.register_post_accumulate_grad_hook(self._after_own),  # type: ignore[no-untyped-call]
+            ]
 
     def close(self) -> None:
         """Gather no more."""
         if isinstance(self.weight.module, SparseLayer):
-            self.weight.module.watch = None
-            self._handle.remove()
+            self.weight.module.watched = None
+            for handle in self._handles:
+                handle.remove()
 
     def collect(self, scale: Tensor | None) -> None:
         """Make the parameter's gradient what the optimizer would see if the weights existed.
@@ -62,31 +74,27 @@ class Absent:
 
     def follow(self, positions: Tensor) -> None:
         """Look at other positions from now on."""
-        self.positions = positions
+        self._positions = compact(positions, self.weight.numel)
         rebind(self.parameter, self.parameter.new_zeros(len(positions)))
+        if isinstance(self.weight.module, SparseLayer):
+            self._watch(self.weight.module)
 
-    def gradient(self, layer: SparseLayer, x: Tensor, gradient: Tensor) -> Tensor:
-        """Return the gradient of one pass through the layer, shape (positions,).
+    def _watch(self, layer: SparseLayer) -> None:
+        layer.watched = None
+        layer.watched = layer.watching(self.parameter, self._positions)
 
-        Args:
-            layer: the layer.
-            x: its input.
-            gradient: gradient of its output.
-        """
+    # Within a pass either gradient may come first; what was cleared is let go of before either is added.
+
+    def _before(self, _: Tensor) -> None:
         self._forget_what_was_cleared()
-        x = x.to(gradient.dtype)
-        if len(self.positions) + self.weight.nonzeros() == self.weight.numel:
-            # One dense gradient at a time: it is freed when this returns.
-            result = layer.weight_gradient(x, gradient).reshape(-1)[self.positions]
-        else:
-            result = layer.weight_gradient_at(self.positions, x, gradient)
-        return result.to(self.parameter.dtype)
+        self._ahead = True
 
-    def _watch(self, layer: SparseLayer, x: Tensor, output: Tensor) -> Tensor:
-        watched: Tensor = _Watch.apply(output, x, self.parameter, self, layer)  # type: ignore[no-untyped-call]
-        return watched
+    def _before_own(self, _: Tensor) -> None:
+        if not self._ahead:
+            self._forget_what_was_cleared()
 
-    def _remember(self, weight: Tensor) -> None:
+    def _after_own(self, weight: Tensor) -> None:
+        self._ahead = False
         if weight.grad is not None and len(weight):
             place = weight.grad.abs().argmax()
             self._last = (weight.grad._version, place, weight.grad[place].clone())
@@ -112,23 +120,6 @@ class Absent:
         if self._last is not None:
             _, place, before = self._last
             self.parameter.grad.mul_(torch.where(before == 0, 1, own[place] / before))
-
-
-class _Watch(torch.autograd.Function):
-    """The identity of a layer's output, whose gradient also gives that of absent weights."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, _: Tensor, absent: Absent, layer: SparseLayer) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.absent, ctx.layer = absent, layer
-        # A view would forbid what follows to work in place.
-        return output.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        return gradient, None, ctx.absent.gradient(ctx.layer, x, gradient), None, None
 
 
 def moved(numbers: Tensor, before: Tensor, after: Tensor, joining: Tensor, leaving: Tensor) -> Tensor:

@@ -9,6 +9,16 @@ import torch
 from torch import Tensor
 
 
+def compact(index: Tensor, numel: int) -> Tensor:
+    """Return positions below `numel` in the smallest type that holds them: int32 or int64.
+
+    Example:
+        >>> compact(torch.tensor([3, 5]), numel=10).dtype
+        torch.int32
+    """
+    return index.to(torch.int32 if numel <= torch.iinfo(torch.int32).max else torch.int64)
+
+
 def find(positions: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Look up `positions` in the sorted `index`.
 

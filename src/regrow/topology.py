@@ -251,7 +251,7 @@ class TopologyUpdater:
             positions = wanted(self._recipe.growth, index, weight.numel, self._generator)
         else:
             positions = shadow.positions(weight)
-            if find(positions, index)[1].any():
+            if find(index, positions)[1].any():
                 raise RuntimeError(
                     f"the positions of {weight.name!r} changed under its TopologyUpdater: load the updater's state "
                     "beside the model's, or make a new updater"
@@ -262,7 +262,7 @@ class TopologyUpdater:
         if "gradient" in self._recipe.needs:
             dense = self._gradients.get(weight.name)
             dense = _gradient(weight) if dense is None else dense
-            existing["grad"] = weight.at(dense, index)
+            existing["grad"] = weight.existing(dense)
             if shadow is None:
                 missing["grad"] = weight.at(dense, positions)
             elif weight.name in self._absent_gradients:
@@ -272,13 +272,13 @@ class TopologyUpdater:
         if "momentum" in self._recipe.needs:
             group = groups_of(self._optimizer)[id(weight.weight)]
             dense = momentum(self._optimizer, weight.weight, group)
-            existing["momentum"] = weight.at(dense, index)
+            existing["momentum"] = weight.existing(dense)
             missing["momentum"] = weight.at(dense, positions) if shadow is None else shadow.momentum(weight)
 
         # an absent weight is zero: one zero seen from everywhere needs no memory
         zeros = parameter.new_zeros(()).expand(len(positions))
         return LayerState(
-            active=Entries(index, weight.at(parameter, index), existing.get("grad"), existing.get("momentum")),
+            active=Entries(index, weight.existing(parameter), existing.get("grad"), existing.get("momentum")),
             candidates=Entries(positions, zeros, missing.get("grad"), missing.get("momentum")),
             numel=weight.numel,
             shape=weight.shape,

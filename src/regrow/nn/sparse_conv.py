@@ -11,8 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from regrow.nn.sparse_linear import kept
 from regrow.ops import sparse_conv2d
-from regrow.ops.gradient import conv2d_gradient, conv2d_gradient_at
 from regrow.pattern import Geometry
+from regrow.positions import compact
 from regrow.storage.layer import SparseLayer
 
 
@@ -24,8 +24,8 @@ class SparseConv(SparseLayer):
         out_channels: channels of an output.
         kernel_size: size of the kernel, one number a dimension.
         values: the weights that exist, shape (nonzeros,).
-        index: their flat positions in the dense weight (out_channels, in_channels / groups, *kernel_size), sorted
-            int64.
+        index: their flat positions in the dense weight (out_channels, in_channels / groups, *kernel_size), sorted,
+            int32 or int64.
         bias: shape (out_channels,), or None.
         stride: step of the kernel, one number a dimension; None means 1.
         padding: zeros on both sides, one number a dimension, or "same" or "valid".
@@ -56,6 +56,7 @@ class SparseConv(SparseLayer):
         self.padding = padding
         self.dilation = dilation or ones
         self.groups = groups
+        self.prepare()
 
     @staticmethod
     @abstractmethod
@@ -82,23 +83,25 @@ class SparseConv(SparseLayer):
         outputs, channels, *kernel = self.shape
         return (outputs, channels, *_two(kernel, 1))
 
+    def enter(self, x: Tensor) -> Tensor:
+        """Return an input as (N, C, H, W), padded where the two sides differ."""
+        before, after = self._zeros
+        if before != after:
+            # pad() counts dimensions from the last
+            x = F.pad(x, [zeros for pair in zip(reversed(before), reversed(after), strict=True) for zeros in pair])
+        spatial = len(self.kernel_size)
+        x = x if x.dim() == spatial + 2 else x.unsqueeze(0)
+        return x.unsqueeze(2) if spatial == 1 else x
+
     def product(self, x: Tensor) -> Tensor:
-        """Return the output for an input as the ordinary layer takes it, with or without a batch."""
-        output = sparse_conv2d(self._padded(x), self.values, self.bias, self.pattern, *self._geometry)
+        """Return the output, shape (N, O, H', W'), for an input of shape (N, C, H, W)."""
+        return sparse_conv2d(x, self.values, self.bias, self.pattern, *self.geometry)
+
+    def leave(self, output: Tensor, x: Tensor) -> Tensor:
+        """Return an output with the dimensions of the input `x`, with or without a batch."""
         spatial = len(self.kernel_size)
         output = output.squeeze(2) if spatial == 1 else output
         return output if x.dim() == spatial + 2 else output.squeeze(0)
-
-    def weight_gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """Return the gradient of the dense weight, in its shape."""
-        dense = conv2d_gradient(self._padded(x), self._as_plane(gradient), self._pattern_shape, self._geometry)
-        return dense.reshape(self.shape)
-
-    def weight_gradient_at(self, positions: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-        """Return the gradient of the dense weight at flat positions."""
-        return conv2d_gradient_at(
-            positions, self._padded(x), self._as_plane(gradient), self._pattern_shape, self._geometry
-        )
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows of the layer."""
@@ -109,7 +112,8 @@ class SparseConv(SparseLayer):
         )
 
     @property
-    def _geometry(self) -> Geometry:
+    def geometry(self) -> Geometry:
+        """Stride, padding, dilation and groups in two dimensions."""
         before, after = self._zeros
         # What differs between the sides is padded by hand.
         padding = before if before == after else (0,) * len(before)
@@ -123,20 +127,6 @@ class SparseConv(SparseLayer):
             return tuple(zeros // 2 for zeros in total), tuple(zeros - zeros // 2 for zeros in total)
         padding = (0,) * len(self.kernel_size) if isinstance(self.padding, str) else self.padding
         return padding, padding
-
-    def _padded(self, x: Tensor) -> Tensor:
-        """Return `x` as (N, C, H, W), padded where the two sides differ."""
-        before, after = self._zeros
-        if before != after:
-            # pad() counts dimensions from the last
-            x = F.pad(x, [zeros for pair in zip(reversed(before), reversed(after), strict=True) for zeros in pair])
-        return self._as_plane(x)
-
-    def _as_plane(self, x: Tensor) -> Tensor:
-        """Return an input or a gradient of the output as (N, C, H, W)."""
-        spatial = len(self.kernel_size)
-        x = x if x.dim() == spatial + 2 else x.unsqueeze(0)
-        return x.unsqueeze(2) if spatial == 1 else x
 
 
 class SparseConv1d(SparseConv):
@@ -157,7 +147,7 @@ class SparseConv1d(SparseConv):
     @staticmethod
     def from_dense(dense: nn.Conv1d, index: Tensor) -> SparseConv1d:
         """Return a layer that keeps of `dense` the weights at the flat positions `index`, and its bias."""
-        return SparseConv1d(*_channels(dense), kept(dense.weight, index), index, dense.bias, **_settings(dense))
+        return SparseConv1d(*_arguments(dense, index), **_settings(dense))
 
 
 class SparseConv2d(SparseConv):
@@ -178,11 +168,12 @@ class SparseConv2d(SparseConv):
     @staticmethod
     def from_dense(dense: nn.Conv2d, index: Tensor) -> SparseConv2d:
         """Return a layer that keeps of `dense` the weights at the flat positions `index`, and its bias."""
-        return SparseConv2d(*_channels(dense), kept(dense.weight, index), index, dense.bias, **_settings(dense))
+        return SparseConv2d(*_arguments(dense, index), **_settings(dense))
 
 
-def _channels(dense: _ConvNd) -> tuple[int, int, tuple[int, ...]]:
-    return dense.in_channels, dense.out_channels, dense.kernel_size
+def _arguments(dense: _ConvNd, index: Tensor) -> tuple[int, int, tuple[int, ...], Tensor, Tensor, Tensor | None]:
+    values, index = kept(dense.weight, index), compact(index, dense.weight.numel())
+    return dense.in_channels, dense.out_channels, dense.kernel_size, values, index, dense.bias
 
 
 def _settings(dense: _ConvNd) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from regrow.ops import sparse_linear
-from regrow.ops.gradient import linear_gradient, linear_gradient_at
+from regrow.pattern import Geometry
+from regrow.positions import compact
 from regrow.storage.layer import SparseLayer
 
 
@@ -16,7 +17,7 @@ class SparseLinear(SparseLayer):
         in_features: size of an input.
         out_features: size of an output.
         values: the weights that exist, shape (nonzeros,).
-        index: their flat positions in the dense weight (out_features, in_features), sorted int64.
+        index: their flat positions in the dense weight (out_features, in_features), sorted, int32 or int64.
         bias: shape (out_features,), or None.
 
     Example:
@@ -32,11 +33,13 @@ class SparseLinear(SparseLayer):
         super().__init__(values, index, bias)
         self.in_features = in_features
         self.out_features = out_features
+        self.prepare()
 
     @staticmethod
     def from_dense(dense: nn.Linear, index: Tensor) -> SparseLinear:
         """Return a layer that keeps of `dense` the weights at the flat positions `index`, and its bias."""
-        return SparseLinear(dense.in_features, dense.out_features, kept(dense.weight, index), index, dense.bias)
+        values, index = kept(dense.weight, index), compact(index, dense.weight.numel())
+        return SparseLinear(dense.in_features, dense.out_features, values, index, dense.bias)
 
     def to_dense(self) -> nn.Linear:
         """Return the ordinary layer that computes the same, with absent weights at zero."""
@@ -50,17 +53,22 @@ class SparseLinear(SparseLayer):
         """Shape of the dense weight."""
         return (self.out_features, self.in_features)
 
+    @property
+    def geometry(self) -> Geometry:
+        """That of a convolution on a plane of one position."""
+        return Geometry()
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return the input, shape (..., in_features), as it is."""
+        return x
+
     def product(self, x: Tensor) -> Tensor:
         """Return the output, shape (..., out_features), for the input of shape (..., in_features)."""
         return sparse_linear(x, self.values, self.bias, self.pattern)
 
-    def weight_gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """Return the gradient of the dense weight, in its shape."""
-        return linear_gradient(x, gradient)
-
-    def weight_gradient_at(self, positions: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-        """Return the gradient of the dense weight at flat positions."""
-        return linear_gradient_at(positions, x, gradient)
+    def leave(self, output: Tensor, x: Tensor) -> Tensor:
+        """Return the output as it is."""
+        return output
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows of the layer."""

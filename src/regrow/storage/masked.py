@@ -83,6 +83,10 @@ class MaskedWeight:
         """Return the flat positions of the weights that exist, sorted int64."""
         return self.mask.reshape(-1).nonzero().squeeze(1)
 
+    def existing(self, tensor: Tensor) -> Tensor:
+        """Return the numbers of a dense tensor in the order of `index`."""
+        return self.at(tensor, self.index())
+
     def at(self, tensor: Tensor, positions: Tensor) -> Tensor:
         """Return the numbers of a dense tensor at flat positions."""
         return tensor.reshape(-1)[positions]

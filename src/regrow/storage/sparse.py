@@ -57,8 +57,8 @@ class SparseWeight:
 
     @property
     def bytes(self) -> int:
-        """Bytes of values and positions."""
-        return self.weight.nbytes + self.module.index.nbytes
+        """Bytes of values, positions and the index structures that the kernels read."""
+        return self.weight.nbytes + self.module.pattern.nbytes
 
     def nonzeros(self) -> int:
         """Return how many weights exist, zero-valued ones included."""
@@ -67,31 +67,32 @@ class SparseWeight:
     def positions(self) -> Tensor:
         """Return where weights exist: a new bool tensor in the dense shape."""
         exists = torch.zeros(self.numel, dtype=torch.bool, device=self.module.index.device)
-        exists[self.module.index] = True
+        exists[self.module.index.long()] = True
         return exists.view(self.shape)
 
     def index(self) -> Tensor:
         """Return the flat positions of the weights that exist, sorted int64."""
-        return self.module.index
+        return self.module.index.long()
+
+    def existing(self, tensor: Tensor) -> Tensor:
+        """Return a (nonzeros,) tensor as it is: it is in the order of `index`."""
+        return tensor
 
     def at(self, tensor: Tensor, positions: Tensor) -> Tensor:
         """Return the numbers of a (nonzeros,) tensor at flat positions, zero at absent ones."""
-        index = self.module.index
-        return tensor if positions is index else lookup(positions, index, tensor)
+        return lookup(positions, self.index(), tensor)
 
     @torch.no_grad()
     def apply(self, change: Change, numbers: Mapping[str, Tensor], joining: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry out a change: values, positions and state move, the gradient becomes None."""
-        before = self.module.index
-        _, leaves = find(before, change.drop)
-        index = torch.cat((before[~leaves], change.grow)).sort().values
-        source, _ = find(index, before)
-        grown, _ = find(change.grow, index)
+        before = self.index()
+        stays = torch.ones(len(before), dtype=torch.bool, device=before.device)
+        stays[find(change.drop, before)[0]] = False
+        # Sorting says where each number comes from: from what stays, or behind that from what joins.
+        index, source = torch.cat((before[stays], change.grow)).sort()
 
-        def moved(tensor: Tensor, at_grown: Tensor) -> Tensor:
-            result = tensor[source] if len(before) else tensor.new_empty(len(index))
-            result[grown] = at_grown
-            return result
+        def moved(tensor: Tensor, joins: Tensor) -> Tensor:
+            return torch.cat((tensor[stays], joins))[source]
 
         state = {key: moved(tensor, joining[key]) for key, tensor in numbers.items()}
         values = self.weight.detach()

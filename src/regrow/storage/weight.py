@@ -58,6 +58,9 @@ class Weight(Protocol):
     def index(self) -> Tensor:
         """Return the flat positions of the weights that exist, sorted int64."""
 
+    def existing(self, tensor: Tensor) -> Tensor:
+        """Return the numbers of a tensor in the parameter's shape that belong to weights that exist, as in `index`."""
+
     def at(self, tensor: Tensor, positions: Tensor) -> Tensor:
         """Return the numbers of a tensor in the parameter's shape that belong to flat positions.
 
