@@ -9,6 +9,7 @@ Example:
 """
 
 from regrow import distribution as distribution
+from regrow import growth as growth
 from regrow import redistribute as redistribute
 from regrow import schedule as schedule
 from regrow import score as score
@@ -19,6 +20,9 @@ from regrow.methods.rigl import rigl as rigl
 from regrow.methods.set import set as set
 from regrow.methods.sparse_momentum import sparse_momentum as sparse_momentum
 from regrow.methods.static import static as static
+from regrow.nn.sparse_conv import SparseConv1d as SparseConv1d
+from regrow.nn.sparse_conv import SparseConv2d as SparseConv2d
+from regrow.nn.sparse_linear import SparseLinear as SparseLinear
 from regrow.nn.sparsify import dense_state_dict as dense_state_dict
 from regrow.nn.sparsify import densify as densify
 from regrow.nn.sparsify import masks as masks

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Entries:
-    """Some weights of one layer, as 1-D tensors of equal length sorted by `index`.
+    """Some weights of one layer, as 1-D tensors of equal length.
 
     Args:
-        index: flat row-major positions in the dense weight, int64, strictly ascending.
+        index: flat row-major positions in the dense weight, int64, each once.
         weight: values of the weights; zero where a weight is absent.
         grad: gradients at the update, or None where the recipe does not need them.
         momentum: the optimizer's momentum, or None where the recipe does not need it.
@@ -86,36 +86,25 @@ class Entries:
         return Entries(self.index, self.weight, self._grad, self._momentum, generator)
 
     def select(self, chosen: Tensor) -> Entries:
-        """Return the entries at the ascending places `chosen` (int64 or bool, 1-D)."""
+        """Return the entries at the places `chosen` (int64 or bool, 1-D)."""
         grad = None if self._grad is None else self._grad[chosen]
         momentum = None if self._momentum is None else self._momentum[chosen]
         return Entries(self.index[chosen], self.weight[chosen], grad, momentum, self._generator)
 
-    def merge(self, other: Entries) -> Entries:
-        """Return the union with `other`, whose positions are disjoint from these, sorted by index.
+    def join(self, other: Entries) -> Entries:
+        """Return these entries followed by `other`, whose positions are disjoint from these.
 
-        What only one of the two holds (gradient, momentum) the union does not hold.
+        What only one of the two holds (gradient, momentum) the result does not hold.
         """
-        # Both are sorted, so searching for the places of the one in the other is cheaper than sorting again.
-        places = torch.searchsorted(self.index, other.index)
-        places += torch.arange(len(other), device=places.device)
-        from_self = torch.ones(len(self) + len(other), dtype=torch.bool, device=places.device)
-        from_self[places] = False
 
-        def merged(mine: Tensor, others: Tensor) -> Tensor:
-            result = mine.new_empty(from_self.shape)
-            result[places] = others
-            result[from_self] = mine
-            return result
-
-        def merged_if_held(mine: Tensor | None, others: Tensor | None) -> Tensor | None:
-            return None if mine is None or others is None else merged(mine, others)
+        def joined(mine: Tensor | None, others: Tensor | None) -> Tensor | None:
+            return None if mine is None or others is None else torch.cat((mine, others))
 
         return Entries(
-            merged(self.index, other.index),
-            merged(self.weight, other.weight),
-            merged_if_held(self._grad, other._grad),
-            merged_if_held(self._momentum, other._momentum),
+            torch.cat((self.index, other.index)),
+            torch.cat((self.weight, other.weight)),
+            joined(self._grad, other._grad),
+            joined(self._momentum, other._momentum),
             self._generator,
         )
 

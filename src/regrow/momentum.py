@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 _ADVICE = "use SGD with momentum, Adam or AdamW, or a method without momentum (regrow.set, regrow.rigl)"
 
+# The averages that are corrected for their number of steps, and which of the betas each decays with.
+_AVERAGES = {"exp_avg": 0, "exp_avg_sq": 1, "max_exp_avg_sq": 1}
+
 
 def keeps_momentum(group: dict[str, Any]) -> bool:
     """Return whether the settings of a parameter group say that the optimizer will keep momentum.
@@ -55,12 +58,37 @@ def check_momentum(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> N
         )
 
 
+def correction(name: str, group: dict[str, Any], steps: float, into: float) -> float:
+    """Return the factor that turns an average of `steps` steps into one that reads the same after `into` steps.
+
+    The averages of the Adam family start at zero and are corrected for that by their number of steps, which all
+    weights of a parameter share. So an average that joins them must be as far from its limit as they are.
+
+    Args:
+        name: name of the tensor in the optimizer's state.
+        group: the parameter group, for its betas.
+        steps: steps that the average has seen.
+        into: steps that those which it joins have seen.
+
+    Example:
+        >>> correction("exp_avg", {"betas": (0.5, 0.9)}, steps=1, into=2)
+        1.5
+    """
+    betas = group.get("betas")
+    if name not in _AVERAGES or betas is None or steps == into or not steps:
+        return 1.0
+    beta = float(betas[_AVERAGES[name]])
+    return float((1 - beta**into) / (1 - beta**steps))
+
+
 def _adaptive(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     average: Tensor = state["exp_avg"].detach()
     if "exp_avg_sq" not in state or "betas" not in group:
         return average
     beta1, beta2 = (float(beta) for beta in group["betas"])
     step = float(state["step"])
+    if step == 0:  # its only gradient came in a step that was skipped
+        return torch.zeros_like(average)
     variance: Tensor = (state["exp_avg_sq"].detach() / (1 - beta2**step)).sqrt_()
     corrected: Tensor = average / (1 - beta1**step)
     return corrected / variance.add_(group.get("eps", 1e-8))

@@ -71,7 +71,7 @@ class Pattern:
 
     Args:
         shape: shape of the dense weight: (outputs, inputs) or (outputs, inputs of a group, height, width).
-        positions: sorted flat int64 positions of the weights that exist, on the CPU.
+        positions: sorted flat positions of the weights that exist, int32 or int64, on the CPU.
 
     Raises:
         ValueError: if the positions are not sorted, repeat, or leave the shape; or for a weight of another rank.
@@ -85,8 +85,8 @@ class Pattern:
         positions = self.positions
         if len(self.shape) not in (2, 4):
             raise ValueError(f"a pattern wants a weight of 2 or 4 dimensions, not of shape {self.shape}")
-        if positions.dtype != torch.int64 or positions.dim() != 1:
-            raise ValueError("positions must be a 1-D int64 tensor")
+        if positions.dtype not in (torch.int32, torch.int64) or positions.dim() != 1:
+            raise ValueError("positions must be a 1-D tensor of int32 or int64")
         if len(positions) > torch.iinfo(torch.int32).max:
             raise ValueError(f"at most 2**31 - 1 weights can exist in one layer, not {len(positions)}")
         if prod(self.kernel) > _PLACES:
@@ -112,6 +112,11 @@ class Pattern:
         return prod(self.shape)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the positions and of the groupings made so far."""
+        return self.positions.nbytes + sum(tensor.nbytes for blocks in self._cache.values() for tensor in blocks)
+
+    @property
     def density(self) -> float:
         """Share of the weights that exist."""
         return self.nonzeros / self.numel if self.numel else 0.0
@@ -125,7 +130,7 @@ class Pattern:
     def row_pointers(self) -> Tensor:
         """Where the nonzeros of each output row start, and their number: int64, one longer than the rows."""
         first = torch.arange(self.shape[0] + 1) * (self.numel // max(1, self.shape[0]))
-        return torch.searchsorted(self.positions, first)
+        return torch.searchsorted(self.positions.long(), first)
 
     @property
     def columns(self) -> Tensor:
@@ -138,8 +143,8 @@ class Pattern:
         if key not in self._cache:
             row, channel, tap = self._coordinates(geometry.groups)
             self._cache[key] = _group(
-                row, channel, tap, torch.zeros_like(tap), rows=self.shape[0], channels=self.shape[1] * geometry.groups,
-                phases=1, taps=prod(self.kernel), per_block=channels_per_block(self.kernel, geometry.dilation),
+                row, channel, tap, None, rows=self.shape[0], channels=self.shape[1] * geometry.groups, phases=1,
+                taps=prod(self.kernel), per_block=channels_per_block(self.kernel, geometry.dilation),
             )  # fmt: skip
         return self._cache[key]
 
@@ -149,20 +154,23 @@ class Pattern:
         if key not in self._cache:
             row, channel, tap = self._coordinates(geometry.groups)
             self._cache[key] = _group(
-                channel, row, tap, self._phase(tap, geometry), rows=self.shape[1] * geometry.groups,
+                channel, row, tap, self._phase(tap, geometry) if geometry.stride != (1, 1) else None,
+                rows=self.shape[1] * geometry.groups,
                 channels=self.shape[0], phases=prod(geometry.stride), taps=prod(self.kernel),
                 per_block=channels_per_block(self.kernel, geometry.dilation),
             )  # fmt: skip
         return self._cache[key]
 
     def _coordinates(self, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return output row, input channel (over all groups) and tap of each nonzero."""
+        """Return output row, input channel (over all groups) and tap of each nonzero, int32 each."""
         taps = prod(self.kernel)
-        tap = self.positions % taps
+        tap = (self.positions % taps).int()
         column = self.positions // taps
-        row = column // self.shape[1]
-        group = row // (self.shape[0] // groups)
-        return row, column % self.shape[1] + group * self.shape[1], tap
+        row = (column // self.shape[1]).int()
+        channel = column.remainder_(self.shape[1]).int()
+        if groups > 1:
+            channel += row // (self.shape[0] // groups) * self.shape[1]
+        return row, channel, tap
 
     def _phase(self, tap: Tensor, geometry: Geometry) -> Tensor:
         """Return which inputs, modulo the stride, a tap's outputs read: inputs of one phase share their taps."""
@@ -176,28 +184,36 @@ class Pattern:
 
 
 def _group(
-    row: Tensor, channel: Tensor, tap: Tensor, phase: Tensor, *, rows: int, channels: int, phases: int, taps: int,
-    per_block: int,
+    row: Tensor, channel: Tensor, tap: Tensor, phase: Tensor | None, *, rows: int, channels: int, phases: int,
+    taps: int, per_block: int,
 ) -> Blocks:  # fmt: skip
     """Group nonzeros, given in the order of the values, by phase, block of channels and row."""
     blocks = -(-channels // per_block)
-    group = phase * blocks + channel // per_block
-    segment, order = torch.sort(group * rows + row, stable=True)
-    segment, length = torch.unique_consecutive(segment, return_counts=True)
+    # Sorting is most of the work, and takes half as long where 32 bits are enough.
+    dtype = torch.int32 if phases * blocks * rows <= torch.iinfo(torch.int32).max else torch.int64
+    key = (channel // per_block).to(dtype).mul_(rows).add_(row)
+    if phase is not None:
+        key.add_(phase, alpha=blocks * rows)
+    place = (channel % per_block).mul_(taps).add_(tap).short()
+    key, order = torch.sort(key, stable=True)
+    segment, length = torch.unique_consecutive(key, return_counts=True)
+    del key
     start = length.cumsum(0) - length
 
     # Segments anew: within a group from the longest to the shortest.
+    group = (segment // max(1, rows)).long()
     longest = int(length.max()) if len(length) else 0
-    by_length = torch.argsort(segment // max(1, rows) * (longest + 1) + longest - length, stable=True)
-    segment, length, start = segment[by_length], length[by_length], start[by_length]
+    by_length = torch.argsort(group * (longest + 1) + longest - length, stable=True)
+    segment, length, start, group = segment[by_length], length[by_length], start[by_length], group[by_length]
     new_start = torch.zeros(len(length) + 1, dtype=torch.int64)
     torch.cumsum(length, 0, out=new_start[1:])
-    order = order[torch.arange(len(order)) + (start - new_start[:-1]).repeat_interleave(length)]
+    source = (start - new_start[:-1]).repeat_interleave(length, output_size=len(order))
+    order = order[source.add_(torch.arange(len(order)))]
 
     return Blocks(
         order=order.int(),
-        place=(channel % per_block * taps + tap)[order].short(),
+        place=place[order],
         segment_row=(segment % max(1, rows)).int(),
         segment_start=new_start.int(),
-        block_start=torch.searchsorted(segment // max(1, rows), torch.arange(phases * blocks + 1)).int(),
+        block_start=torch.searchsorted(group, torch.arange(phases * blocks + 1)).int(),
     )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from regrow.entries import Change, Entries, LayerState
-from regrow.redistribute import Redistribute, apportion
+from regrow.growth import Growth, exact
+from regrow.redistribute import Redistribute, apportion, room_to_grow
 from regrow.schedule import Schedule, Timing
 from regrow.score import Score
 
@@ -31,11 +32,15 @@ class Recipe:
         needs: the information that the scores read: "gradient" (at the update), "momentum" (of the optimizer).
         reset_state: whether a grown weight's optimizer state starts at zero too; otherwise it keeps
             the momentum that made it grow.
+        keep_returning: whether a weight that is dropped and grown again in the same update stays as it was, with its
+            value and its optimizer state; otherwise it starts again at zero.
         density: the network's density after an update, a function of the step; None keeps the number of
             nonzeros as it is.
+        growth: where the information on absent weights comes from: `regrow.growth.exact()`, `window(steps)` or
+            `candidates(steps, per_nonzero)`.
 
     Raises:
-        ValueError: if `needs` holds an unknown name.
+        ValueError: if `needs` holds an unknown name, or the first fraction or density lies outside [0, 1].
 
     Example:
         >>> import regrow
@@ -55,12 +60,17 @@ class Recipe:
     update_at: Timing
     needs: Sequence[Information] = ("gradient", "momentum")
     reset_state: bool = False
+    keep_returning: bool = False
     density: Schedule | None = None
+    growth: Growth = field(default_factory=exact)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.needs) - set(get_args(Information)))
         if unknown:
             raise ValueError(f"unknown information {unknown} in needs: choose among {get_args(Information)}")
+        _check_share(self.fraction(0), "fraction to drop", step=0)
+        if self.density is not None:
+            _check_share(self.density(0), "density", step=0)
 
 
 def update(
@@ -68,7 +78,8 @@ def update(
 ) -> dict[str, Change]:
     """Carry out one update: in each layer drop, pool what was dropped, redistribute it, and grow.
 
-    Pure: nothing passed in is changed but the generator. The number of nonzeros over all layers stays exactly
+    What was just dropped is offered for growth with the rest, with the weight it had. Pure: nothing passed in is
+    changed but the generator. The number of nonzeros over all layers stays exactly
     the same, or meets `round(recipe.density(step) * weights)` exactly. Ties fall to the lower index.
 
     Args:
@@ -78,11 +89,12 @@ def update(
         generator: the only source of randomness.
 
     Returns:
-        For each layer the positions that leave and those that join. A dropped weight may come back, at zero.
+        For each layer the positions that leave and those that join. A dropped weight may come back, at zero; it is in
+        neither if the recipe keeps returning weights.
 
     Raises:
-        ValueError: if the fraction or the density is outside its range, or a score is NaN or has a
-            wrong shape.
+        ValueError: if the fraction or the density is outside its range, a score is NaN or has a wrong shape, or
+            the redistribution does not hand out exactly the total.
 
     Example:
         >>> import regrow
@@ -105,12 +117,16 @@ def update(
         dropped[name] = layer.active.select(leaving)
 
     grow_counts = recipe.redistribute(layers, drop_counts, grow_total)
+    _check_counts(grow_counts, grow_total, room_to_grow(layers, drop_counts))
 
     changes: dict[str, Change] = {}
     for name, layer in layers.items():
-        absent = layer.candidates.merge(dropped[name])
+        absent = layer.candidates.join(dropped[name])
         joining = _extreme(recipe.grow(absent), grow_counts[name], absent, largest=True)
-        changes[name] = Change(drop=dropped[name].index, grow=absent.index[joining])
+        drop, grow = dropped[name].index, absent.index[joining].sort().values
+        if recipe.keep_returning:
+            drop, grow = drop[~torch.isin(drop, grow)], grow[~torch.isin(grow, drop)]
+        changes[name] = Change(drop, grow)
     return changes
 
 
@@ -122,16 +138,14 @@ def _with_generator(layer: LayerState, generator: torch.Generator) -> LayerState
 def _count(recipe: Recipe, layers: Mapping[str, LayerState], step: int) -> tuple[dict[str, int], int]:
     """Return how many weights each layer drops and how many are grown in all."""
     fraction = recipe.fraction(step)
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"the fraction to drop at step {step} is {fraction}: it must lie in [0, 1]")
+    _check_share(fraction, "fraction to drop", step)
     nonzeros = {name: len(layer.active) for name, layer in layers.items()}
     drops = {name: math.ceil(fraction * count) for name, count in nonzeros.items()}
     if recipe.density is None:
         return drops, sum(drops.values())
 
     density = recipe.density(step)
-    if not 0 <= density <= 1:
-        raise ValueError(f"the density at step {step} is {density}: it must lie in [0, 1]")
+    _check_share(density, "density", step)
     target = round(density * sum(layer.numel for layer in layers.values()))
     surplus = sum(nonzeros.values()) - target
     if sum(drops.values()) < surplus:
@@ -139,8 +153,25 @@ def _count(recipe: Recipe, layers: Mapping[str, LayerState], step: int) -> tuple
     return drops, sum(drops.values()) - surplus
 
 
+def _check_share(value: float, what: str, step: int) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"the {what} at step {step} is {value}: it must lie in [0, 1]")
+
+
+def _check_counts(counts: Mapping[str, int], total: int, room: Mapping[str, int]) -> None:
+    """Refuse what a redistribution returned if it would not keep the number of nonzeros."""
+    if counts.keys() != room.keys() or sum(counts.values()) != total:
+        raise ValueError(
+            f"redistribute gave {sum(counts.values())} weights to {len(counts)} layers, but there are {total} to hand "
+            f"out to {len(room)}: make it return a count for every layer that sums to the total, as apportion does"
+        )
+    for name, count in counts.items():
+        if not 0 <= count <= room[name]:
+            raise ValueError(f"redistribute gave {count} weights to {name!r}, which can grow 0 to {room[name]}")
+
+
 def _extreme(score: Tensor, count: int, entries: Entries, *, largest: bool) -> Tensor:
-    """Return the ascending places of the `count` highest or lowest scores, ties to the lower place."""
+    """Return the ascending places of the `count` highest or lowest scores, ties to the lower index."""
     if score.shape != entries.index.shape:
         raise ValueError(f"a score of shape {tuple(score.shape)} for {len(entries)} entries: give one for each")
     if count == 0:
@@ -150,7 +181,9 @@ def _extreme(score: Tensor, count: int, entries: Entries, *, largest: bool) -> T
     best = torch.topk(score, count, largest=largest, sorted=False).values
     # topk breaks ties as it likes, so it only provides the threshold
     threshold = best.min() if largest else best.max()
-    chosen = score > threshold if largest else score < threshold
+    beyond = (score > threshold if largest else score < threshold).nonzero().squeeze(1)
     ties = (score == threshold).nonzero().squeeze(1)
-    chosen[ties[: count - int(chosen.sum())]] = True
-    return chosen.nonzero().squeeze(1)
+    wanted = count - len(beyond)
+    if wanted < len(ties):
+        ties = ties[entries.index[ties].argsort()[:wanted]]
+    return torch.cat((beyond, ties)).sort().values

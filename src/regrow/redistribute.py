@@ -89,7 +89,7 @@ def by_mean(score: Score) -> Redistribute:
     """Share the pool in proportion to each layer's mean score over its active weights before the drop.
 
     With `regrow.score.momentum` this is the redistribution of sparse momentum (arXiv:1907.04840, section
-    3.2). A layer without weights has mean zero.
+    3.2). A layer without weights has mean zero. A mean that is not finite is a ValueError.
 
     Example:
         >>> import torch
@@ -107,6 +107,12 @@ def by_mean(score: Score) -> Redistribute:
 
     def redistribute(layers: Mapping[str, LayerState], dropped: Mapping[str, int], total: int) -> dict[str, int]:
         means = {name: _mean(score, layer) for name, layer in layers.items()}
+        for name, mean in means.items():
+            if not math.isfinite(mean):
+                raise ValueError(
+                    f"the mean score of {name!r} is {mean}: the weights, gradients or momentum have diverged; "
+                    "lower the learning rate"
+                )
         return apportion(total, means, room_to_grow(layers, dropped))
 
     return redistribute

@@ -17,6 +17,7 @@ CASES = {
     "vgg16-c": (CIFAR, 10, 11_323_466),
     "vgg16-d": (CIFAR, 10, 15_255_626),
     "vgg16-like": (CIFAR, 10, 14_991_946),
+    "vgg-small": (CIFAR, 10, 283_674),
     "wrn-28-2": (CIFAR, 10, 1_467_610),
     "wrn-22-8": (CIFAR, 10, 17_158_106),
     "wrn-16-8": (CIFAR, 10, 10_961_370),
@@ -81,9 +82,7 @@ def test_eval_is_repeatable_and_traceable(case):
         torch.testing.assert_close(traced(images(name)), first, rtol=0, atol=0)
     calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
     assert len(calls) == len(set(calls)), "a module is used twice"
-    assert not [
-        node for node in traced.graph.nodes if "relu" in str(node.target) and node.op != "call_module"
-    ]
+    assert not [node for node in traced.graph.nodes if "relu" in str(node.target) and node.op != "call_module"]
 
 
 def test_seed_decides_the_weights(case):
@@ -125,9 +124,7 @@ def test_resnet50_version_moves_the_stride(version, strided):
 def test_zero_gamma_silences_each_block(name, last):
     model = build(name, image_shape=IMAGENET, classes=10, zero_gamma=True)
     silent = {
-        key
-        for key, value in model.named_parameters()
-        if "bn" in key and key.endswith("weight") and not value.any()
+        key for key, value in model.named_parameters() if "bn" in key and key.endswith("weight") and not value.any()
     }
     assert silent == {key for key, _ in model.named_parameters() if key.endswith(f"{last}.weight")}
 

@@ -20,7 +20,9 @@ def sparse_momentum(every: int, steps: int, *, prune_rate: float = 0.5) -> Recip
     The paper finds rates from 0.2 to 0.7 and a linear decay much alike:
     `dataclasses.replace(recipe, fraction=regrow.schedule.linear(0.5, steps))`.
 
-    **Watch for.** Momentum factors of 0.99 and above made dense and sparse networks alike fail in the paper.
+    **Watch for.** Momentum factors of 0.99 and above made dense and sparse networks alike fail in the paper. A small
+    layer whose share fills it loses the same part of its weights at every update and gets them back at zero; where that
+    makes a training diverge, `dataclasses.replace(recipe, keep_returning=True)` leaves such weights as they were.
 
     **Credit.** Dettmers & Zettlemoyer 2019, "Sparse Networks from Scratch: Faster Training without Losing
     Performance", arXiv:1907.04840.

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from regrow.distribution import DISTRIBUTIONS, Distribution, uniform
+from regrow.nn.convert import store_densely, store_sparsely
 from regrow.nn.eligible import Selector, Slot, eligible, slots_of
-from regrow.storage import masked
+from regrow.storage import masked, sparse_weights
+from regrow.storage.layer import SparseLayer
+from regrow.storage.masked import MaskedWeight
 
-Backend = Literal["auto", "masked"]
+Backend = Literal["auto", "masked", "cpu"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -46,14 +49,15 @@ def sparsify(
         keep_dense: weights to leave dense and out of the count: globs over names of weights or modules
             ("head*"), types of modules (`nn.Conv1d`), "first", "last".
         include: further parameters to make sparse, by glob or type (`nn.Embedding`).
-        backend: how sparse weights are stored; "masked" keeps them dense with zeros, for any layer, device and
-            dtype. "auto" takes the fastest that there is.
+        backend: how sparse weights are stored. "masked" keeps them dense with zeros, for any layer, device and
+            dtype. "cpu" stores what exists and nothing else: it replaces nn.Linear, nn.Conv1d and nn.Conv2d layers
+            by sparse ones (so make the optimizer afterwards) and takes no others. "auto" is "masked" for now.
         seed: seed of the random positions.
 
     Raises:
         ValueError: if the model is sparse already; if the density is outside (0, 1] or leaves a layer without a
             weight; if a selector matches nothing; if `masks` are those of another model; if the backend
-            is unknown.
+            is unknown or cannot hold one of the weights.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -63,7 +67,7 @@ def sparsify(
     """
     if backend not in get_args(Backend):
         raise ValueError(f"there is no backend {backend!r}: choose among {', '.join(get_args(Backend))}")
-    if masked.masked_weights(model):
+    if sparse_weights(model):
         raise ValueError("this model is sparse already: call regrow.densify(model) first")
     if (density is None) == (masks is None):
         raise ValueError("give either a density or masks")
@@ -75,8 +79,11 @@ def sparsify(
         assert density is not None
         slots = eligible(model, include, keep_dense)
         positions = _draw(slots, density, distribution, seed)
-    for slot in slots:
-        masked.mask_weight(slot.module, slot.name, slot.parameter, positions[slot.name])
+    if backend == "cpu":
+        store_sparsely(model, slots, positions)
+    else:
+        for slot in slots:
+            masked.mask_weight(slot.module, slot.name, slot.parameter, positions[slot.name])
     return model
 
 
@@ -91,7 +98,7 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         >>> masks(model)["0.weight"].shape, int(masks(model)["0.weight"].sum())
         (torch.Size([2, 4]), 4)
     """
-    return {name: weight.positions() for name, weight in masked.masked_weights(model).items()}
+    return {name: weight.positions() for name, weight in sparse_weights(model).items()}
 
 
 def dense_state_dict(model: nn.Module) -> dict[str, Any]:
@@ -102,24 +109,46 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
         >>> nn.Linear(4, 2).load_state_dict(dense_state_dict(model))
         <All keys matched successfully>
     """
-    weights = masked.masked_weights(model)
-    masked.enforce(list(weights.values()))
-    return masked.dense_state_dict(model.state_dict(), weights)
+    state = masked.dense_state_dict(model.state_dict(), _masked(model))
+    # A layer at several places stands in the state at each of them.
+    layers = {
+        f"{path}." if path else "": module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, SparseLayer)
+    }
+    stored = {prefix + "values": (prefix + "weight", layer) for prefix, layer in layers.items()}
+    positions = {prefix + "index" for prefix in layers}
+    dense = {}
+    for name, value in state.items():
+        if name in stored:
+            weight, layer = stored[name]
+            dense[weight] = layer.dense_weight()
+        elif name not in positions:
+            dense[name] = value
+    return dense
 
 
 def densify(model: Model) -> Model:
     """Turn a sparse model back into an ordinary one, in place; absent weights are ordinary zeros from now on.
 
-    A `TopologyUpdater` of the model must be removed first (`topology.remove()`) if training goes on.
+    A `TopologyUpdater` of the model must be removed first (`topology.remove()`) if training goes on. Sparsely stored
+    layers are replaced by ordinary ones, so training on then wants a new optimizer.
 
     Example:
         >>> model = densify(sparsify(nn.Linear(4, 2), density=0.5))
         >>> masks(model)
         {}
     """
-    for weight in masked.masked_weights(model).values():
+    if isinstance(model, SparseLayer):
+        raise ValueError("the model itself is a sparse layer, so nothing can hold its replacement: call its to_dense()")
+    for weight in _masked(model).values():
         masked.unmask(weight)
+    store_densely(model)
     return model
+
+
+def _masked(model: nn.Module) -> dict[str, MaskedWeight]:
+    return {name: weight for name, weight in sparse_weights(model).items() if isinstance(weight, MaskedWeight)}
 
 
 def _draw(slots: Sequence[Slot], density: float, distribution: Distribution | str, seed: int) -> dict[str, Tensor]:
@@ -144,10 +173,18 @@ def _named(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Slot]:
     slots = {slot.name: slot for slot in slots_of(model)}
     for name, mask in masks.items():
         if name not in slots:
-            raise ValueError(f"the masks are of another model: this one has no parameter {name!r}")
+            raise ValueError(
+                f"the masks are of another model: this one has no parameter {name!r}; "
+                "build it as the model they were taken from"
+            )
+        if mask.dtype != torch.bool:
+            raise ValueError(f"the mask of {name!r} has dtype {mask.dtype}: masks are bool tensors")
         if mask.shape != slots[name].weight.shape:
             raise ValueError(
                 f"the masks are of another model: {name!r} has shape {tuple(slots[name].weight.shape)} here, "
-                f"but {tuple(mask.shape)} in the masks"
+                f"but {tuple(mask.shape)} in the masks; build it as the model they were taken from"
             )
-    return [slots[name] for name in masks]
+    chosen = [slots[name] for name in masks]
+    if len({id(slot.weight) for slot in chosen}) < max(len(chosen), 1):
+        raise ValueError("the masks must name at least one weight, and a shared weight by one of its names only")
+    return chosen

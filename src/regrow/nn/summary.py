@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.storage.masked import MaskedWeight, masked_weights
+from regrow.nn.eligible import slots_of
+from regrow.nn.sparse_conv import SparseConv
+from regrow.storage import Weight, sparse_weights
 
 # A column index for each value and a pointer for each row, as in CSR with 32-bit integers.
 _INDEX_BYTES = 4
@@ -26,7 +28,7 @@ class LayerSummary:
         storage: how it is stored.
         nonzeros: weights that exist.
         density: nonzeros over the dense weight's elements.
-        bytes: bytes it takes in memory as it is stored now.
+        bytes: bytes it takes in memory as it is stored now: the weights and the record of where they exist.
         sparse_bytes: bytes it would take as values, column indices and row pointers.
         flops: operations for one sample's forward pass, two for each nonzero and output position; without an
             example input, for one output position (a pixel, a token, a row).
@@ -73,7 +75,7 @@ class Summary:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all parameters and masks as they are stored now."""
+        """Bytes of all parameters, masks and positions as they are stored now."""
         return self.dense_bytes + sum(layer.bytes for layer in self.layers)
 
     @property
@@ -133,7 +135,7 @@ def summary(model: nn.Module, example: Tensor | None = None) -> Summary:
         all sparse weights                        550   0.1000  44,240      4,888             1,100
         60 more parameters are dense; 610 in all
     """
-    weights = masked_weights(model)
+    weights = sparse_weights(model)
     positions = _output_positions(model, weights, example) if example is not None else dict.fromkeys(weights, 1.0)
     sparse = {id(weight.weight) for weight in weights.values()}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in sparse]
@@ -148,13 +150,13 @@ def summary(model: nn.Module, example: Tensor | None = None) -> Summary:
     )
 
 
-def _layer(weight: MaskedWeight, positions: float) -> LayerSummary:
+def _layer(weight: Weight, positions: float) -> LayerSummary:
     nonzeros = weight.nonzeros()
     rows = weight.shape[0]
     return LayerSummary(
         name=weight.name,
         shape=weight.shape,
-        storage="masked",
+        storage=weight.storage,
         nonzeros=nonzeros,
         density=nonzeros / weight.numel,
         bytes=weight.bytes,
@@ -163,7 +165,7 @@ def _layer(weight: MaskedWeight, positions: float) -> LayerSummary:
     )
 
 
-def _output_positions(model: nn.Module, weights: dict[str, MaskedWeight], example: Tensor) -> dict[str, float]:
+def _output_positions(model: nn.Module, weights: dict[str, Weight], example: Tensor) -> dict[str, float]:
     """Run `example` through the model and count for each weight the positions it is applied at, a sample."""
     counts = dict.fromkeys(weights, 0.0)
 
@@ -174,10 +176,16 @@ def _output_positions(model: nn.Module, weights: dict[str, MaskedWeight], exampl
 
         return hook
 
-    owned: dict[nn.Module, list[str]] = {}
-    for name, weight in weights.items():
-        owned.setdefault(weight.module, []).append(name)
-    hooks = [module.register_forward_hook(count(names)) for module, names in owned.items()]
+    name_of = {id(weight.weight): name for name, weight in weights.items()}
+    # Attention computes its output projection itself, without calling the module of it.
+    caller: dict[nn.Module, nn.Module] = {
+        module.out_proj: module for module in model.modules() if isinstance(module, nn.MultiheadAttention)
+    }
+    used: dict[nn.Module, list[str]] = {}
+    for slot in slots_of(model):  # a shared weight at each of its places
+        if id(slot.weight) in name_of:
+            used.setdefault(caller.get(slot.module, slot.module), []).append(name_of[id(slot.weight)])
+    hooks = [module.register_forward_hook(count(names)) for module, names in used.items()]
     training = model.training
     try:
         model.eval()
@@ -193,11 +201,13 @@ def _output_positions(model: nn.Module, weights: dict[str, MaskedWeight], exampl
 def _positions(module: nn.Module, entered: Tensor, output: Any) -> float:
     """Return at how many positions of the batch the module's weight is applied."""
     left: Tensor = output[0] if isinstance(output, tuple) else output
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | SparseConv):
         return left.numel() / module.out_channels
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         # every input position is multiplied with the whole kernel
         return entered.numel() / module.in_channels
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return 0.0  # looked up, not multiplied
     # linear, attention and recurrent layers: features come last
     return entered.numel() / entered.shape[-1]
 

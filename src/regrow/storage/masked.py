@@ -8,14 +8,14 @@ those of the dense layer. It serves any layer, device and dtype, and is the refe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from regrow.entries import Change, Entries, LayerState
+from regrow.entries import Change
 
 _SUFFIX = "_mask"
 
@@ -33,6 +33,16 @@ class MaskedWeight:
     name: str
     module: nn.Module
     parameter: str
+
+    @property
+    def storage(self) -> str:
+        """How it is stored, in a word."""
+        return "masked"
+
+    @property
+    def holds_absent(self) -> bool:
+        """True: gradient and optimizer state are dense."""
+        return True
 
     @property
     def weight(self) -> nn.Parameter:
@@ -69,44 +79,29 @@ class MaskedWeight:
         """Return how many weights exist, zero-valued ones included."""
         return int(self.mask.count_nonzero())
 
-    def layer_state(self, grad: Tensor | None, momentum: Tensor | None) -> LayerState:
-        """Return the layer as the update sees it.
+    def index(self) -> Tensor:
+        """Return the flat positions of the weights that exist, sorted int64."""
+        return self.mask.reshape(-1).nonzero().squeeze(1)
 
-        Args:
-            grad: dense gradient in the weight's shape, or None where it is not needed.
-            momentum: dense momentum in the weight's shape, or None where it is not needed.
-        """
-        exists = self.mask.reshape(-1) != 0
+    def existing(self, tensor: Tensor) -> Tensor:
+        """Return the numbers of a dense tensor in the order of `index`."""
+        return self.at(tensor, self.index())
 
-        def entries(index: Tensor, weight: Tensor) -> Entries:
-            at_index = [None if dense is None else dense.reshape(-1)[index] for dense in (grad, momentum)]
-            return Entries(index, weight, grad=at_index[0], momentum=at_index[1])
-
-        index = exists.nonzero().squeeze(1)
-        absent = (~exists).nonzero().squeeze(1)
-        return LayerState(
-            active=entries(index, self.weight.detach().reshape(-1)[index]),
-            # an absent weight is zero: one zero seen from everywhere needs no memory
-            candidates=entries(absent, self.weight.new_zeros(()).expand(len(absent))),
-            numel=self.numel,
-            shape=self.shape,
-        )
+    def at(self, tensor: Tensor, positions: Tensor) -> Tensor:
+        """Return the numbers of a dense tensor at flat positions."""
+        return tensor.reshape(-1)[positions]
 
     @torch.no_grad()
-    def apply(self, change: Change, reset: Iterable[Tensor] = ()) -> None:
-        """Carry out a change in place: dropped and grown weights become zero, the mask follows.
-
-        Args:
-            change: positions that leave and join.
-            reset: dense tensors of optimizer state, zeroed where weights join.
-        """
+    def apply(self, change: Change, numbers: Mapping[str, Tensor], joining: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Carry out a change in place: dropped and grown weights become zero, the mask and the state follow."""
         # Coordinates instead of flat positions: the tensors may have any memory format.
         drop, grow = (torch.unravel_index(index, self.shape) for index in (change.drop, change.grow))
         self.weight[drop] = 0
         self.mask[drop] = 0
         self.mask[grow] = 1
-        for tensor in reset:
-            tensor[grow] = 0
+        for key, tensor in numbers.items():
+            tensor[grow] = joining[key]
+        return dict(numbers)
 
 
 def mask_weight(module: nn.Module, name: str, parameter: str, positions: Tensor) -> None:
@@ -130,15 +125,19 @@ def mask_weight(module: nn.Module, name: str, parameter: str, positions: Tensor)
         weight.mul_(mask)
 
 
-def masked_weights(model: nn.Module) -> dict[str, MaskedWeight]:
-    """Return a handle on every masked weight of `model` by its full name, in the order of the modules."""
+def masked_weights(module: nn.Module, path: str) -> dict[str, MaskedWeight]:
+    """Return a handle on every masked weight that `module` itself owns, by its full name.
+
+    Args:
+        module: the module; its children are not looked at.
+        path: its full name in the model.
+    """
     handles = {}
-    for prefix, module in model.named_modules():
-        for parameter, weight in module.named_parameters(recurse=False, remove_duplicate=False):
-            mask = module._buffers.get(parameter + _SUFFIX)
-            if mask is not None and mask.shape == weight.shape:
-                name = f"{prefix}.{parameter}" if prefix else parameter
-                handles[name] = MaskedWeight(name, module, parameter)
+    for parameter, weight in module.named_parameters(recurse=False, remove_duplicate=False):
+        mask = module._buffers.get(parameter + _SUFFIX)
+        if mask is not None and mask.shape == weight.shape:
+            name = f"{path}.{parameter}" if path else parameter
+            handles[name] = MaskedWeight(name, module, parameter)
     return handles
 
 
@@ -157,6 +156,12 @@ def enforce(weights: Sequence[MaskedWeight]) -> None:
 
 
 def dense_state_dict(state: Mapping[str, Any], weights: Mapping[str, MaskedWeight]) -> dict[str, Any]:
-    """Return `state`, a state dict of the masked model, without its masks."""
+    """Return `state`, a state dict of the masked model, without its masks and with absent weights at zero."""
     masks = {name + _SUFFIX for name in weights}
-    return {name: value for name, value in state.items() if name not in masks}
+    # by address, for a shared weight stands in the state under each of its names
+    applied = {state[name].data_ptr(): state[name] * weight.mask for name, weight in weights.items()}
+    return {
+        name: applied.get(value.data_ptr(), value) if isinstance(value, Tensor) else value
+        for name, value in state.items()
+        if name not in masks
+    }

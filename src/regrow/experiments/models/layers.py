@@ -20,9 +20,7 @@ def after_window(size: tuple[int, int], *, kernel: int, stride: int = 1, padding
     """
     height, width = ((extent + 2 * padding - kernel) // stride + 1 for extent in size)
     if min(height, width) < 1:
-        raise ValueError(
-            f"the images are too small; a {kernel}x{kernel} window meets a map of {size[0]}x{size[1]}"
-        )
+        raise ValueError(f"the images are too small; a {kernel}x{kernel} window meets a map of {size[0]}x{size[1]}")
     return height, width
 
 

@@ -26,11 +26,12 @@ def lenet5(*, image_shape: ImageShape, classes: int) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict[str, nn.Module](
             conv1=nn.Conv2d(channels, 20, 5),
-            relu1=nn.ReLU(),
+            # pooling first: the same function as ReLU first, with a quarter of the activations to go through
             pool1=nn.MaxPool2d(2),
+            relu1=nn.ReLU(),
             conv2=nn.Conv2d(20, 50, 5),
-            relu2=nn.ReLU(),
             pool2=nn.MaxPool2d(2),
+            relu2=nn.ReLU(),
             flatten=nn.Flatten(),
             fc1=nn.Linear(50 * height * width, 500),
             relu3=nn.ReLU(),

@@ -31,6 +31,24 @@ def conv2d_cpu(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern,
     return output
 
 
+def conv2d_values_gradient(
+    index: list[Tensor], x: Tensor, output_gradient: Tensor, weight_shape: list[int], geometry: Geometry
+) -> Tensor:
+    """Return the gradient of weights of a convolution or a linear layer, float32 on the CPU, shape (weights,).
+
+    Args:
+        index: the `Blocks` of the weights, as from `Pattern.forward_blocks`.
+        x: input of the layer, shape (N, C, H, W) or (N, C).
+        output_gradient: gradient of its output, shape (N, O, H', W') or (N, O).
+        weight_shape: shape of the dense weight.
+        geometry: stride, padding, dilation and groups.
+    """
+    plane = [*weight_shape, 1, 1][:4]
+    tensors = (tensor if tensor.dim() == 4 else tensor.unsqueeze(-1).unsqueeze(-1) for tensor in (output_gradient, x))
+    gradient: Tensor = _values_gradient(*tensors, index, plane, _flat(geometry))
+    return gradient
+
+
 @torch.library.custom_op("regrow::conv2d", mutates_args=(), device_types="cpu")
 def _conv2d(
     x: Tensor,

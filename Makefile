@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread a test process: several processes with PyTorch's threads each would only wait for each other.
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+.PHONY: demo test test-slow lint format clean
+
+demo: $(VENV)/.demo ## train a dense and a sparse LeNet on Fashion-MNIST and compare them (minutes)
+	$(BIN)/regrow demo
+
+test: $(VENV)/.dev lint ## style, types and every test but the slow ones
+	$(TEST) -m "not slow"
+
+test-slow: $(VENV)/.dev ## the tests that take minutes
+	$(TEST) -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The package first, so that the demo needs nothing of the development tools.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[experiments]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist runs

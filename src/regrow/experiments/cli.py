@@ -1,0 +1,280 @@
+"""The command line: parses arguments, calls what does the work, and turns errors into one line."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from regrow.experiments import data as data_sets
+from regrow.experiments.config import TrainConfig, override, parse_settings
+from regrow.experiments.demo import demo as run_demo
+from regrow.experiments.errors import UserError
+from regrow.experiments.files import SaveError
+from regrow.experiments.growth_study import SOURCES, GrowthStudy, run_growth_study
+from regrow.experiments.methods import METHODS, check_method, run_name
+from regrow.experiments.presets import PRESETS
+from regrow.experiments.presets import preset as find_preset
+from regrow.experiments.progress import ProgressBar, Quiet, TensorBoard
+from regrow.experiments.run import DivergedError
+from regrow.experiments.study import Study, run_study
+from regrow.experiments.train import Reporter, Result, StoppedError, resume_config
+from regrow.experiments.train import train as run_training
+
+app = typer.Typer(
+    help="Train neural networks that are sparse from their first step to their last.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+study_app = typer.Typer(help="Many runs, resumable, one table and one plot.", no_args_is_help=True)
+data_app = typer.Typer(help="Find, fetch and check data sets.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
+app.add_typer(data_app, name="data")
+
+# A table in a file or a pipe is not cut to the width of a terminal that is not there.
+_out = Console(width=None if sys.stdout.isatty() else 200)
+_err = Console(stderr=True)
+
+Preset = Annotated[str, typer.Argument(help="Name of a preset; `regrow presets` lists them.")]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data", envvar="REGROW_DATA", help="Folder with the data sets, or the one data set.")
+]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs; every schedule scales with them.")]
+
+
+@app.command()
+def train(
+    preset: Preset,
+    method: Annotated[str | None, typer.Option(help=f"dense, {', '.join(METHODS)}, or path/to/file.py:recipe.")] = None,
+    density: Annotated[float | None, typer.Option(help="Nonzeros over all sparse weights, in (0, 1].")] = None,
+    backend: Annotated[str | None, typer.Option(help="Storage of the sparse weights: auto, masked or cpu.")] = None,
+    epochs: Epochs = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    data: DataRoot = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; by default under runs/.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Train a network of a preset, sparse from the first step, and write the result to a folder."""
+    with one_line_errors():
+        given = {"method": method, "density": density, "backend": backend, "epochs": epochs, "seed": seed}
+        changes = {name: value for name, value in given.items() if value is not None}
+        changes.update(_parse(settings))
+        base = find_preset(preset)
+        config = override(base, changes)
+        check_method(config.method)
+        out = out or default_out(config)
+        if resume:
+            config = resume_config(base, changes, out)
+        reporters: list[Reporter] = [ProgressBar(_err) if _err.is_terminal else Quiet(_err)]
+        if config.tensorboard:
+            reporters.append(TensorBoard(out / "tensorboard"))
+        try:
+            result = run_training(config, out, resume=resume, data_root=data, reporters=tuple(reporters))
+        except StoppedError as stopped:
+            again = ["regrow", "train", preset, "--out", str(out), "--resume", *(["--data", str(data)] if data else [])]
+            _say(f"{stopped}; go on with: {shlex.join(again)}")
+            raise typer.Exit(128 + stopped.signal_number) from None
+        _line(_sentence(result, out))
+
+
+@app.command()
+def presets() -> None:
+    """List the presets."""
+    table = Table("preset", "data", "network", "epochs", "batch", "density", title="Presets", title_justify="left")
+    for name, config in PRESETS.items():
+        sizes = (str(config.epochs), str(config.batch_size), f"{config.density:g}")
+        table.add_row(name, config.data, config.model, *sizes)
+    _out.print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the plot.")] = Path("runs/demo"),
+    data: DataRoot = None,
+) -> None:
+    """Train a dense and a sparse LeNet on Fashion-MNIST and compare them."""
+    with one_line_errors():
+        run_demo(out, data, _out, ProgressBar(_err) if _err.is_terminal else Quiet(_err))
+
+
+Densities = Annotated[str, typer.Option(help="Densities, separated by commas.")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each with its share of the cores.")]
+StudyOut = Annotated[Path, typer.Option(help="Folder of the study; run again, it goes on where it was.")]
+
+
+@study_app.command("density")
+def study_density(
+    preset: Preset,
+    out: StudyOut,
+    densities: Densities = "0.01,0.02,0.05,0.1",
+    method: Annotated[str, typer.Option(help="The sparse method beside dense training.")] = "sparse-momentum",
+    seeds: Seeds = 3,
+    epochs: Epochs = None,
+    data: DataRoot = None,
+    jobs: Jobs = 1,
+    settings: Settings = None,
+) -> None:
+    """Compare one method at several densities with dense training."""
+    _study(preset, out, ("dense", method), densities, seeds, epochs, data, jobs, settings)
+
+
+@study_app.command("methods")
+def study_methods(
+    preset: Preset,
+    out: StudyOut,
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = ",".join(METHODS),
+    densities: Densities = "0.01,0.05",
+    seeds: Seeds = 3,
+    epochs: Epochs = None,
+    data: DataRoot = None,
+    jobs: Jobs = 1,
+    settings: Settings = None,
+) -> None:
+    """Compare several methods at several densities."""
+    names = tuple(method.strip() for method in methods.split(","))
+    _study(preset, out, names, densities, seeds, epochs, data, jobs, settings)
+
+
+@study_app.command("growth")
+def study_growth(
+    preset: Preset,
+    out: StudyOut,
+    sources: Annotated[str, typer.Option(help="Sources of growth, separated by commas.")] = ",".join(SOURCES),
+    densities: Densities = "0.01,0.05",
+    seeds: Seeds = 3,
+    epochs: Epochs = None,
+    data: DataRoot = None,
+    jobs: Jobs = 1,
+    settings: Settings = None,
+) -> None:
+    """Compare sources of growth: test error, and the share of grown weights in common with exact growth."""
+    with one_line_errors():
+        base, values = _study_base(preset, epochs, settings), _densities(densities)
+        names = tuple(source.strip() for source in sources.split(","))
+        study = GrowthStudy(base, names, values, tuple(range(seeds)))
+        _out.print(run_growth_study(study, out, data_root=data, jobs=jobs, console=_err))
+
+
+@data_app.command("list")
+def data_list(data: DataRoot = None) -> None:
+    """List the data sets and where each is found."""
+    with one_line_errors():
+        table = Table("data set", "what it is", "found in")
+        for name, entry in data_sets.DATASETS.items():
+            found = data_sets.find(name, data)
+            table.add_row(name, entry.description, str(found) if found else "not here: regrow data fetch " + name)
+        _out.print(table)
+
+
+@data_app.command("fetch")
+def data_fetch(name: str, data: DataRoot = None) -> None:
+    """Find a data set or download it into the user's cache, verified."""
+    with one_line_errors():
+        _line(f"{name}: {data_sets.fetch(name, data)}")
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str | None, typer.Argument(help="All that are here if left out.")] = None, data: DataRoot = None
+) -> None:
+    """Verify the contents of data sets."""
+    with one_line_errors():
+        names = [name] if name else [known for known in data_sets.DATASETS if data_sets.find(known, data)]
+        records = [record for known in names for record in data_sets.check(known, data)]
+        for record in records:
+            (_line if record.good else _say)(str(record))
+        if not all(record.good for record in records):
+            raise typer.Exit(2)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn the errors that a user can do something about into one line and an exit status.
+
+    2 is the user's mistake; 1 is a failure of the run (diverged, disk full); 130 is Ctrl-C.
+    """
+    try:
+        yield
+    except UserError as error:
+        _say(str(error))
+        raise typer.Exit(2) from None
+    except (DivergedError, SaveError) as error:
+        _say(str(error))
+        raise typer.Exit(1) from None
+    except StoppedError as stopped:
+        _say(f"{stopped}; the same command goes on with it")
+        raise typer.Exit(128 + stopped.signal_number) from None
+    except KeyboardInterrupt:
+        _say("interrupted")
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def default_out(config: TrainConfig) -> Path:
+    """Return the folder of a run that was given none."""
+    return Path("runs") / f"{config.preset}-{run_name(config)}"
+
+
+def _study(
+    preset: str,
+    out: Path,
+    methods: tuple[str, ...],
+    densities: str,
+    seeds: int,
+    epochs: int | None,
+    data: Path | None,
+    jobs: int,
+    settings: list[str] | None,
+) -> None:
+    with one_line_errors():
+        base, values = _study_base(preset, epochs, settings), _densities(densities)
+        study = Study(base, methods, values, tuple(range(seeds)))
+        _out.print(run_study(study, out, data_root=data, jobs=jobs, console=_err))
+
+
+def _study_base(preset: str, epochs: int | None, settings: list[str] | None) -> TrainConfig:
+    changes = _parse(settings)
+    if epochs is not None:
+        changes["epochs"] = epochs
+    return override(find_preset(preset), changes)
+
+
+def _densities(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(density) for density in text.split(","))
+    except ValueError:
+        raise UserError(f"--densities {text}: give numbers separated by commas, as 0.01,0.05") from None
+
+
+def _parse(settings: list[str] | None) -> dict[str, Any]:
+    changes = parse_settings(settings or [])
+    if "preset" in changes:
+        raise UserError("--set preset: name the preset as the first argument instead")
+    return changes
+
+
+def _sentence(result: Result, out: Path) -> str:
+    return (
+        f"test accuracy {result['test_accuracy']:.2%}  "
+        f"{result['nnz']:,} weights ({result['density_actual']:.2%})  "
+        f"{result['seconds_train']:.1f} s  {out / 'result.json'}"
+    )
+
+
+def _line(text: str) -> None:
+    _out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"regrow: {' '.join(message.split())}\n")

@@ -1,0 +1,195 @@
+"""Sets of encoded images, read one at a time: a folder for each class, or Hugging Face's parquet."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regrow.experiments.errors import UserError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
+EVALUATION = ("validation", "val", "test")
+"""Names of the split to evaluate on, in the order tried: ImageNet's public test set has no labels."""
+
+
+class Samples(Protocol):
+    """Encoded images with their labels.
+
+    Attributes:
+        labels: int64, one an image.
+        files: what they are read from; a cache is good as long as these stay as they are.
+    """
+
+    labels: NDArray[np.int64]
+    files: Sequence[Path]
+
+    def encoded(self, index: int) -> bytes:
+        """The image's file as it is stored: JPEG, PNG, ..."""
+        ...
+
+    def where(self, index: int) -> str:
+        """How an error names the image."""
+        ...
+
+
+class FolderSamples:
+    """The images in `folder`/<class>/; the classes number as their names sort.
+
+    Raises:
+        UserError: if there are no images.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        found = [
+            (path, label)
+            for label, name in enumerate(self.classes)
+            for path in sorted((folder / name).rglob("*"))
+            if path.suffix.lower() in SUFFIXES
+        ]
+        if not found:
+            raise UserError(f"{folder} has no folders with images ({', '.join(SUFFIXES)}); one a class is needed")
+        self.files: Sequence[Path] = [path for path, _ in found]
+        self.labels = np.array([label for _, label in found], dtype=np.int64)
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of the image's file."""
+        return self.files[index].read_bytes()
+
+    def where(self, index: int) -> str:
+        """The image's path."""
+        return str(self.files[index])
+
+
+class TableSamples:
+    """The rows of parquet files with a column `img` or `image` of {bytes, path}, and a column `label`.
+
+    Args:
+        files: the parquet files, for errors and as the identity of the set.
+        open_table: gives the `pyarrow.Table`. Each process opens its own, so that workers need not be sent it.
+    """
+
+    def __init__(self, files: Sequence[Path], open_table: Callable[[], Any]) -> None:
+        self.files = files
+        self._open_table = open_table
+        self.labels = self._table.column("label").to_numpy().astype(np.int64)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TableSamples, (self.files, self._open_table)
+
+    @cached_property
+    def _table(self) -> Any:
+        return self._open_table()
+
+    @cached_property
+    def _images(self) -> Any:
+        return self._table.column(image_column(self._table.column_names))
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of the image in that row."""
+        content = self._images[index].as_py()["bytes"]
+        if content is None:
+            raise UserError(f"{self.where(index)} holds a path and not the image; fetch the set with its images")
+        return bytes(content)
+
+    def where(self, index: int) -> str:
+        """The row's number and the first file."""
+        return f"row {index} of {self.files[0]} (of {len(self.files)})"
+
+
+def image_column(columns: Sequence[str]) -> str | None:
+    """The name of the column with the images, if the table is one of labelled images.
+
+    >>> image_column(["img", "label"]), image_column(["text"])
+    ('img', None)
+    """
+    names = [name for name in ("img", "image") if name in columns and "label" in columns]
+    return names[0] if names else None
+
+
+def parquet_files(folder: Path, splits: Sequence[str]) -> list[Path]:
+    """The files `<split>-*.parquet` in `folder` or its `data` subfolder, of the first split that has any."""
+    for split in splits:
+        for place in (folder, folder / "data"):
+            files = sorted(path for path in place.glob(f"{split}-*.parquet") if path.is_file())
+            if files:
+                return files
+    return []
+
+
+def read_tables(files: Sequence[Path]) -> Any:
+    """The parquet files as one `pyarrow.Table` in memory.
+
+    Raises:
+        UserError: if a file is damaged or has not the columns of labelled images.
+    """
+    import pyarrow
+
+    return pyarrow.concat_tables([_read_table(path) for path in files])
+
+
+def parquet_rows(files: Sequence[Path]) -> int:
+    """How many rows the files promise.
+
+    Raises:
+        UserError: if a file is damaged or has not the columns of labelled images.
+    """
+    return sum(int(open_parquet(path).metadata.num_rows) for path in files)
+
+
+def open_parquet(path: Path) -> Any:
+    """The `pyarrow.parquet.ParquetFile`, its columns checked.
+
+    Raises:
+        UserError: if it is damaged or has not the columns of labelled images.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        # Not as a memory map: a file that shrinks would then end the process.
+        opened = pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is not a readable parquet file ({error}); fetch it again") from error
+    if image_column(opened.schema_arrow.names) is None:
+        raise UserError(
+            f"{path} has the columns {', '.join(opened.schema_arrow.names)}; needed: img or image, and label"
+        )
+    return opened
+
+
+def _read_table(path: Path) -> Any:
+    import pyarrow
+
+    opened = open_parquet(path)
+    try:
+        return opened.read(columns=[image_column(opened.schema_arrow.names), "label"])
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is damaged ({error}); fetch it again") from error
+
+
+@contextmanager
+def decoded(samples: Samples, index: int, mode: str) -> Iterator[Any]:
+    """The image as a `PIL.Image.Image` of that mode ("L" or "RGB"), for use in the block.
+
+    Its pixels are decoded when first used, so that a JPEG can be asked for a smaller version before that.
+
+    Raises:
+        UserError: if the file is unreadable or no image, on entry or in the block.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(samples.encoded(index))) as image:
+            yield image if image.mode == mode else image.convert(mode)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged image may raise nearly anything
+        raise UserError(f"{samples.where(index)} cannot be decoded ({error}); replace or remove it") from error

@@ -1,0 +1,89 @@
+"""Plots of results, as PNG files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib as mpl
+
+from regrow.experiments.files import write_atomically
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
+
+
+def plot_errors(errors: Mapping[tuple[str, float], Sequence[float]], path: Path, title: str) -> None:
+    """Plot test error over density: every seed a dot, their mean a line; dense a level line.
+
+    Args:
+        errors: for each method and density the errors of its seeds, in percent.
+        path: the PNG file.
+        title: what the plot shows.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for number, method in enumerate(dict.fromkeys(method for method, _ in errors)):
+        color = f"C{number}"
+        points = sorted((density, values) for (name, density), values in errors.items() if name == method)
+        if method == "dense":
+            axes.axhline(mean(points[0][1]), color="black", linestyle="--", label="dense")
+            continue
+        axes.plot(
+            [100 * density for density, _ in points], [mean(values) for _, values in points], color=color, label=method
+        )
+        for density, values in points:
+            axes.plot([100 * density] * len(values), list(values), ".", color=color, alpha=0.6)
+    axes.set_xscale("log")
+    ticks = sorted({100 * density for (method, density) in errors if method != "dense"})
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.set_yscale("log")  # methods that fail and methods that differ by tenths fit on one plot
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("density, % of weights")
+    axes.set_ylabel("test error, %")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    plt.close(figure)
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+
+
+def plot_comparison(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
+    """Plot validation accuracy over epochs, and how the density of each layer moves.
+
+    Args:
+        rows: for each method the metrics of its epochs.
+        path: the PNG file.
+        title: what the plot shows.
+    """
+    figure, (accuracy, density) = plt.subplots(ncols=2, figsize=(11, 4.5))
+    for method, epochs in rows.items():
+        numbers = [row["epoch"] for row in epochs]
+        accuracy.plot(numbers, [100 * row["valid_accuracy"] for row in epochs], label=method)
+        for layer in epochs[0]["nonzeros_by_layer"]:
+            counts = [row["nonzeros_by_layer"][layer] for row in epochs]
+            density.plot(numbers, counts, label=layer)
+    accuracy.set_ylabel("validation accuracy, %")
+    density.set_ylabel("weights in the layer")
+    density.set_yscale("log")
+    for axes in (accuracy, density):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    save(figure, path)

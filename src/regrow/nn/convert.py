@@ -1,0 +1,94 @@
+"""Swap layers of a model between their ordinary and their sparsely stored form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from regrow.nn.eligible import Slot, slots_of
+from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
+from regrow.nn.sparse_linear import SparseLinear
+from regrow.storage.layer import SparseLayer
+
+# Exactly these types: a subclass may use its weight in other ways.
+_SPARSE_FORMS: dict[type[nn.Module], Callable[[Any, Tensor], SparseLayer]] = {
+    nn.Linear: SparseLinear.from_dense,
+    nn.Conv1d: SparseConv1d.from_dense,
+    nn.Conv2d: SparseConv2d.from_dense,
+}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def store_sparsely(model: nn.Module, slots: Sequence[Slot], positions: Mapping[str, Tensor]) -> None:
+    """Replace the layers that own the weights in `slots` by sparsely stored ones, in place.
+
+    Args:
+        model: the model; each layer is replaced wherever it stands.
+        slots: the weights.
+        positions: for each weight by name a bool tensor in its shape, true where the weight exists.
+
+    Raises:
+        ValueError: if sparse storage cannot hold one of the weights; nothing is replaced then.
+    """
+    check_storable(model, slots)
+    replaced: dict[nn.Module, nn.Module] = {}
+    for slot in slots:
+        index = positions[slot.name].reshape(-1).nonzero().squeeze(1).to(slot.weight.device)
+        sparse = _SPARSE_FORMS[type(slot.module)](slot.module, index)
+        replaced[slot.module] = sparse.train(slot.module.training)
+    _replace(model, replaced)
+
+
+def store_densely(model: nn.Module) -> None:
+    """Replace every sparsely stored layer below `model` by the ordinary one, in place."""
+    _replace(model, {layer: layer.to_dense() for layer in model.modules() if isinstance(layer, SparseLayer)})
+
+
+def check_storable(model: nn.Module, slots: Sequence[Slot]) -> None:
+    """Raise a ValueError that names the first weight that sparse storage cannot hold, and what to do."""
+    places: dict[int, list[str]] = {}
+    for slot in slots_of(model):
+        places.setdefault(id(slot.weight), []).append(slot.name)
+    read_by_parent = {
+        child
+        for module in model.modules()
+        if isinstance(module, nn.TransformerEncoderLayer)
+        for child in module.children()
+    }
+    for slot in slots:
+        obstacle = _obstacle(slot, places[id(slot.weight)])
+        if obstacle is None and slot.module is model:
+            raise ValueError(
+                "the model itself is the layer to be stored sparsely, so nothing can hold its replacement: "
+                "wrap it in nn.Sequential first"
+            )
+        if obstacle is None and slot.module in read_by_parent:
+            obstacle = "nn.TransformerEncoderLayer reads the weight past its layer"
+        if obstacle is not None:
+            raise ValueError(
+                f'sparse storage cannot hold {slot.name!r}: {obstacle}; name it in keep_dense, or take backend="masked"'
+            )
+
+
+def _obstacle(slot: Slot, places: Sequence[str]) -> str | None:
+    """Return why sparse storage cannot hold a weight, or None."""
+    kind = type(slot.module)
+    if kind not in _SPARSE_FORMS or slot.parameter != "weight":
+        form = f"{kind.__name__}.{slot.parameter}"
+        return f"only the weights of nn.Linear, nn.Conv1d and nn.Conv2d have a sparse form, {form} has none"
+    if len(places) > 1:
+        return f"it is tied to {', '.join(repr(name) for name in places if name != slot.name)}"
+    if getattr(slot.module, "padding_mode", "zeros") != "zeros":
+        return f"its padding mode is {slot.module.padding_mode!r}, not 'zeros'"
+    if any(getattr(slot.module, hooks) for hooks in _HOOKS):
+        return "its layer has hooks, which would be lost: register them after regrow.sparsify"
+    return None
+
+
+def _replace(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in replaced:
+                setattr(parent, name, replaced[child])

@@ -1,0 +1,100 @@
+"""Sparse storage: the parameter is the vector of the weights that exist.
+
+Values, gradients and optimizer state have one number for each weight that exists; the flat positions are a buffer
+beside them. When the topology changes, all of them move with their weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from regrow.entries import Change
+from regrow.positions import find, lookup
+from regrow.storage.layer import SparseLayer
+
+
+@dataclass(frozen=True)
+class SparseWeight:
+    """A handle on the weight of one sparse layer.
+
+    Attributes:
+        name: full name of the weight in the unsparsified model.
+        module: the layer.
+    """
+
+    name: str
+    module: SparseLayer
+
+    @property
+    def storage(self) -> str:
+        """How it is stored, in a word."""
+        return "sparse"
+
+    @property
+    def holds_absent(self) -> bool:
+        """False: only weights that exist have numbers."""
+        return False
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The values, shape (nonzeros,)."""
+        return self.module.values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense weight."""
+        return self.module.shape
+
+    @property
+    def numel(self) -> int:
+        """Number of elements of the dense weight."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of values, positions and the index structures that the kernels read."""
+        return self.weight.nbytes + self.module.pattern.nbytes
+
+    def nonzeros(self) -> int:
+        """Return how many weights exist, zero-valued ones included."""
+        return self.weight.numel()
+
+    def positions(self) -> Tensor:
+        """Return where weights exist: a new bool tensor in the dense shape."""
+        exists = torch.zeros(self.numel, dtype=torch.bool, device=self.module.index.device)
+        exists[self.module.index.long()] = True
+        return exists.view(self.shape)
+
+    def index(self) -> Tensor:
+        """Return the flat positions of the weights that exist, sorted int64."""
+        return self.module.index.long()
+
+    def existing(self, tensor: Tensor) -> Tensor:
+        """Return a (nonzeros,) tensor as it is: it is in the order of `index`."""
+        return tensor
+
+    def at(self, tensor: Tensor, positions: Tensor) -> Tensor:
+        """Return the numbers of a (nonzeros,) tensor at flat positions, zero at absent ones."""
+        return lookup(positions, self.index(), tensor)
+
+    @torch.no_grad()
+    def apply(self, change: Change, numbers: Mapping[str, Tensor], joining: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Carry out a change: values, positions and state move, the gradient becomes None."""
+        before = self.index()
+        stays = torch.ones(len(before), dtype=torch.bool, device=before.device)
+        stays[find(change.drop, before)[0]] = False
+        # Sorting says where each number comes from: from what stays, or behind that from what joins.
+        index, source = torch.cat((before[stays], change.grow)).sort()
+
+        def moved(tensor: Tensor, joins: Tensor) -> Tensor:
+            return torch.cat((tensor[stays], joins))[source]
+
+        state = {key: moved(tensor, joining[key]) for key, tensor in numbers.items()}
+        values = self.weight.detach()
+        self.module.replace(index, moved(values, values.new_zeros(len(change.grow))))
+        return state

@@ -1,0 +1,81 @@
+"""The command itself: it starts, helps, lists, is quiet when imported, and says what is not installed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import command, refused
+
+from regrow.experiments.main import main
+from regrow.experiments.methods import METHODS
+
+COMMANDS = (["train"], ["presets"], ["demo"], ["study", "density"], ["study", "methods"], ["data", "list"])
+
+
+def test_the_installed_command_runs():
+    executable = Path(sys.executable).with_name("regrow")
+    done = subprocess.run([executable, "train", "magic"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("regrow: there is no preset 'magic'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_importing_the_command_line_prints_nothing():
+    code = "import regrow.experiments.cli"
+    environment = {**os.environ, "PYTHONWARNINGS": "default::DeprecationWarning:regrow"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_help_names_every_command():
+    result = command("--help")
+    assert result.exit_code == 0
+    assert all(name[0] in result.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_every_command_has_help(arguments):
+    result = command(*arguments, "--help")
+    assert result.exit_code == 0
+    assert "Usage: " in result.stdout
+
+
+def test_help_of_training_names_the_options_of_the_contract():
+    text = command("train", "--help").stdout
+    options = ("method", "density", "backend", "epochs", "seed", "data", "out", "resume", "set")
+    assert all(f"--{option}" in text for option in options)
+    assert all(name in text for name in METHODS)
+
+
+def test_data_sets_are_listed_and_checked(monkeypatch, tmp_path):
+    listed = command("data", "list", "--data", tmp_path)
+    assert listed.exit_code == 0
+    assert all(name in listed.stdout for name in ("digits", "mnist", "fashion-mnist", "cifar10", "imagenet"))
+    checked = command("data", "check", "digits")
+    assert (checked.exit_code, checked.stderr) == (0, "")
+    assert checked.stdout == "digits: good: 1437 training and 360 test images, part of scikit-learn\n"
+    refused(command("data", "check", "magic"), "no data set is called 'magic'", "cifar10")
+    refused(command("data", "fetch", "magic"), "no data set is called 'magic'", "cifar10")
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "yaml", "pydantic"])
+def test_what_is_not_installed_is_named(missing, monkeypatch, capsys):
+    for module in [name for name in sys.modules if name.startswith("regrow.experiments.")]:
+        if module != "regrow.experiments.main":
+            monkeypatch.delitem(sys.modules, module)
+    for module in [name for name in sys.modules if name.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    needed = f"regrow: the command line needs {missing}: pip install 'regrow[experiments]'\n"
+    assert capsys.readouterr() == ("", needed)
+
+
+def test_a_module_of_our_own_that_is_missing_is_no_matter_of_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "regrow.experiments.cli", None)
+    with pytest.raises(ModuleNotFoundError, match=r"regrow\.experiments\.cli"):
+        main()

@@ -1,0 +1,23 @@
+"""The code in the documentation runs."""
+
+from pathlib import Path
+
+import pytest
+from mktestdocs import check_md_file
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_md_file(page, memory=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_lead_somewhere(page):
+    text = page.read_text()
+    targets = [part.split(")")[0] for part in text.split("](")[1:]]
+    local = [target.split("#")[0] for target in targets if not target.startswith("http")]
+    assert [target for target in local if not (page.parent / target).exists()] == []

@@ -1,0 +1,52 @@
+"""What the card of each method says, and that its row in the table of cases is true."""
+
+import pytest
+
+import reference
+import regrow
+from cases import EVERY, METHODS, STEPS, each_method
+
+
+@each_method
+def test_the_row_of_the_table_says_what_the_recipe_does(method):
+    recipe = method.recipe()
+    assert ("momentum" in recipe.needs) is method.needs_momentum
+    assert recipe.reset_state is method.resets_state
+    assert tuple(step for step in range(2 * STEPS) if recipe.update_at(step)) == method.updates
+
+
+@each_method
+def test_the_prune_rate_is_the_published_one(method):
+    steps = 1000
+    rate = method.factory(every=10, steps=steps).fraction
+    for step in range(0, 750, 10):
+        assert rate(step) == pytest.approx(reference.RATES[method.name](step, steps), abs=1e-15)
+
+
+@each_method
+def test_nothing_grows_that_would_not_be_trained(method):
+    recipe = method.recipe()
+    assert not recipe.update_at(0)
+    assert not any(recipe.update_at(step) for step in range(STEPS, 3 * STEPS))
+
+
+@pytest.mark.parametrize("factory", [regrow.set, regrow.rigl, regrow.sparse_momentum])
+def test_the_first_prune_rate_can_be_set(factory):
+    recipe = factory(every=EVERY, steps=STEPS, prune_rate=0.2)
+    assert recipe.fraction(0) == pytest.approx(0.2)
+
+
+def test_sparse_momentum_anneals_to_half_a_percent():
+    assert regrow.sparse_momentum(every=10, steps=100).fraction(100) == pytest.approx(0.005)
+
+
+def test_rigl_stops_after_three_quarters_of_the_training():
+    recipe = regrow.rigl(every=100, steps=1000)
+    assert [step for step in range(1001) if recipe.update_at(step)] == [100, 200, 300, 400, 500, 600, 700]
+
+
+def test_every_method_that_is_exported_is_in_the_table():
+    factories = {row.factory for row in METHODS}
+    exported = {getattr(regrow.methods, name) for name in vars(regrow.methods) if not name.startswith("_")}
+    assert {factory for factory in exported if callable(factory)} == factories
+    assert {row.name for row in METHODS} == reference.UPDATES.keys() == reference.RATES.keys()
