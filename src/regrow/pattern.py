@@ -8,7 +8,6 @@ transposed weight, whose rows are the input channels. A `Pattern` builds each gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
@@ -16,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Packed inputs of one block of channels, in bytes: what leaves room for the sums in a first-level cache of 48 KiB.
-_BLOCK_BYTES = 36 * 1024
+from regrow.blocking import Blocking, choose_blocking
+
 # A place within a block is stored in 16 bits.
 _PLACES = 1 << 15
 
@@ -27,7 +26,8 @@ class Blocks(NamedTuple):
 
     Entries are sorted by phase of the output (one, but for the transposed index of a strided convolution), block of
     input channels, and segment: the nonzeros of one output row in that block. Within a block segments of equal
-    length stand together, longest first, so that the processor predicts where each ends.
+    length stand together, longest first, so that the processor predicts where each ends. In the first block of a
+    phase every output row has a segment, if need be an empty one.
 
     Attributes:
         order: for each entry, which of the parameter's values it is.
@@ -35,6 +35,7 @@ class Blocks(NamedTuple):
         segment_row: the output row of each segment.
         segment_start: first entry of each segment, and the number of entries.
         block_start: first segment of each block of each phase, and the number of segments.
+        blocking: channels of a block, and 1 where the sweep walks over them.
     """
 
     order: Tensor
@@ -42,6 +43,7 @@ class Blocks(NamedTuple):
     segment_row: Tensor
     segment_start: Tensor
     block_start: Tensor
+    blocking: Tensor
 
 
 class Geometry(NamedTuple):
@@ -51,18 +53,6 @@ class Geometry(NamedTuple):
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-
-
-def channels_per_block(kernel: Sequence[int], dilation: Sequence[int]) -> int:
-    """Return how many channels share a block: as many as keep its packed inputs in the first-level cache.
-
-    Args:
-        kernel: height and width of the kernel.
-        dilation: distance between taps, height and width.
-    """
-    # Inputs that a tile of 4 x 4 outputs reads, with one vector of 16 floats each.
-    lines = prod(4 + (taps - 1) * step for taps, step in zip(kernel, dilation, strict=True))
-    return max(1, min(_BLOCK_BYTES // (lines * 64), _PLACES // prod(kernel)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,12 +129,16 @@ class Pattern:
 
     def forward_blocks(self, geometry: Geometry) -> Blocks:
         """Return the grouping by output row, which the forward pass and the values' gradient use."""
-        key = ("forward", geometry.dilation, geometry.groups)
+        key = ("forward", geometry.dilation, geometry.stride, geometry.groups)
         if key not in self._cache:
             row, channel, tap = self._coordinates(geometry.groups)
+            rows, channels = self.shape[0], self.shape[1] * geometry.groups
+            blocking = choose_blocking(
+                rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride
+            )
             self._cache[key] = _group(
-                row, channel, tap, None, rows=self.shape[0], channels=self.shape[1] * geometry.groups, phases=1,
-                taps=prod(self.kernel), per_block=channels_per_block(self.kernel, geometry.dilation),
+                row, channel, tap, None, rows=rows, channels=channels, phases=1, taps=prod(self.kernel),
+                blocking=blocking,
             )  # fmt: skip
         return self._cache[key]
 
@@ -153,11 +147,14 @@ class Pattern:
         key = ("transposed", geometry)
         if key not in self._cache:
             row, channel, tap = self._coordinates(geometry.groups)
+            rows, channels = self.shape[1] * geometry.groups, self.shape[0]
+            blocking = choose_blocking(
+                rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed=True
+            )
+            phase = self._phase(tap, geometry) if geometry.stride != (1, 1) else None
             self._cache[key] = _group(
-                channel, row, tap, self._phase(tap, geometry) if geometry.stride != (1, 1) else None,
-                rows=self.shape[1] * geometry.groups,
-                channels=self.shape[0], phases=prod(geometry.stride), taps=prod(self.kernel),
-                per_block=channels_per_block(self.kernel, geometry.dilation),
+                channel, row, tap, phase, rows=rows, channels=channels, phases=prod(geometry.stride),
+                taps=prod(self.kernel), blocking=blocking,
             )  # fmt: skip
         return self._cache[key]
 
@@ -185,9 +182,10 @@ class Pattern:
 
 def _group(
     row: Tensor, channel: Tensor, tap: Tensor, phase: Tensor | None, *, rows: int, channels: int, phases: int,
-    taps: int, per_block: int,
+    taps: int, blocking: Blocking,
 ) -> Blocks:  # fmt: skip
     """Group nonzeros, given in the order of the values, by phase, block of channels and row."""
+    per_block = blocking.channels_per_block
     blocks = -(-channels // per_block)
     # Sorting is most of the work, and takes half as long where 32 bits are enough.
     dtype = torch.int32 if phases * blocks * rows <= torch.iinfo(torch.int32).max else torch.int64
@@ -199,6 +197,9 @@ def _group(
     segment, length = torch.unique_consecutive(key, return_counts=True)
     del key
     start = length.cumsum(0) - length
+    missing = _rows_without_segment(segment, rows, blocks, phases)
+    segment = torch.cat([segment, missing.to(dtype)])
+    length, start = (torch.cat([tensor, torch.zeros_like(missing)]) for tensor in (length, start))
 
     # Segments anew: within a group from the longest to the shortest.
     group = (segment // max(1, rows)).long()
@@ -216,4 +217,15 @@ def _group(
         segment_row=(segment % max(1, rows)).int(),
         segment_start=new_start.int(),
         block_start=torch.searchsorted(group, torch.arange(phases * blocks + 1)).int(),
+        blocking=torch.tensor(blocking, dtype=torch.int32),
     )
+
+
+def _rows_without_segment(segment: Tensor, rows: int, blocks: int, phases: int) -> Tensor:
+    """Return the keys of the segments that the first block of each phase lacks, int64."""
+    group = segment // max(1, rows)
+    first = segment[group % blocks == 0].long()
+    has = torch.zeros(phases * rows, dtype=torch.bool)
+    has[first // max(1, blocks * rows) * rows + first % max(1, rows)] = True
+    row = (~has).nonzero().squeeze(1)
+    return row // max(1, rows) * (blocks * rows) + row % max(1, rows)

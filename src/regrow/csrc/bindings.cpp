@@ -1,11 +1,13 @@
 // The Python module regrow._kernels. Tensors arrive as addresses: regrow.ops checks dtype, layout and sizes.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
 #include <new>
 #include <stdexcept>
 
 #include "kernels.h"
+#include "pool.h"
 
 namespace nb = nanobind;
 using namespace regrow;
@@ -19,6 +21,25 @@ const Kernels& kernels() { return *chosen; }
 template <class T>
 T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
+}
+
+// Never destroyed: tensors may outlive the module's statics.
+Pool& pool() {
+    static Pool* const instance = new Pool;
+    return *instance;
+}
+
+using Floats = nb::ndarray<nb::pytorch, float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+Floats allocate(size_t count) {
+    const Pool::Block block = pool().take(count * sizeof(float));
+    if (!block.data) throw std::bad_alloc();
+    const nb::capsule owner(new Pool::Block(block), [](void* taken) noexcept {
+        const auto* back = static_cast<Pool::Block*>(taken);
+        pool().give_back(*back);
+        delete back;
+    });
+    return Floats(static_cast<float*>(block.data), {count}, owner);
 }
 
 void must(bool complete) {
@@ -43,15 +64,16 @@ NB_MODULE(_kernels, module) {
         .def(
             "__init__",
             [](Index* self, uintptr_t order, uintptr_t place, uintptr_t segment_row, uintptr_t segment_start,
-               uintptr_t block_start, int64_t nonzeros, int64_t rows, int64_t channels, int32_t channels_per_block) {
-                new (self) Index{pointer<const int32_t>(order),         pointer<const int16_t>(place),
-                                 pointer<const int32_t>(segment_row),   pointer<const int32_t>(segment_start),
-                                 pointer<const int32_t>(block_start),   nonzeros,
-                                 rows,                                  channels,
-                                 channels_per_block};
+               uintptr_t block_start, uintptr_t blocking, int64_t nonzeros, int64_t rows, int64_t channels) {
+                const int32_t* choice = pointer<const int32_t>(blocking);
+                new (self) Index{pointer<const int32_t>(order),       pointer<const int16_t>(place),
+                                 pointer<const int32_t>(segment_row), pointer<const int32_t>(segment_start),
+                                 pointer<const int32_t>(block_start), nonzeros,
+                                 rows,                                channels,
+                                 choice[0],                           choice[1] != 0};
             },
             nb::arg("order"), nb::arg("place"), nb::arg("segment_row"), nb::arg("segment_start"), nb::arg("block_start"),
-            nb::arg("nonzeros"), nb::arg("rows"), nb::arg("channels"), nb::arg("channels_per_block"));
+            nb::arg("blocking"), nb::arg("nonzeros"), nb::arg("rows"), nb::arg("channels"));
 
     module.def(
         "gather",
@@ -86,6 +108,11 @@ NB_MODULE(_kernels, module) {
         nb::arg("source"), nb::arg("source_pitch"), nb::arg("source_distance"), nb::arg("target"),
         nb::arg("target_pitch"), nb::arg("target_distance"), nb::arg("rows"), nb::arg("columns"), nb::arg("count"),
         nb::arg("threads"));
+
+    module.def("allocate", &allocate, nb::arg("count"), nb::rv_policy::reference,
+               "A tensor of uninitialised floats, whose memory is kept for the next one when it is gone.");
+    module.def("release_memory", [] { return pool().release(); },
+               "Return to the system the memory of tensors that are gone; in bytes.");
 
     module.def("instruction_set", [] { return std::string(kernels().name); }, "Name of the kernels in use.");
     module.def(

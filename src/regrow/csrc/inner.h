@@ -214,6 +214,7 @@ void values_segments(const Segments& segments, const int32_t* offsets, const flo
 
 // gradient = the threads' sums, added in their order, so that equal inputs give equal bits. For all threads to call.
 static void add_sums(const Index& index, const float* sums, int64_t threads, float* gradient) {
+#pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t entry = 0; entry < index.nonzeros; ++entry) {
         float sum = sums[entry];

@@ -8,15 +8,19 @@
 namespace regrow::REGROW_VARIANT {
 namespace {
 
-// Rows of a sweep's tile: as few as leave no lane of the batch without work.
+// The sweep has nothing to offer where most lanes of its tiles would be empty.
+bool sweeps(const Geometry& geometry, const Index& index) { return index.sweep && geometry.batch > 2 * kLanes; }
+
+// Rows of a sweep's tile: few enough that the batch fills its lanes.
 int sweep_rows(const Geometry& geometry) {
-    if (geometry.batch > kAccumulators * kLanes / 2 && (geometry.height.output == 1 || geometry.height.kernel == 1)) return 1;
-    return geometry.batch > kAccumulators * kLanes / 4 ? 2 : 4;
+    const int64_t lanes = static_cast<int64_t>(kAccumulators) * kLanes;
+    if (geometry.batch > lanes / 2 && geometry.height.output == 1) return 1;
+    return geometry.batch > lanes / 4 ? 2 : 4;
 }
 
 bool gather(const Geometry& geometry, const Index& index, const float* values, const float* bias, const float* input,
             float* output, int threads) {
-    if (!index.sweep) return blocked_gather(geometry, index, values, bias, input, output, threads);
+    if (!sweeps(geometry, index)) return blocked_gather(geometry, index, values, bias, input, output, threads);
     bool complete = false;
     with_rows(sweep_rows(geometry), [&](auto rows) {
         complete = sweep_gather<decltype(rows)::value>(geometry, index, values, bias, input, output, threads);
@@ -26,10 +30,12 @@ bool gather(const Geometry& geometry, const Index& index, const float* values, c
 
 bool values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient, const float* input,
                      float* gradient, int threads) {
-    if (!index.sweep) return blocked_values_gradient(geometry, index, output_gradient, input, gradient, threads);
+    if (!sweeps(geometry, index))
+        return blocked_values_gradient(geometry, index, output_gradient, input, gradient, threads);
     bool complete = false;
     with_rows(sweep_rows(geometry), [&](auto rows) {
-        complete = sweep_values_gradient<decltype(rows)::value>(geometry, index, output_gradient, input, gradient, threads);
+        complete =
+            sweep_values_gradient<decltype(rows)::value>(geometry, index, output_gradient, input, gradient, threads);
     });
     return complete;
 }

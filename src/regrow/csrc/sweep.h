@@ -306,7 +306,6 @@ bool sweep_values_gradient(const Geometry& geometry, const Index& index, const f
                 plan.visit(tile, false, reduce);
             });
         }
-#pragma omp barrier
         add_sums(index, sums.data(), workers, gradient);
     }
     return complete;

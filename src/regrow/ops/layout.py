@@ -6,10 +6,16 @@ weight then multiplies contiguous runs of the batch. PyTorch's element-wise oper
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
 from regrow.ops.native import kernels, kernels_serve
+
+
+# From here on, in floats, clearing fresh pages costs more than the way to the pool.
+_POOLED_FLOATS = 1 << 18
 
 
 def is_batch_last(x: Tensor) -> bool:
@@ -22,6 +28,25 @@ def empty_batch_last(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty((*shape[1:], shape[0])).movedim(-1, 0)
 
 
+def allocate_batch_last(*shape: int) -> Tensor:
+    """Return an uninitialised batch-last float32 tensor on the CPU; large ones from memory that is used again."""
+    count = prod(shape)
+    if count < _POOLED_FLOATS:
+        return torch.empty((*shape[1:], shape[0])).movedim(-1, 0)
+    floats: Tensor = kernels().allocate(count)
+    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
+        floats.fill_(torch.nan)
+    return floats.view(*shape[1:], shape[0]).movedim(-1, 0)
+
+
+def release_memory() -> int:
+    """Return to the system the memory that is kept for outputs to come, and say how many bytes that was.
+
+    Outputs of sparse layers of 1 MiB and more are kept when they are gone, up to as much as was in use at once.
+    """
+    return int(kernels().release_memory())
+
+
 def batch_last(x: Tensor) -> Tensor:
     """Return `x`, shape (N, C, H, W), with the batch innermost: itself if it is so already, else a copy."""
     if is_batch_last(x):
@@ -32,12 +57,12 @@ def batch_last(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("regrow::to_batch_last", mutates_args=(), device_types=("cpu", "cuda"))
 def _to_batch_last(x: Tensor) -> Tensor:
-    copy = empty_batch_last(x, *x.shape)
     count, channels, height, width = x.shape
     plane = height * width
     channels_last = x.permute(0, 2, 3, 1).is_contiguous()
     if not kernels_serve(x) or not (channels_last or x.is_contiguous()):
-        return copy.copy_(x)
+        return empty_batch_last(x, *x.shape).copy_(x)
+    copy = allocate_batch_last(*x.shape)
     # One matrix (N, C*H*W) to transpose, or, channels last, for each position of the plane one (N, C).
     columns, matrices = (channels, plane) if channels_last else (channels * plane, 1)
     kernels().transpose(

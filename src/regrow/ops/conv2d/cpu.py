@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from regrow.ops.layout import batch_last, empty_batch_last
+from regrow.ops.layout import allocate_batch_last, batch_last, empty_batch_last
 from regrow.ops.native import kernels
-from regrow.pattern import Blocks, Geometry, Pattern, channels_per_block
+from regrow.pattern import Blocks, Geometry, Pattern
 
 
 def conv2d_cpu(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
@@ -62,10 +62,10 @@ def _conv2d(
     x = batch_last(x)
     values = values.contiguous()
     bias = None if bias is None else bias.contiguous()
-    output = empty_batch_last(x, *_output_shape(x.shape, weight_shape, geometry))
+    output = allocate_batch_last(*_output_shape(x.shape, weight_shape, geometry))
     kernels().gather(
         geometry=_kernel_geometry(x, output, weight_shape, geometry, transposed=False),
-        index=_kernel_index(index, weight_shape[0], x.shape[1], weight_shape, geometry),
+        index=_kernel_index(index, weight_shape[0], x.shape[1]),
         values=values.data_ptr(),
         bias=0 if bias is None else bias.data_ptr(),
         input=x.data_ptr(),
@@ -86,10 +86,10 @@ def _input_gradient(
 ) -> Tensor:
     output_gradient = batch_last(output_gradient)
     values = values.contiguous()
-    gradient = empty_batch_last(output_gradient, *input_shape)
+    gradient = allocate_batch_last(*input_shape)
     kernels().gather(
         geometry=_kernel_geometry(output_gradient, gradient, weight_shape, geometry, transposed=True),
-        index=_kernel_index(transposed_index, input_shape[1], weight_shape[0], weight_shape, geometry),
+        index=_kernel_index(transposed_index, input_shape[1], weight_shape[0]),
         values=values.data_ptr(),
         bias=0,
         input=output_gradient.data_ptr(),
@@ -108,7 +108,7 @@ def _values_gradient(
     gradient = x.new_empty(index[0].shape)
     kernels().values_gradient(
         geometry=_kernel_geometry(x, output_gradient, weight_shape, geometry, transposed=False),
-        index=_kernel_index(index, weight_shape[0], x.shape[1], weight_shape, geometry),
+        index=_kernel_index(index, weight_shape[0], x.shape[1]),
         output_gradient=output_gradient.data_ptr(),
         input=x.data_ptr(),
         gradient=gradient.data_ptr(),
@@ -219,12 +219,11 @@ def _kernel_geometry(
     return kernels().Geometry(batch=source.shape[0], height=height, width=width, transposed=transposed)
 
 
-def _kernel_index(index: list[Tensor], rows: int, channels: int, weight_shape: list[int], geometry: list[int]) -> Any:
+def _kernel_index(index: list[Tensor], rows: int, channels: int) -> Any:
     blocks = Blocks(*index)
     return kernels().Index(
         **{name: tensor.data_ptr() for name, tensor in blocks._asdict().items()},
         nonzeros=len(blocks.order),
         rows=rows,
         channels=channels,
-        channels_per_block=channels_per_block(weight_shape[2:], geometry[4:6]),
     )

@@ -1,0 +1,88 @@
+"""How a weight's nonzeros are grouped for the kernels: the size of a block of channels, and which driver walks them.
+
+The *blocked* driver packs a block of channels into the first-level cache, and sums wait in a buffer between blocks:
+right for many channels and high densities. The *sweep* keeps as many channels as the second-level cache holds, sums
+stay in registers, and every read and write is a long run: right for few channels, low densities and 1x1 kernels.
+`docs/kernels.md` tells where the figures here come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, prod
+from typing import NamedTuple
+
+# What one block may take of a first-level cache of 48 KiB and a second-level cache of 1 MiB, beside sums and outputs.
+_FIRST_LEVEL_BYTES = 36 * 1024
+_SECOND_LEVEL_BYTES = 800 * 1024
+# A place within a block is stored in 16 bits.
+_PLACES = 1 << 15
+# A vector of 16 floats, the lanes of a tile of the sweep, and the vectors of a tile.
+_LINE_BYTES = 64
+_SWEEP_VECTORS = 8
+_TILE_VECTORS = 16
+# Nanoseconds on one core (AMD Zen 5): for a nonzero of a tile, for a segment, for a packed line, and for a line of sums
+# or outputs that is read or written once more.
+_BLOCKED_NONZERO, _BLOCKED_SEGMENT, _BLOCKED_LINE, _BLOCKED_SUM = 2.8, 8.5, 4.0, 1.0
+_SWEEP_NONZERO, _SWEEP_SEGMENT, _SWEEP_LINE, _SWEEP_SUM = 5.0, 8.0, 1.3, 1.5
+
+
+class Blocking(NamedTuple):
+    """How many input channels share a block, and whether the sweep walks over them."""
+
+    channels_per_block: int
+    sweep: bool
+
+
+def choose_blocking(
+    rows: int, channels: int, nonzeros: float, kernel: Sequence[int], dilation: Sequence[int], stride: Sequence[int],
+    transposed: bool = False,
+) -> Blocking:  # fmt: skip
+    """Return the grouping that should be fastest, by a model of the time for one tile of outputs.
+
+    Args:
+        rows: output channels of the direction at hand.
+        channels: input channels of it.
+        nonzeros: of the weight.
+        kernel: height and width.
+        dilation: distance between taps, height and width.
+        stride: of the convolution, height and width.
+        transposed: whether this is the direction of the input's gradient.
+
+    Example:
+        >>> choose_blocking(512, 512, 0.05 * 512 * 512 * 9, (3, 3), (1, 1), (1, 1))
+        Blocking(channels_per_block=16, sweep=False)
+        >>> choose_blocking(64, 64, 0.05 * 64 * 64 * 9, (3, 3), (1, 1), (1, 1))
+        Blocking(channels_per_block=64, sweep=True)
+    """
+    places = _PLACES // prod(kernel)
+    reach = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilation, strict=True)]
+    if transposed:
+        # Each output belongs to one phase, and has that phase's share of the nonzeros.
+        reach = [ceil((span - 1) / step) + 1 for span, step in zip(reach, stride, strict=True)]
+        nonzeros /= prod(stride)
+        advance = [1, 1]
+    else:
+        advance = list(stride)
+
+    # A tile of 4 x 4 outputs; without neighbours to share, only the lines that taps read.
+    lines = prod(3 * step + span for step, span in zip(advance, reach, strict=True))
+    lines = min(lines, _TILE_VECTORS * prod(kernel))
+    blocked = max(1, min(_FIRST_LEVEL_BYTES // (lines * _LINE_BYTES), places, channels))
+    segments = min(nonzeros, rows * ceil(channels / blocked))
+    blocked_time = (
+        nonzeros * _BLOCKED_NONZERO + segments * _BLOCKED_SEGMENT + channels * lines * _BLOCKED_LINE
+        + rows * 2 * _TILE_VECTORS * _BLOCKED_SUM
+    )  # fmt: skip
+
+    height = _TILE_VECTORS // _SWEEP_VECTORS
+    tall = (height - 1) * advance[0] + reach[0]
+    most = _SECOND_LEVEL_BYTES // (tall * reach[1] * _SWEEP_VECTORS * _LINE_BYTES)
+    blocks = ceil(channels / max(1, min(most, places)))
+    sweep = ceil(channels / max(1, blocks))
+    sweep_time = (
+        nonzeros * _SWEEP_NONZERO + rows * blocks * _SWEEP_SEGMENT
+        + channels * tall * advance[1] * _SWEEP_VECTORS * _SWEEP_LINE
+        + (blocks - 1) * rows * 2 * _TILE_VECTORS * _SWEEP_SUM
+    )  # fmt: skip
+    return Blocking(sweep, True) if most and sweep_time < blocked_time else Blocking(blocked, False)
