@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from regrow.blocking import Blocking, choose_blocking
 from regrow.ops import batch_last, is_batch_last, sparse_conv2d, sparse_linear
 from regrow.ops.conv2d import cpu
 from regrow.ops.conv2d.reference import conv2d_reference
+from regrow.ops.layout import allocate_batch_last, release_memory
 from regrow.ops.linear.reference import linear_reference
 from regrow.ops.native import instruction_set, kernels, use_instruction_set
 from regrow.pattern import Geometry, Pattern
@@ -132,6 +134,17 @@ def test_convolution_is_the_dense_one(name: str) -> None:
 
 
 @pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("blocking", [Blocking(1000, True), Blocking(3, True), Blocking(3, False)])
+@pytest.mark.parametrize("batch", [35, 64, 100, 130, 300])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.batch < 35])
+def test_either_driver_gives_the_dense_one(
+    name: str, batch: int, blocking: Blocking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regrow.pattern.choose_blocking", lambda *_, **__: blocking)
+    convolve_both(replace(CASES[name], batch=batch))
+
+
+@pytest.mark.usefixtures("any_instruction_set")
 @pytest.mark.parametrize("batch", [1, 7, 16, 33, 63, 100])
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (3, 17), (17, 3), (130, 70)])
 def test_linear_is_the_dense_one(batch: int, inputs: int, outputs: int) -> None:
@@ -223,8 +236,13 @@ def test_strided_values_bias_and_output_gradient() -> None:
 
 @pytest.mark.usefixtures("any_instruction_set")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_passes_as_in_dense(bad: float) -> None:
-    case = Case(33, 20, 6, (8, 8))
+@pytest.mark.parametrize("plane", [8, 9])
+@pytest.mark.parametrize("sweep", [False, True])
+def test_what_is_not_finite_passes_as_in_dense(
+    sweep: bool, plane: int, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regrow.pattern.choose_blocking", lambda *_, **__: Blocking(16, sweep))
+    case = Case(35, 20, 6, (plane, plane))
     x, values, bias, pattern = operands(case, Pattern.of_mask(torch.ones(SHAPE, dtype=torch.bool)))
     with torch.no_grad():
         x[4, 3, 2, 5] = bad
@@ -379,3 +397,27 @@ def test_pattern_rows_and_columns() -> None:
     assert torch.equal(pattern.row_pointers, csr.crow_indices())
     assert torch.equal(pattern.columns.long(), csr.col_indices())
     assert pattern.density == pattern.nonzeros / mask.numel()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 9), (11, 11), (128, 128)])
+@pytest.mark.parametrize("channels", [1, 3, 64, 4096])
+def test_a_place_fits_its_16_bits(channels: int, kernel: tuple[int, int], transposed: bool) -> None:
+    for density in (0.0, 0.001, 0.05, 1.0):
+        nonzeros = density * 64 * channels * math.prod(kernel)
+        blocking = choose_blocking(64, channels, nonzeros, kernel, (2, 1), (1, 2), transposed)
+        assert 1 <= blocking.channels_per_block <= channels
+        assert blocking.channels_per_block == 1 or blocking.channels_per_block * math.prod(kernel) <= 1 << 15
+
+
+def test_memory_of_large_outputs_is_used_again() -> None:
+    first = allocate_batch_last(64, 16, 32, 32)
+    address = first.data_ptr()
+    assert is_batch_last(first)
+    kept = first[:, 3]
+    del first
+    assert allocate_batch_last(64, 16, 32, 32).data_ptr() != address, "a view keeps the memory"
+    del kept
+    assert allocate_batch_last(64, 16, 32, 32).data_ptr() == address
+    assert release_memory() > 0
+    assert release_memory() == 0

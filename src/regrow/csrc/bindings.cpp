@@ -7,7 +7,7 @@
 #include <stdexcept>
 
 #include "kernels.h"
-#include "pool.h"
+#include "memory.h"
 
 namespace nb = nanobind;
 using namespace regrow;
@@ -23,23 +23,17 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Never destroyed: tensors may outlive the module's statics.
-Pool& pool() {
-    static Pool* const instance = new Pool;
-    return *instance;
-}
-
 using Floats = nb::ndarray<nb::pytorch, float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 Floats allocate(size_t count) {
-    const Pool::Block block = pool().take(count * sizeof(float));
-    if (!block.data) throw std::bad_alloc();
-    const nb::capsule owner(new Pool::Block(block), [](void* taken) noexcept {
-        const auto* back = static_cast<Pool::Block*>(taken);
-        pool().give_back(*back);
+    const Memory memory = take_memory(count * sizeof(float));
+    if (!memory.data) throw std::bad_alloc();
+    const nb::capsule owner(new Memory(memory), [](void* taken) noexcept {
+        const auto* back = static_cast<Memory*>(taken);
+        give_back_memory(*back);
         delete back;
     });
-    return Floats(static_cast<float*>(block.data), {count}, owner);
+    return Floats(static_cast<float*>(memory.data), {count}, owner);
 }
 
 void must(bool complete) {
@@ -111,7 +105,7 @@ NB_MODULE(_kernels, module) {
 
     module.def("allocate", &allocate, nb::arg("count"), nb::rv_policy::reference,
                "A tensor of uninitialised floats, whose memory is kept for the next one when it is gone.");
-    module.def("release_memory", [] { return pool().release(); },
+    module.def("release_memory", [] { return release_memory(); },
                "Return to the system the memory of tensors that are gone; in bytes.");
 
     module.def("instruction_set", [] { return std::string(kernels().name); }, "Name of the kernels in use.");

@@ -161,11 +161,10 @@ static bool blocked_gather(const Geometry& geometry, const Index& index, const f
     return true;
 }
 
-static bool blocked_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient, const float* input,
-                     float* gradient, int threads) {
+static bool values_gradient_by_tile(const Geometry& geometry, const Index& index, const float* output_gradient,
+                                    const float* input, float* gradient, int threads, const Tile& tile) {
     Buffer<int32_t> scratch(scratch_size(geometry));
     if (!scratch) return false;
-    const Tile tile = choose_tile(geometry.height.output, geometry.width.output);
     const PhasePlan plan = plan_phase(geometry, tile, 0, scratch.data());
     const Walk walk{geometry, index, tile, plan, 0, input};
     Buffer<int32_t> places(index.channels_per_block * static_cast<int64_t>(geometry.height.kernel) *
@@ -214,6 +213,26 @@ static bool blocked_values_gradient(const Geometry& geometry, const Index& index
         add_sums(index, sums.data(), workers, gradient);
     }
     return complete;
+}
+
+static bool all_finite(const float* numbers, int64_t count) {
+    // Finite numbers times zero are zero; anything else makes the sum NaN.
+    float sum = 0.0f;
+    for (int64_t i = 0; i < count; ++i) sum += numbers[i] * 0.0f;
+    return sum == 0.0f;
+}
+
+static bool blocked_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
+                                    const float* input, float* gradient, int threads) {
+    const Axis &height = geometry.height, &width = geometry.width;
+    const Tile tile = choose_tile(height.output, width.output);
+    if (!values_gradient_by_tile(geometry, index, output_gradient, input, gradient, threads, tile)) return false;
+    // Beyond the plane a tile has gradients of zero, which a NaN or an infinity among its inputs would turn into NaN.
+    // That must show in the result, which is then computed anew, one position at a time.
+    const bool whole = height.output % tile.height == 0 && width.output % tile.width == 0;
+    if (whole || all_finite(gradient, index.nonzeros)) return true;
+    const Tile one{1, 1, kAccumulators};
+    return values_gradient_by_tile(geometry, index, output_gradient, input, gradient, threads, one);
 }
 
 }  // namespace regrow::REGROW_VARIANT

@@ -2,34 +2,30 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 
 #include "kernels.h"
+#include "memory.h"
 #include "vector.h"
 
 namespace regrow::REGROW_VARIANT {
 
-// Memory that stays empty when there is none left. (No std containers here: their code, compiled for one
+// A buffer, empty where no memory is left. (No std containers here: their code, compiled for one
 // instruction set, could be the copy that the linker keeps for all.)
 template <class T>
 class Buffer {
    public:
-    explicit Buffer(int64_t size) {
-        const size_t line = 64;
-        const size_t bytes = (static_cast<size_t>(size) * sizeof(T) + line) / line * line;
-        data_ = static_cast<T*>(std::aligned_alloc(line, bytes));
-    }
-    ~Buffer() { std::free(data_); }
+    explicit Buffer(int64_t size) : memory_(take_memory(static_cast<size_t>(size) * sizeof(T) + 1)) {}
+    ~Buffer() { give_back_memory(memory_); }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
-    explicit operator bool() const { return data_ != nullptr; }
-    T& operator[](int64_t i) { return data_[i]; }
-    const T& operator[](int64_t i) const { return data_[i]; }
-    T* data() { return data_; }
-    const T* data() const { return data_; }
+    explicit operator bool() const { return memory_.data != nullptr; }
+    T& operator[](int64_t i) { return data()[i]; }
+    const T& operator[](int64_t i) const { return data()[i]; }
+    T* data() { return static_cast<T*>(memory_.data); }
+    const T* data() const { return static_cast<const T*>(memory_.data); }
 
    private:
-    T* data_;
+    Memory memory_;
 };
 
 static inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,0 +1,99 @@
+#include "memory.h"
+
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+namespace regrow {
+
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+struct Pool {
+    std::mutex mutex;
+    std::vector<Memory> unused;  // the longest unused first
+};
+
+// Never destroyed: tensors may outlive the statics of this module.
+Pool& pool() {
+    static Pool* const instance = new Pool;
+    return *instance;
+}
+
+// Small buffers share a page table entry with nothing else, so whole large pages would waste most of them.
+size_t round_up(size_t bytes) {
+    const size_t unit = bytes < kHugePage / 8 ? kHugePage / 32 : kHugePage;
+    return (bytes + unit - 1) / unit * unit;
+}
+
+// Returns the longest unused until that makes `bytes`. The caller holds the mutex.
+size_t release_oldest(Pool& pool, size_t bytes) {
+    size_t released = 0, count = 0;
+    for (; count < pool.unused.size() && released < bytes; ++count) {
+        munmap(pool.unused[count].data, pool.unused[count].bytes);
+        released += pool.unused[count].bytes;
+    }
+    pool.unused.erase(pool.unused.begin(), pool.unused.begin() + static_cast<std::ptrdiff_t>(count));
+    return released;
+}
+
+// The smallest that fits and is not much too large, of equals the last used. The caller holds the mutex.
+Memory take_unused(Pool& pool, size_t bytes) {
+    std::vector<Memory>& unused = pool.unused;
+    size_t best = unused.size();
+    for (size_t i = 0; i < unused.size(); ++i)
+        if (unused[i].bytes >= bytes && unused[i].bytes <= bytes + bytes / 4 &&
+            (best == unused.size() || unused[i].bytes <= unused[best].bytes))
+            best = i;
+    if (best == unused.size()) return {nullptr, 0};
+    const Memory memory = unused[best];
+    unused.erase(unused.begin() + static_cast<std::ptrdiff_t>(best));
+    return memory;
+}
+
+}  // namespace
+
+Memory take_memory(size_t bytes) {
+    bytes = round_up(bytes);
+    {
+        Pool& all = pool();
+        const std::lock_guard<std::mutex> lock(all.mutex);
+        const Memory memory = take_unused(all, bytes);
+        if (memory.data) return memory;
+        // What is kept never exceeds what was once in use at the same time.
+        release_oldest(all, bytes);
+    }
+    // The system aligns to small pages: a larger block is cut to start and end with a large one.
+    const size_t slack = bytes < kHugePage ? 0 : kHugePage;
+    void* mapped = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) return {nullptr, 0};
+    char* data = static_cast<char*>(mapped);
+    if (slack) {
+        const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(data) % kHugePage) % kHugePage;
+        if (before) munmap(data, before);
+        if (slack > before) munmap(data + before + bytes, slack - before);
+        data += before;
+    }
+#ifdef MADV_HUGEPAGE
+    if (slack) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    return {data, bytes};
+}
+
+void give_back_memory(Memory memory) {
+    if (!memory.data) return;
+    Pool& all = pool();
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    all.unused.push_back(memory);
+}
+
+size_t release_memory() {
+    Pool& all = pool();
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    return release_oldest(all, SIZE_MAX);
+}
+
+}  // namespace regrow
