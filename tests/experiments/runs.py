@@ -44,10 +44,10 @@ class Stopper(Quiet):
             os.kill(os.getpid(), self.number)
 
 
-def stop_after(config, out, step, number):
+def stop_after(config, out, step, number, **settings):
     """Train until a signal after a step stops it."""
     with pytest.raises(StoppedError):
-        train(config, out, reporters=(Stopper(number, lambda now: now == step),))
+        train(config, out, reporters=(Stopper(number, lambda now: now == step),), **settings)
 
 
 def command(*arguments):

@@ -13,6 +13,7 @@ import torch
 from runs import command, refused
 
 import regrow
+from regrow.experiments.bench import command as bench_command
 from regrow.experiments.bench import measure as measuring
 from regrow.experiments.bench.compare import Revision, compare
 from regrow.experiments.bench.contenders import BFLOAT16, CSR, DENSE, SPARSE, Contender, NotApplicableError, Prepared
@@ -211,7 +212,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 
 def test_the_command_measures_writes_and_shows(tmp_path, monkeypatch):
-    monkeypatch.setattr("regrow.experiments.bench.command.measure_rates", lambda clock: RATES)
+    monkeypatch.setattr(bench_command, "measure_rates", lambda clock: RATES)
     out, page = tmp_path / "bench.json", tmp_path / "bench.md"
     options = ("--layers", "lenet300-100 100-10", "--densities", "0.1,0.5", "--rounds", 2)
     done = command("bench", "layers", *options, "--out", out, "--markdown", page)
@@ -222,6 +223,14 @@ def test_the_command_measures_writes_and_shows(tmp_path, monkeypatch):
     assert shown.stdout.splitlines()[1:] == done.stdout.splitlines()[1:]
 
 
+@pytest.fixture
+def _threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads_as_before")
 def test_mistakes_in_the_call_are_one_line(tmp_path):
     refused(command("bench", "layers", "--densities", "0,1"), "densities must lie in (0, 1]")
     refused(command("bench", "layers", "--network", "vgg"), "no network is called vgg")

@@ -18,7 +18,7 @@ from regrow.experiments.presets import PRESETS, preset
 from regrow.experiments.run import Run
 
 CIFAR10 = (
-    *("alexnet-s", "alexnet-b", "vgg16-c", "vgg16-d", "vgg16-like"),
+    *("alexnet-s", "alexnet-b", "vgg16-c", "vgg16-d", "vgg16-like", "vgg-small"),
     *("wrn-28-2", "wrn-22-8", "wrn-16-8", "wrn-16-10"),
 )
 PROMISED = {
@@ -125,6 +125,7 @@ def other_value(name, value):
         "prune_rate": 0.25,
         "clip_gradient_norm": 0.25,
         "method": "set",
+        "growth": "window:44",
     }
     if name in choices:
         return choices[name]

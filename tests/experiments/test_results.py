@@ -122,6 +122,28 @@ def test_the_settings_make_the_same_run_again(run, tmp_path):
     assert metrics(tmp_path) == metrics(out)
 
 
+@pytest.mark.parametrize("backend", ["masked", "cpu"])
+def test_the_backend_and_the_growth_that_were_asked_for(tmp_path, backend):
+    options = ("--backend", backend, "--epochs", 3, "--set", "growth=candidates:5:2", "--set", "batch_size=128")
+    assert command("train", "digits-mlp", "--out", tmp_path, *options).exit_code == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["backend"], result["nnz"]) == (backend, 5020)
+    assert result["growth"] == "Growth(steps=5, per_nonzero=2.0)"
+    weights = load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1])["model"]
+    for name, nonzeros in result["nonzeros_by_layer"].items():
+        layer = name.removesuffix(".weight")
+        stored = weights[f"{layer}.values" if backend == "cpu" else f"{name}_mask"]
+        assert stored.numel() == (nonzeros if backend == "cpu" else LAYERS[name])
+
+
+def test_both_backends_give_the_same_network(tmp_path):
+    results = {}
+    for backend in ("masked", "cpu"):
+        results[backend] = train(tiny(backend=backend, growth="window:5", learning_rate=0.01), tmp_path / backend)
+    assert results["masked"]["nonzeros_by_layer"] == results["cpu"]["nonzeros_by_layer"]
+    assert results["masked"]["test_loss"] == pytest.approx(results["cpu"]["test_loss"], rel=1e-3)
+
+
 def test_the_methods_learn(tmp_path):
     result = train(preset("digits-mlp").model_copy(update={"epochs": 8}), tmp_path)
     assert result["test_accuracy"] > 0.85

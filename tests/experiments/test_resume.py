@@ -57,6 +57,24 @@ def test_stopped_after_every_few_steps(small_runs, tmp_path, method, every):
     assert_same_run(out, tmp_path / "whole")
 
 
+@EACH_METHOD
+@pytest.mark.parametrize("growth", ["exact", "window:4", "candidates:6:2"])
+@pytest.mark.parametrize("backend", ["masked", "cpu"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_stopped_with_every_storage_and_source_of_growth(tmp_path, method, growth, backend, optimizer):
+    settings = {"method": method, "growth": growth, "backend": backend, "optimizer": optimizer, "learning_rate": 0.01}
+    config, out, stops = tiny(**settings, update_every=0.5), tmp_path / "stopped", 0
+    train(config, tmp_path / "whole")
+    stopper = Stopper(signal.SIGTERM, lambda step: step % 3 == 0)
+    while not (out / "result.json").exists():
+        try:
+            train(config, out, resume=stops > 0, reporters=(stopper,))
+        except StoppedError:
+            stops += 1
+    assert stops == 6
+    assert_same_run(out, tmp_path / "whole")
+
+
 class Killed(BaseException):
     """The process ends here: nothing that would tidy up runs on it."""
 

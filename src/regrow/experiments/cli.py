@@ -14,6 +14,7 @@ from regrow.experiments.bench.command import bench_app
 from regrow.experiments.config import TrainConfig, override, parse_settings
 from regrow.experiments.demo import demo as run_demo
 from regrow.experiments.errors import UserError
+from regrow.experiments.growth_study import SOURCES, GrowthStudy, run_growth_study
 from regrow.experiments.methods import METHODS, check_method, run_name
 from regrow.experiments.presets import PRESETS
 from regrow.experiments.presets import preset as find_preset
@@ -138,6 +139,26 @@ def study_methods(
     _study(preset, out, names, densities, seeds, epochs, data, jobs, settings)
 
 
+@study_app.command("growth")
+def study_growth(
+    preset: Preset,
+    out: StudyOut,
+    sources: Annotated[str, typer.Option(help="Sources of growth, separated by commas.")] = ",".join(SOURCES),
+    densities: Densities = "0.01,0.05",
+    seeds: Seeds = 3,
+    epochs: Epochs = None,
+    data: DataRoot = None,
+    jobs: Jobs = 1,
+    settings: Settings = None,
+) -> None:
+    """Compare sources of growth: test error, and the share of grown weights in common with exact growth."""
+    with one_line_errors():
+        base, values = _study_base(preset, epochs, settings), parse_densities(densities)
+        names = tuple(source.strip() for source in sources.split(","))
+        study = GrowthStudy(base, names, values, tuple(range(seeds)))
+        OUT.print(run_growth_study(study, out, data_root=data, jobs=jobs, console=ERR))
+
+
 @data_app.command("list")
 def data_list(data: DataRoot = None) -> None:
     """List the data sets and where each is found."""
@@ -187,12 +208,16 @@ def _study(
     settings: list[str] | None,
 ) -> None:
     with one_line_errors():
-        changes = _parse(settings)
-        if epochs is not None:
-            changes["epochs"] = epochs
-        values = parse_densities(densities)
-        study = Study(override(find_preset(preset), changes), methods, values, tuple(range(seeds)))
+        base, values = _study_base(preset, epochs, settings), parse_densities(densities)
+        study = Study(base, methods, values, tuple(range(seeds)))
         OUT.print(run_study(study, out, data_root=data, jobs=jobs, console=ERR))
+
+
+def _study_base(preset: str, epochs: int | None, settings: list[str] | None) -> TrainConfig:
+    changes = _parse(settings)
+    if epochs is not None:
+        changes["epochs"] = epochs
+    return override(find_preset(preset), changes)
 
 
 def _parse(settings: list[str] | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from regrow.experiments.errors import UserError
+from regrow.experiments.growth import FORMS, parse_growth
 
 
 class TrainConfig(BaseModel):
@@ -48,6 +49,7 @@ class TrainConfig(BaseModel):
     keep_returning: bool = Field(
         False, description="whether a weight that is dropped and grown again in one update keeps its value"
     )
+    growth: str | None = Field(None, description=f"what growth looks at: {FORMS}; the recipe's own if null")
     update_every: float = Field(1.0, gt=0, description="epochs between updates of the topology")
     # optimisation
     epochs: int = Field(ge=1)
@@ -73,6 +75,13 @@ class TrainConfig(BaseModel):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("growth")
+    @classmethod
+    def _names_a_source(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_growth(value)
+        return value
 
     def to_yaml(self) -> str:
         """Return the settings as YAML, in the order of the fields."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import regrow
 from regrow.experiments.config import TrainConfig
 from regrow.experiments.errors import UserError
+from regrow.experiments.growth import parse_growth
 from regrow.schedule import constant, cosine, linear
 
 Factory = Callable[..., regrow.Recipe]
@@ -51,6 +52,8 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
         recipe = made
     if config.keep_returning:
         recipe = replace(recipe, keep_returning=True)
+    if config.growth is not None:
+        recipe = replace(recipe, growth=parse_growth(config.growth))
     if config.prune_rate_decay is None:
         return recipe
     start = recipe.fraction(0)
@@ -64,7 +67,7 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
 
 
 def run_name(config: TrainConfig) -> str:
-    """Return a name for a run among those of its preset, fit for a folder: method, density, seed.
+    """Return a name for a run among those of its preset, fit for a folder: method, growth if named, density, seed.
 
     Example:
         >>> run_name(TrainConfig(preset="mine", data="digits", model="mlp", epochs=2, method="my.py:recipe"))
@@ -73,7 +76,8 @@ def run_name(config: TrainConfig) -> str:
     path, colon, recipe = config.method.rpartition(":")
     method = f"{Path(path).stem}-{recipe}" if colon else config.method
     density = "" if method == "dense" else f"-{config.density:g}"
-    return f"{method}{density}-seed{config.seed}"
+    growth = "" if config.growth is None else "-" + config.growth.replace(":", "-")
+    return f"{method}{growth}{density}-seed{config.seed}"
 
 
 def check_method(name: str) -> None:

@@ -81,6 +81,7 @@ _CIFAR10_MODELS = (
     "vgg16-c",
     "vgg16-d",
     "vgg16-like",
+    "vgg-small",
     "wrn-28-2",
     "wrn-22-8",
     "wrn-16-8",

@@ -20,6 +20,7 @@ from regrow.experiments.config import TrainConfig
 from regrow.experiments.errors import UserError
 from regrow.experiments.learning_rate import learning_rate
 from regrow.experiments.methods import make_recipe
+from regrow.storage import sparse_weights
 
 Metrics = dict[str, Any]
 
@@ -153,13 +154,15 @@ class Run:
     @property
     def nonzeros_by_layer(self) -> dict[str, int]:
         """Nonzeros of every sparse weight; empty for the dense method."""
-        return {name: int(mask.sum()) for name, mask in regrow.masks(self.model).items()}
+        return {name: weight.nonzeros() for name, weight in sparse_weights(self.model).items()}
 
     @property
     def density(self) -> float:
         """Nonzeros over all weights that may be sparse; 1 for the dense method."""
-        masks = regrow.masks(self.model).values()
-        return sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks) if masks else 1.0
+        weights = sparse_weights(self.model).values()
+        return (
+            sum(weight.nonzeros() for weight in weights) / sum(weight.numel for weight in weights) if weights else 1.0
+        )
 
     def summary(self) -> regrow.Summary:
         """Describe the model; a dense one as if every weight that may be sparse were there."""
@@ -246,11 +249,13 @@ class Run:
                 seed=config.seed,
             )
             optimizer = make_optimizer(self.model, config)
-            recipe = make_recipe(config, self.steps_per_epoch)
-            self.topology = regrow.TopologyUpdater(self.model, optimizer, recipe, seed=config.seed)
+            self.topology = self._make_topology(optimizer, make_recipe(config, self.steps_per_epoch))
         except ValueError as error:
             raise UserError(str(error)) from error
         return optimizer
+
+    def _make_topology(self, optimizer: torch.optim.Optimizer, recipe: regrow.Recipe) -> regrow.TopologyUpdater:
+        return regrow.TopologyUpdater(self.model, optimizer, recipe, seed=self.config.seed)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

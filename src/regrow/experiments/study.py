@@ -23,7 +23,8 @@ from regrow.experiments.files import write_text
 from regrow.experiments.interrupt import StopRequest, catch_stop_signals
 from regrow.experiments.methods import check_method, run_name
 from regrow.experiments.plots import plot_errors
-from regrow.experiments.train import Result, StoppedError, resume_config, train
+from regrow.experiments.run import Run
+from regrow.experiments.train import MakeRun, Result, StoppedError, resume_config, train
 
 _stopped: list[StoppedError] = []
 """In a worker process: why it starts no more runs."""
@@ -102,7 +103,7 @@ def run_study(
     for method in study.methods:
         check_method(method)
     configs = list(study.runs())
-    results = _run_all(configs, out, data_root, jobs, console)
+    results = run_all(configs, out, data_root=data_root, jobs=jobs, console=console)
     cells = collect(results)
     write_text(out / "study.json", json.dumps(results, indent=1) + "\n")
     write_text(out / "table.md", markdown(cells) + "\n")
@@ -138,16 +139,35 @@ def markdown(cells: Sequence[Cell]) -> str:
     return "\n".join(lines)
 
 
-def _run_all(
-    configs: Sequence[TrainConfig], out: Path, data_root: Path | None, jobs: int, console: Console | None
+def run_all(
+    configs: Sequence[TrainConfig],
+    out: Path,
+    *,
+    data_root: Path | None = None,
+    jobs: int = 1,
+    console: Console | None = None,
+    make_run: MakeRun = Run,
 ) -> list[Result]:
+    """Train what is missing of some runs, each in its folder `out / run_name(config)`, and return all results.
+
+    Args:
+        configs: the settings of each run.
+        out: folder of the study.
+        data_root: folder with the data sets; None looks in the usual places.
+        jobs: runs at a time; each takes its share of the cores.
+        console: where to show progress; nothing is shown unless it is a terminal.
+        make_run: makes a run from its settings and `data_root`.
+
+    Raises:
+        UserError: if a setting does not fit, or `out` holds runs with other settings.
+    """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     results: list[Result | None] = [None] * len(configs)
     with Progress(console=console, disable=console is None or not console.is_terminal) as progress:
         task = progress.add_task(configs[0].preset, total=len(configs))
         if jobs == 1:
             for place, config in enumerate(configs):
-                results[place] = _run_one(config, out, data_root)
+                results[place] = _run_one(config, out, data_root, make_run)
                 progress.advance(task)
         else:
             spawn = get_context("spawn")
@@ -155,7 +175,9 @@ def _run_all(
                 catch_stop_signals() as stop,
                 ProcessPoolExecutor(jobs, spawn, initializer=_start_worker, initargs=(threads,)) as pool,
             ):
-                places = {pool.submit(_run_in_worker, config, out, data_root): n for n, config in enumerate(configs)}
+                places = {
+                    pool.submit(_run_in_worker, config, out, data_root, make_run): n for n, config in enumerate(configs)
+                }
                 try:
                     for done in _as_completed(set(places), stop):
                         results[places[done]] = done.result()
@@ -189,22 +211,22 @@ def _leave_with_parent() -> None:
         os._exit(1)  # the parent was killed, and nobody waits for the run
 
 
-def _run_in_worker(config: TrainConfig, out: Path, data_root: Path | None) -> Result:
+def _run_in_worker(config: TrainConfig, out: Path, data_root: Path | None, make_run: MakeRun) -> Result:
     if _stopped:
         raise _stopped[0]
     try:
-        return _run_one(config, out, data_root)
+        return _run_one(config, out, data_root, make_run)
     except StoppedError as stopped:
         _stopped.append(stopped)  # the pool may have handed this process its next run already
         raise
 
 
-def _run_one(config: TrainConfig, out: Path, data_root: Path | None) -> Result:
+def _run_one(config: TrainConfig, out: Path, data_root: Path | None, make_run: MakeRun) -> Result:
     folder = out / run_name(config)
-    if (folder / "config.yaml").exists():
+    resume = (folder / "config.yaml").exists()
+    if resume:
         config = resume_config(config, config.model_dump(), folder)
-        return train(config, folder, resume=True, data_root=data_root)
-    return train(config, folder, data_root=data_root)
+    return train(config, folder, resume=resume, data_root=data_root, make_run=make_run)
 
 
 def _table(cells: Sequence[Cell], title: str) -> Table:

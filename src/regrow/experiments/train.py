@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from regrow.experiments.interrupt import StopRequest, catch_stop_signals
 from regrow.experiments.run import Metrics, Run
 
 Result = dict[str, Any]
+MakeRun = Callable[[TrainConfig, Path | None], Run]
 
 # Settings that may differ when a run goes on: they do not change what it computes.
 _FREE_ON_RESUME = frozenset({"device", "workers", "save_every_seconds", "tensorboard"})
@@ -73,6 +75,7 @@ def train(
     resume: bool = False,
     data_root: Path | None = None,
     reporters: tuple[Reporter, ...] = (),
+    make_run: MakeRun = Run,
 ) -> Result:
     """Train, and write settings, metrics, checkpoints and the result to a folder.
 
@@ -86,6 +89,7 @@ def train(
         resume: go on with the run in `out`; a finished one only returns its result.
         data_root: folder with the data sets; None looks in the usual places.
         reporters: what shows the progress.
+        make_run: makes the run from settings and `data_root`.
 
     Returns:
         The contents of `result.json`.
@@ -106,7 +110,7 @@ def train(
         kind = "a finished" if finished.exists() else "an unfinished"
         raise UserError(f"{out} holds {kind} run: add --resume to go on with it, or take another --out")
 
-    run = Run(config, data_root)
+    run = make_run(config, data_root)
     with ExitStack() as stack:
         stack.enter_context(lock_folder(out))
         state, warnings = load_latest(out / "checkpoints") if resume else (None, [])
@@ -195,7 +199,8 @@ def _result(run: Run) -> Result:
     return {
         "preset": config.preset,
         "method": config.method,
-        "backend": "dense" if run.topology is None else summary.layers[0].storage,
+        "backend": "dense" if run.topology is None else _backend(summary),
+        "growth": None if run.topology is None else str(run.topology.recipe.growth),
         "density": config.density,
         "density_actual": run.density,
         "nnz": summary.nonzeros,
@@ -223,6 +228,12 @@ def _result(run: Run) -> Result:
             "python": platform.python_version(),
         },
     }
+
+
+def _backend(summary: regrow.Summary) -> str:
+    """Return the backend that stores the sparse weights; several, where layers differ, with a plus between."""
+    backends = {"masked": "masked", "sparse": "cpu"}
+    return "+".join(sorted({backends[layer.storage] for layer in summary.layers}))
 
 
 def _peak_memory(device: torch.device) -> int:

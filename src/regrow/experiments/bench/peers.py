@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regrow.experiments.bench.contenders import Contender, NotApplicableError, Prepared
-from regrow.experiments.bench.problem import Passes, Problem, innermost, relative_error
+from regrow.experiments.bench.problem import Passes, Problem, dense_passes, innermost, relative_error
 
 # The threads of an OpenMP runtime spin for some milliseconds after their work; this lets them fall asleep.
 _PAUSE = 0.02
@@ -78,7 +78,7 @@ def _sparseprop() -> Contender:
             _check_count(problem, layer.W_val)
             x = problem.x if over_width else innermost(problem.x)
             passes = _joint_passes(layer, x, layer.W_val, problem.gradient)
-            if relative_error(passes["forward"]()[0], problem.dense(problem.x, problem.weight)) < 1e-4:
+            if _is_right(passes, dense_passes(problem)):
                 choices.append((min(_seconds(passes) for _ in range(2)), layer, passes))
         if not choices:
             raise NotApplicableError("its results are wrong for this shape")
@@ -115,6 +115,12 @@ def _sparselab() -> Contender:
 def _check_count(problem: Problem, values: Tensor) -> None:
     if values.numel() != problem.pattern.nonzeros:
         raise NotApplicableError(f"it stores {values.numel()} weights of {problem.pattern.nonzeros}")
+
+
+def _is_right(passes: Passes, dense: Passes) -> bool:
+    """Return whether output and input gradient are dense's; the weights' gradient is compared with all others'."""
+    pairs = ((passes["forward"], dense["forward"]), (passes["backward"], dense["input"]))
+    return all(relative_error(run()[0], expected()[0]) < 1e-4 for run, expected in pairs)
 
 
 def _seconds(passes: Passes) -> float:

@@ -19,6 +19,7 @@ from regrow.experiments.models.lenet import lenet5, lenet300_100
 from regrow.experiments.models.mlp import mlp
 from regrow.experiments.models.resnet import resnet18, resnet50
 from regrow.experiments.models.vgg import vgg16
+from regrow.experiments.models.vgg_small import vgg_small
 from regrow.experiments.models.wide_resnet import wide_resnet
 
 __all__ = ["MODELS", "build"]
@@ -31,6 +32,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "vgg16-c": partial(vgg16, "c"),
     "vgg16-d": partial(vgg16, "d"),
     "vgg16-like": partial(vgg16, "like"),
+    "vgg-small": vgg_small,
     "wrn-28-2": partial(wide_resnet, 28, 2),
     "wrn-22-8": partial(wide_resnet, 22, 8),
     "wrn-16-8": partial(wide_resnet, 16, 8),
