@@ -1,13 +1,13 @@
-"""What a measurement ran on."""
+"""What a measurement ran on, in one line."""
 
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 
 import torch
 
 import regrow
+from regrow.experiments.bench.machine import processor
 
 
 def describe() -> str:
@@ -16,13 +16,3 @@ def describe() -> str:
         f"{processor()}, {torch.get_num_threads()} threads, regrow {regrow.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

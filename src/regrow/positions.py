@@ -5,8 +5,13 @@ Nothing here is as large as the dense weight, unless as many positions are asked
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+# Below this many numbers a permutation of all is quicker.
+_FEW = 256
 
 
 def compact(index: Tensor, numel: int) -> Tensor:
@@ -89,19 +94,45 @@ def draw_absent(index: Tensor, numel: int, count: int, generator: torch.Generato
 
 
 def _of_ranks(ranks: Tensor, index: Tensor) -> Tensor:
-    """Return the absent positions with these ranks among all absent ones."""
-    # Before the i-th existing position there are index[i] - i absent ones.
+    """Return the absent positions with these ranks, sorted, among all absent ones."""
+    # Before the i-th existing position there are index[i] - i absent ones; each existing position moves all those of
+    # that rank and above on by one.
     absent_before = index - torch.arange(len(index), device=index.device)
-    return ranks + torch.searchsorted(absent_before, ranks, right=True)
+    first = torch.searchsorted(ranks, absent_before)
+    shift = torch.bincount(first, minlength=len(ranks) + 1)[: len(ranks)]
+    return shift.cumsum_(0).add_(ranks)
 
 
 def _draw(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` distinct numbers below `total`, sorted."""
-    if 2 * count >= total:
+    """Draw `count` distinct numbers below `total`, sorted; every set of that size with the same probability."""
+    if total <= _FEW:
         return torch.randperm(total, generator=generator)[:count].sort().values
+    if 2 * count > total:
+        stays = torch.ones(total, dtype=torch.bool)
+        stays[_draw(total, total - count, generator)] = False
+        return stays.nonzero().squeeze(1)
     drawn = torch.empty(0, dtype=torch.int64)
     while len(drawn) < count:
-        # Those drawn twice count once, so more are drawn than are missing.
-        more = torch.randint(total, (2 * (count - len(drawn)) + 16,), generator=generator)
-        drawn = torch.unique(torch.cat((drawn, more)))
-    return drawn[torch.randperm(len(drawn), generator=generator)[:count]].sort().values
+        # each number by itself with the same probability: a few more than wanted, nearly always
+        drawn = _each_with(min(1.0, (count + 6 * count**0.5 + 16) / total), total, generator)
+    # all sets of one size are as likely, and stay so when some are left out at random
+    stays = torch.ones(len(drawn), dtype=torch.bool)
+    stays[_draw(len(drawn), len(drawn) - count, generator)] = False
+    return drawn[stays]
+
+
+def _each_with(probability: float, total: int, generator: torch.Generator) -> Tensor:
+    """Draw each number below `total` by itself with a probability, sorted."""
+    if probability == 1:
+        return torch.arange(total)
+    found, last = [], -1
+    while last < total:
+        # from each number to the next: distributed geometrically
+        count = int((total - last) * probability) + 16
+        gaps = torch.empty(count, dtype=torch.float64).exponential_(generator=generator)
+        gaps.div_(-math.log1p(-probability)).floor_().add_(1)
+        numbers = gaps.cumsum_(0).add_(last).to(torch.int64)
+        found.append(numbers)
+        last = int(numbers[-1])
+    drawn = torch.cat(found)
+    return drawn[: int(torch.searchsorted(drawn, total))]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regrow.entries import Change, Entries, LayerState
 from regrow.growth import Growth, exact
+from regrow.positions import find
 from regrow.redistribute import Redistribute, apportion, room_to_grow
 from regrow.schedule import Schedule, Timing
 from regrow.score import Score
@@ -125,7 +126,8 @@ def update(
         joining = _extreme(recipe.grow(absent), grow_counts[name], absent, largest=True)
         drop, grow = dropped[name].index, absent.index[joining].sort().values
         if recipe.keep_returning:
-            drop, grow = drop[~torch.isin(drop, grow)], grow[~torch.isin(grow, drop)]
+            (_, drop_returns), (_, grow_returns) = find(drop, grow), find(grow, drop.sort().values)
+            drop, grow = drop[~drop_returns], grow[~grow_returns]
         changes[name] = Change(drop, grow)
     return changes
 

@@ -294,9 +294,10 @@ class TopologyUpdater:
     def _carry_out(self, weight: Weight, change: Change) -> None:
         """Change where a weight exists, and take its optimizer state along."""
         shadow = self._shadow if self._shadow is not None and weight in self._shadow else None
+        goes_on = shadow if self._goes_on() else None
         state = self._optimizer.state.get(weight.weight, {})
         numbers = numbers_of(state, weight.weight)
-        leaving = {key: weight.at(tensor, change.drop) for key, tensor in numbers.items()}
+        leaving = {key: weight.at(tensor, change.drop) for key, tensor in numbers.items() if goes_on is not None}
         joining = {}
         for key, tensor in numbers.items():
             if self._recipe.reset_state:
@@ -306,8 +307,8 @@ class TopologyUpdater:
             else:
                 joining[key] = shadow.joining(weight, key, tensor, change.grow)
         state.update(weight.apply(change, numbers, joining))
-        if shadow is not None and self._goes_on():
-            shadow.follow(weight, change, leaving)
+        if goes_on is not None:
+            goes_on.follow(weight, change, leaving)
 
     def _reads_dense(self, weight: Weight) -> bool:
         """Return whether gradient and momentum of absent weights are read off the weight's own, dense ones."""

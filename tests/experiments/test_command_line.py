@@ -11,7 +11,15 @@ from runs import command, refused
 from regrow.experiments.main import main
 from regrow.experiments.methods import METHODS
 
-COMMANDS = (["train"], ["presets"], ["demo"], ["study", "density"], ["study", "methods"], ["data", "list"])
+COMMANDS = (
+    ["train"],
+    ["presets"],
+    ["demo"],
+    ["study", "density"],
+    ["study", "methods"],
+    ["bench", "layers"],
+    ["data", "list"],
+)
 
 
 def test_the_installed_command_runs():

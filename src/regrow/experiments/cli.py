@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import shlex
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from regrow.experiments import data as data_sets
+from regrow.experiments.bench.command import bench_app
 from regrow.experiments.config import TrainConfig, override, parse_settings
 from regrow.experiments.demo import demo as run_demo
 from regrow.experiments.errors import UserError
-from regrow.experiments.files import SaveError
 from regrow.experiments.growth_study import SOURCES, GrowthStudy, run_growth_study
 from regrow.experiments.methods import METHODS, check_method, run_name
 from regrow.experiments.presets import PRESETS
 from regrow.experiments.presets import preset as find_preset
 from regrow.experiments.progress import ProgressBar, Quiet, TensorBoard
-from regrow.experiments.run import DivergedError
 from regrow.experiments.study import Study, run_study
+from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, parse_densities, say
 from regrow.experiments.train import Reporter, Result, StoppedError, resume_config
 from regrow.experiments.train import train as run_training
 
@@ -39,10 +34,7 @@ study_app = typer.Typer(help="Many runs, resumable, one table and one plot.", no
 data_app = typer.Typer(help="Find, fetch and check data sets.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 app.add_typer(data_app, name="data")
-
-# A table in a file or a pipe is not cut to the width of a terminal that is not there.
-_out = Console(width=None if sys.stdout.isatty() else 200)
-_err = Console(stderr=True)
+app.add_typer(bench_app, name="bench")
 
 Preset = Annotated[str, typer.Argument(help="Name of a preset; `regrow presets` lists them.")]
 DataRoot = Annotated[
@@ -76,16 +68,16 @@ def train(
         out = out or default_out(config)
         if resume:
             config = resume_config(base, changes, out)
-        reporters: list[Reporter] = [ProgressBar(_err) if _err.is_terminal else Quiet(_err)]
+        reporters: list[Reporter] = [ProgressBar(ERR) if ERR.is_terminal else Quiet(ERR)]
         if config.tensorboard:
             reporters.append(TensorBoard(out / "tensorboard"))
         try:
             result = run_training(config, out, resume=resume, data_root=data, reporters=tuple(reporters))
         except StoppedError as stopped:
             again = ["regrow", "train", preset, "--out", str(out), "--resume", *(["--data", str(data)] if data else [])]
-            _say(f"{stopped}; go on with: {shlex.join(again)}")
+            say(f"{stopped}; go on with: {shlex.join(again)}")
             raise typer.Exit(128 + stopped.signal_number) from None
-        _line(_sentence(result, out))
+        line(_sentence(result, out))
 
 
 @app.command()
@@ -95,7 +87,7 @@ def presets() -> None:
     for name, config in PRESETS.items():
         sizes = (str(config.epochs), str(config.batch_size), f"{config.density:g}")
         table.add_row(name, config.data, config.model, *sizes)
-    _out.print(table)
+    OUT.print(table)
 
 
 @app.command()
@@ -105,7 +97,7 @@ def demo(
 ) -> None:
     """Train a dense and a sparse LeNet on Fashion-MNIST and compare them."""
     with one_line_errors():
-        run_demo(out, data, _out, ProgressBar(_err) if _err.is_terminal else Quiet(_err))
+        run_demo(out, data, OUT, ProgressBar(ERR) if ERR.is_terminal else Quiet(ERR))
 
 
 Densities = Annotated[str, typer.Option(help="Densities, separated by commas.")]
@@ -161,10 +153,10 @@ def study_growth(
 ) -> None:
     """Compare sources of growth: test error, and the share of grown weights in common with exact growth."""
     with one_line_errors():
-        base, values = _study_base(preset, epochs, settings), _densities(densities)
+        base, values = _study_base(preset, epochs, settings), parse_densities(densities)
         names = tuple(source.strip() for source in sources.split(","))
         study = GrowthStudy(base, names, values, tuple(range(seeds)))
-        _out.print(run_growth_study(study, out, data_root=data, jobs=jobs, console=_err))
+        OUT.print(run_growth_study(study, out, data_root=data, jobs=jobs, console=ERR))
 
 
 @data_app.command("list")
@@ -175,14 +167,14 @@ def data_list(data: DataRoot = None) -> None:
         for name, entry in data_sets.DATASETS.items():
             found = data_sets.find(name, data)
             table.add_row(name, entry.description, str(found) if found else "not here: regrow data fetch " + name)
-        _out.print(table)
+        OUT.print(table)
 
 
 @data_app.command("fetch")
 def data_fetch(name: str, data: DataRoot = None) -> None:
     """Find a data set or download it into the user's cache, verified."""
     with one_line_errors():
-        _line(f"{name}: {data_sets.fetch(name, data)}")
+        line(f"{name}: {data_sets.fetch(name, data)}")
 
 
 @data_app.command("check")
@@ -194,31 +186,9 @@ def data_check(
         names = [name] if name else [known for known in data_sets.DATASETS if data_sets.find(known, data)]
         records = [record for known in names for record in data_sets.check(known, data)]
         for record in records:
-            (_line if record.good else _say)(str(record))
+            (line if record.good else say)(str(record))
         if not all(record.good for record in records):
             raise typer.Exit(2)
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn the errors that a user can do something about into one line and an exit status.
-
-    2 is the user's mistake; 1 is a failure of the run (diverged, disk full); 130 is Ctrl-C.
-    """
-    try:
-        yield
-    except UserError as error:
-        _say(str(error))
-        raise typer.Exit(2) from None
-    except (DivergedError, SaveError) as error:
-        _say(str(error))
-        raise typer.Exit(1) from None
-    except StoppedError as stopped:
-        _say(f"{stopped}; the same command goes on with it")
-        raise typer.Exit(128 + stopped.signal_number) from None
-    except KeyboardInterrupt:
-        _say("interrupted")
-        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def default_out(config: TrainConfig) -> Path:
@@ -238,9 +208,9 @@ def _study(
     settings: list[str] | None,
 ) -> None:
     with one_line_errors():
-        base, values = _study_base(preset, epochs, settings), _densities(densities)
+        base, values = _study_base(preset, epochs, settings), parse_densities(densities)
         study = Study(base, methods, values, tuple(range(seeds)))
-        _out.print(run_study(study, out, data_root=data, jobs=jobs, console=_err))
+        OUT.print(run_study(study, out, data_root=data, jobs=jobs, console=ERR))
 
 
 def _study_base(preset: str, epochs: int | None, settings: list[str] | None) -> TrainConfig:
@@ -248,13 +218,6 @@ def _study_base(preset: str, epochs: int | None, settings: list[str] | None) -> 
     if epochs is not None:
         changes["epochs"] = epochs
     return override(find_preset(preset), changes)
-
-
-def _densities(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(density) for density in text.split(","))
-    except ValueError:
-        raise UserError(f"--densities {text}: give numbers separated by commas, as 0.01,0.05") from None
 
 
 def _parse(settings: list[str] | None) -> dict[str, Any]:
@@ -270,11 +233,3 @@ def _sentence(result: Result, out: Path) -> str:
         f"{result['nnz']:,} weights ({result['density_actual']:.2%})  "
         f"{result['seconds_train']:.1f} s  {out / 'result.json'}"
     )
-
-
-def _line(text: str) -> None:
-    _out.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _say(message: str) -> None:
-    sys.stderr.write(f"regrow: {' '.join(message.split())}\n")

@@ -1,0 +1,1 @@
+"""Measuring layers: correctness first, then time, sparse beside dense and beside other libraries in one process."""

@@ -1,0 +1,64 @@
+"""What every command shares: where it prints, and errors as one line."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from regrow.experiments.errors import UserError
+from regrow.experiments.files import SaveError
+from regrow.experiments.run import DivergedError
+from regrow.experiments.train import StoppedError
+
+# A table in a file or a pipe is not cut to the width of a terminal that is not there.
+OUT = Console(width=None if sys.stdout.isatty() else 200)
+ERR = Console(stderr=True)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn the errors that a user can do something about into one line and an exit status.
+
+    2 is the user's mistake; 1 is a failure of the run (diverged, disk full); 130 is Ctrl-C.
+    """
+    try:
+        yield
+    except UserError as error:
+        say(str(error))
+        raise typer.Exit(2) from None
+    except (DivergedError, SaveError) as error:
+        say(str(error))
+        raise typer.Exit(1) from None
+    except StoppedError as stopped:
+        say(f"{stopped}; the same command goes on with it")
+        raise typer.Exit(128 + stopped.signal_number) from None
+    except KeyboardInterrupt:
+        say("interrupted")
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def line(text: str) -> None:
+    """Print a line as it is, however long."""
+    OUT.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Write an error or a remark in one line to the standard error."""
+    sys.stderr.write(f"regrow: {' '.join(message.split())}\n")
+
+
+def parse_densities(text: str) -> tuple[float, ...]:
+    """Return densities that were given as `0.01,0.05`.
+
+    Raises:
+        UserError: if they are no numbers.
+    """
+    try:
+        return tuple(float(density) for density in text.split(","))
+    except ValueError:
+        raise UserError(f"--densities {text}: give numbers separated by commas, as 0.01,0.05") from None
