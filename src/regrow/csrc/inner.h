@@ -85,6 +85,10 @@ class Ahead {
     int64_t at_ = 0;
 };
 
+struct NothingAhead {
+    void step(int64_t) const {}
+};
+
 constexpr int64_t kTileFloats = static_cast<int64_t>(kAccumulators) * kLanes;
 
 // Where the tile of each output row stands: in a buffer, or in the activation itself.

@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "blocked.h"
+#include "rows.h"
 #include "sweep.h"
 #include "transpose.h"
 
@@ -18,8 +19,15 @@ int sweep_rows(const Geometry& geometry) {
     return geometry.batch > lanes / 4 ? 2 : 4;
 }
 
+// With so few samples most lanes along the batch would be empty. The gradient of a strided input is left to others.
+bool few_samples(const Geometry& geometry) {
+    const bool strided = geometry.height.stride > 1 || geometry.width.stride > 1;
+    return geometry.batch < kLanes && !(geometry.transposed && strided);
+}
+
 bool gather(const Geometry& geometry, const Index& index, const float* values, const float* bias, const float* input,
             float* output, int threads) {
+    if (few_samples(geometry)) return gather_rows(geometry, index, values, bias, input, output, threads);
     if (!sweeps(geometry, index)) return blocked_gather(geometry, index, values, bias, input, output, threads);
     bool complete = false;
     with_rows(sweep_rows(geometry), [&](auto rows) {

@@ -214,10 +214,6 @@ struct RowsAhead {
     }
 };
 
-struct NothingAhead {
-    void step(int64_t) const {}
-};
-
 template <int kRows>
 bool sweep_gather(const Geometry& geometry, const Index& index, const float* values, const float* bias,
                   const float* input, float* output, int threads) {
