@@ -21,10 +21,10 @@ _PLACES = 1 << 15
 _LINE_BYTES = 64
 _SWEEP_VECTORS = 8
 _TILE_VECTORS = 16
-# Nanoseconds on one core (AMD Zen 5): for a nonzero of a tile, for a segment, for a packed line, and for a line of sums
-# or outputs that is read or written once more.
-_BLOCKED_NONZERO, _BLOCKED_SEGMENT, _BLOCKED_LINE, _BLOCKED_SUM = 2.8, 8.5, 4.0, 1.0
-_SWEEP_NONZERO, _SWEEP_SEGMENT, _SWEEP_LINE, _SWEEP_SUM = 5.0, 8.0, 1.3, 1.5
+# Nanoseconds on one core (AMD Zen 5): for a nonzero of a tile, for a segment, for a packed line that no earlier tile
+# read, for one that some did, for a line of outputs, and for a line of sums that is read and written once more.
+_BLOCKED_NONZERO, _BLOCKED_SEGMENT, _BLOCKED_NEW, _BLOCKED_KNOWN, _BLOCKED_OUTPUT = 2.6, 8.5, 9.0, 1.7, 2.0
+_SWEEP_NONZERO, _SWEEP_SEGMENT, _SWEEP_LINE, _SWEEP_OUTPUT, _SWEEP_SUM = 5.7, 8.0, 1.5, 2.5, 3.0
 
 
 class Blocking(NamedTuple):
@@ -65,14 +65,15 @@ def choose_blocking(
     else:
         advance = list(stride)
 
-    # A tile of 4 x 4 outputs; without neighbours to share, only the lines that taps read.
+    # A tile of 4 x 4 outputs; inputs that no tap reads are not packed.
     lines = prod(3 * step + span for step, span in zip(advance, reach, strict=True))
-    lines = min(lines, _TILE_VECTORS * prod(kernel))
+    new = _TILE_VECTORS * prod(min(step, span) for step, span in zip(advance, reach, strict=True))
+    lines = max(new, min(lines, _TILE_VECTORS * prod(kernel)))
     blocked = max(1, min(_FIRST_LEVEL_BYTES // (lines * _LINE_BYTES), places, channels))
     segments = min(nonzeros, rows * ceil(channels / blocked))
     blocked_time = (
-        nonzeros * _BLOCKED_NONZERO + segments * _BLOCKED_SEGMENT + channels * lines * _BLOCKED_LINE
-        + rows * 2 * _TILE_VECTORS * _BLOCKED_SUM
+        nonzeros * _BLOCKED_NONZERO + segments * _BLOCKED_SEGMENT
+        + channels * (new * _BLOCKED_NEW + (lines - new) * _BLOCKED_KNOWN) + rows * _TILE_VECTORS * _BLOCKED_OUTPUT
     )  # fmt: skip
 
     height = _TILE_VECTORS // _SWEEP_VECTORS
@@ -83,6 +84,6 @@ def choose_blocking(
     sweep_time = (
         nonzeros * _SWEEP_NONZERO + rows * blocks * _SWEEP_SEGMENT
         + channels * tall * advance[1] * _SWEEP_VECTORS * _SWEEP_LINE
-        + (blocks - 1) * rows * 2 * _TILE_VECTORS * _SWEEP_SUM
+        + rows * _TILE_VECTORS * (_SWEEP_OUTPUT + (blocks - 1) * _SWEEP_SUM)
     )  # fmt: skip
     return Blocking(sweep, True) if most and sweep_time < blocked_time else Blocking(blocked, False)

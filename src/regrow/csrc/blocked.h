@@ -85,6 +85,9 @@ struct Walk {
     }
 };
 
+// Between the packed rows of a tile of 4 x 4 under a kernel of 3 x 3.
+constexpr int64_t kPitch3x3 = 6 * kLanes;
+
 // A tile in a buffer: its rows one after the other.
 template <int kRows, class Float>
 static Rows<Float> tile_rows(Float* tiles) {
@@ -109,6 +112,7 @@ static bool gather_phase(const Walk& walk, const float* values, const float* bia
     Buffer<Entry> entries(index.nonzeros);
     if (!offsets || !entries) return false;
     tabulate_places(walk.plan, walk.geometry, tile, index.channels_per_block, offsets.data());
+    const bool streams = streams_outputs(output, index.rows * walk.output_pitch(), walk.geometry.batch);
     const int64_t first = index.segment_start[index.block_start[walk.phase * blocks]];
     const int64_t last = index.segment_start[index.block_start[(walk.phase + 1) * blocks]];
 
@@ -131,16 +135,19 @@ static bool gather_phase(const Walk& walk, const float* values, const float* bia
             walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, bool first, Ahead& ahead) {
                 with_rows(tile.height, [&](auto rows) {
                     constexpr int kRows = decltype(rows)::value;
-                    gather_segments<kRows, kAccumulators / kRows, Access::kAll>(
-                        segments, entries.data(), packed.data(), walk.plan.line_pitch, tile_rows<kRows>(sums.data()),
-                        bias, !first, ahead);
+                    with_pitch<kPitch3x3>(walk.plan.line_pitch, [&](auto pitch) {
+                        gather_segments<kRows, kAccumulators / kRows, Access::kAll>(
+                            segments, entries.data(), packed.data(), pitch, tile_rows<kRows>(sums.data()), bias, !first,
+                            ahead);
+                    });
                 });
             });
             const PositionList targets =
                 list_outputs(walk.plan, walk.geometry, tile, item.top, item.left, outputs.data());
             unpack(output + item.lane, walk.output_pitch(), sums.data(), kTileFloats, index.rows, targets, tile,
-                   walk.geometry.batch - item.lane);
+                   walk.geometry.batch - item.lane, streams);
         }
+        stream_fence();
     }
     return complete;
 }
@@ -204,9 +211,10 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
                 with_rows(tile.height, [&](auto rows) {
                     constexpr int kRows = decltype(rows)::value;
                     const auto sources = tile_rows<kRows, const float>(tiles.data());
-                    values_segments<kRows, kAccumulators / kRows, Access::kAll>(segments, offsets.data(), packed.data(),
-                                                                                plan.line_pitch, sources,
-                                                                                partials.data(), mine, ahead);
+                    with_pitch<kPitch3x3>(plan.line_pitch, [&](auto pitch) {
+                        values_segments<kRows, kAccumulators / kRows, Access::kAll>(
+                            segments, offsets.data(), packed.data(), pitch, sources, partials.data(), mine, ahead);
+                    });
                 });
             });
         }

@@ -5,6 +5,7 @@
 // with a memory operand.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "pack.h"
@@ -25,14 +26,14 @@ struct Segments {
 
 // The rows of a tile within the packed inputs, each a pointer in a register. The empty asm keeps it there: left alone,
 // GCC computes a register for every vector of the tile, and spills.
-template <int kRows>
+template <int kRows, class Pitch>
 struct Lines {
     const float* first;
     const float* second;
     const float* third;
     const float* fourth;
 
-    __attribute__((always_inline)) Lines(const float* line, int64_t pitch) {
+    __attribute__((always_inline)) Lines(const float* line, Pitch pitch) {
         first = line;
         second = kRows > 1 ? next(first, pitch) : line;
         third = kRows > 2 ? next(second, pitch) : line;
@@ -52,6 +53,27 @@ struct Lines {
         return line;
     }
 };
+
+// With a pitch known to the compiler one pointer serves all rows: 4 to 7 % faster from 10 % density on.
+template <int64_t kFloats>
+using Fixed = std::integral_constant<int64_t, kFloats>;
+
+template <int kRows, int64_t kFloats>
+struct Lines<kRows, Fixed<kFloats>> {
+    const float* first;
+
+    __attribute__((always_inline)) Lines(const float* line, Fixed<kFloats>) : first(line) { asm("" : "+r"(first)); }
+    __attribute__((always_inline)) Vector at(int row, int column) const {
+        return load(first + row * kFloats + column * kLanes);
+    }
+};
+
+// Calls body(pitch), as a constant where it is the common one.
+template <int64_t kCommon, class Body>
+static inline void with_pitch(int64_t pitch, Body&& body) {
+    if (pitch == kCommon) return body(Fixed<kCommon>());
+    body(pitch);
+}
 
 // Lines that the next block will copy, asked for a few at a time while this block computes: they lie far apart, so
 // the processor does not foresee them, and fetched only when copied they cost more time than the arithmetic.
@@ -84,6 +106,14 @@ class Ahead {
     int64_t share_ = 0;
     int64_t at_ = 0;
 };
+
+// Outputs of this size go around the caches: read before they are written they would take twice the time, and the next
+// layer would find little of them there.
+static bool streams_outputs(const float* output, int64_t floats, int64_t batch) {
+    constexpr int64_t kBytes = int64_t{8} << 20;
+    return floats * static_cast<int64_t>(sizeof(float)) >= kBytes && batch % kLanes == 0 &&
+           reinterpret_cast<uintptr_t>(output) % sizeof(Vector) == 0;
+}
 
 struct NothingAhead {
     void step(int64_t) const {}
@@ -119,8 +149,8 @@ static inline __attribute__((always_inline)) void write(float* to, Vector vector
 }
 
 // For every segment: target[row] (+)= the sum of value * packed[offset]. Starts from the bias where `add` is false.
-template <int kRows, int kRun, Access kAccess, class Ahead>
-void gather_segments(const Segments& segments, const Entry* entries, const float* packed, int64_t line_pitch,
+template <int kRows, int kRun, Access kAccess, class Pitch, class Ahead>
+void gather_segments(const Segments& segments, const Entry* entries, const float* packed, Pitch line_pitch,
                      const Rows<float> targets, const float* bias, bool add, Ahead& ahead) {
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const int64_t row = segments.row[segment];
@@ -135,7 +165,7 @@ void gather_segments(const Segments& segments, const Entry* entries, const float
                                         : initial;
         const Entry* const end = entries + segments.start[segment + 1];
         for (const Entry* entry = entries + segments.start[segment]; entry < end; ++entry) {
-            const Lines<kRows> lines(packed + entry->offset, line_pitch);
+            const Lines<kRows, Pitch> lines(packed + entry->offset, line_pitch);
             const float value = entry->value;
             for (int i = 0; i < kRows; ++i)
                 for (int j = 0; j < kRun; ++j) accumulator[i][j] += value * lines.at(i, j);
@@ -183,8 +213,8 @@ static __attribute__((noinline)) void flush_partials(const float* partials, int6
 }
 
 // gradient[entry] += the sum over the tile of sources[row] * packed[offset], for every entry of every segment.
-template <int kRows, int kRun, Access kAccess, class Ahead>
-void values_segments(const Segments& segments, const int32_t* offsets, const float* packed, int64_t line_pitch,
+template <int kRows, int kRun, Access kAccess, class Pitch, class Ahead>
+void values_segments(const Segments& segments, const int32_t* offsets, const float* packed, Pitch line_pitch,
                      const Rows<const float> sources, float* partials, float* gradient, Ahead& ahead) {
     const int32_t* start = segments.start;
     int64_t flushed = start[segments.first];
@@ -198,7 +228,7 @@ void values_segments(const Segments& segments, const int32_t* offsets, const flo
                 factor[i][j] =
                     read<kAccess>(source + i * sources.line_pitch + j * kLanes, sources.lanes - j * kLanes);
         for (int64_t entry = start[segment]; entry < start[segment + 1]; ++entry) {
-            const Lines<kRows> lines(packed + offsets[entry], line_pitch);
+            const Lines<kRows, Pitch> lines(packed + offsets[entry], line_pitch);
             // Several chains: one alone would wait for itself.
             constexpr int kChains = 4;
             Vector sum[kChains] = {};

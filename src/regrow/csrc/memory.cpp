@@ -11,10 +11,15 @@ namespace regrow {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+// Kept beyond what was once in use at the same time: passes of different layers take turns with what they need.
+constexpr size_t kSpare = size_t{256} << 20;
 
 struct Pool {
     std::mutex mutex;
     std::vector<Memory> unused;  // the longest unused first
+    size_t unused_bytes = 0;
+    size_t used_bytes = 0;
+    size_t most_used_bytes = 0;
 };
 
 // Never destroyed: tensors may outlive the statics of this module.
@@ -37,6 +42,7 @@ size_t release_oldest(Pool& pool, size_t bytes) {
         released += pool.unused[count].bytes;
     }
     pool.unused.erase(pool.unused.begin(), pool.unused.begin() + static_cast<std::ptrdiff_t>(count));
+    pool.unused_bytes -= released;
     return released;
 }
 
@@ -51,6 +57,7 @@ Memory take_unused(Pool& pool, size_t bytes) {
     if (best == unused.size()) return {nullptr, 0};
     const Memory memory = unused[best];
     unused.erase(unused.begin() + static_cast<std::ptrdiff_t>(best));
+    pool.unused_bytes -= memory.bytes;
     return memory;
 }
 
@@ -62,14 +69,20 @@ Memory take_memory(size_t bytes) {
         Pool& all = pool();
         const std::lock_guard<std::mutex> lock(all.mutex);
         const Memory memory = take_unused(all, bytes);
+        all.used_bytes += memory.data ? memory.bytes : bytes;
+        if (all.used_bytes > all.most_used_bytes) all.most_used_bytes = all.used_bytes;
         if (memory.data) return memory;
-        // What is kept never exceeds what was once in use at the same time.
-        release_oldest(all, bytes);
+        const size_t held = all.used_bytes + all.unused_bytes, most = all.most_used_bytes + kSpare;
+        if (held > most) release_oldest(all, held - most);
     }
     // The system aligns to small pages: a larger block is cut to start and end with a large one.
     const size_t slack = bytes < kHugePage ? 0 : kHugePage;
     void* mapped = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (mapped == MAP_FAILED) return {nullptr, 0};
+    if (mapped == MAP_FAILED) {
+        const std::lock_guard<std::mutex> lock(pool().mutex);
+        pool().used_bytes -= bytes;
+        return {nullptr, 0};
+    }
     char* data = static_cast<char*>(mapped);
     if (slack) {
         const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(data) % kHugePage) % kHugePage;
@@ -88,6 +101,8 @@ void give_back_memory(Memory memory) {
     Pool& all = pool();
     const std::lock_guard<std::mutex> lock(all.mutex);
     all.unused.push_back(memory);
+    all.unused_bytes += memory.bytes;
+    all.used_bytes -= memory.bytes;
 }
 
 size_t release_memory() {

@@ -77,13 +77,20 @@ static inline void pack(float* packed, int64_t packed_pitch, const float* plane,
     }
 }
 
+// Where `streams`, around the caches: the batch must then be a multiple of a vector.
 static inline void unpack(float* plane, int64_t plane_pitch, const float* packed, int64_t packed_pitch, int64_t channels,
-                          const PositionList& list, const Tile& tile, int64_t lanes) {
+                          const PositionList& list, const Tile& tile, int64_t lanes, bool streams) {
+    const int64_t vectors = smaller(tile.vectors, lanes / kLanes);
     for (int64_t channel = 0; channel < channels; ++channel) {
         float* to = plane + channel * plane_pitch;
         const float* from = packed + channel * packed_pitch;
         for (int64_t i = 0; i < list.size; ++i) {
-            copy_out(to + list.positions[i].plane, from + list.positions[i].packed, tile.vectors, lanes);
+            float* line = to + list.positions[i].plane;
+            const float* sums = from + list.positions[i].packed;
+            if (streams)
+                for (int64_t v = 0; v < vectors; ++v) stream(line + v * kLanes, load(sums + v * kLanes));
+            else
+                copy_out(line, sums, tile.vectors, lanes);
         }
     }
 }

@@ -48,9 +48,6 @@ static inline SweepAxis sweep_axis(const Axis& axis, bool transposed, int32_t* t
     return plan;
 }
 
-// Outputs above this size go around the caches: the next layer finds nothing of them there anyway.
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
-
 // A tile of kRows rows and kRun vectors along the batch, and the ring that it reads.
 template <int kRows>
 class Sweep {
@@ -224,8 +221,7 @@ bool sweep_gather(const Geometry& geometry, const Index& index, const float* val
     const Plan plan(geometry, index, scratch.data());
     Buffer<Entry> entries(plan.rotations() * index.nonzeros);
     if (!entries) return false;
-    const bool streams = index.rows * plan.output_pitch() * static_cast<int64_t>(sizeof(float)) > kStreamBytes &&
-                         geometry.batch % kLanes == 0 && reinterpret_cast<uintptr_t>(output) % sizeof(Vector) == 0;
+    const bool streams = streams_outputs(output, index.rows * plan.output_pitch(), geometry.batch);
 
     bool complete = true;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)

@@ -42,7 +42,7 @@ def allocate_batch_last(*shape: int) -> Tensor:
 def release_memory() -> int:
     """Return to the system the memory that is kept for outputs to come, and say how many bytes that was.
 
-    Outputs of sparse layers of 1 MiB and more are kept when they are gone, up to as much as was in use at once.
+    Outputs of sparse layers of 1 MiB and more are kept when they are gone, up to 256 MiB more than was in use at once.
     """
     return int(kernels().release_memory())
 
