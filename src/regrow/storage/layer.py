@@ -80,8 +80,10 @@ class SparseLayer(nn.Module, ABC):
         """Return the ordinary layer that computes the same, with absent weights at zero."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to an input as the ordinary layer takes it."""
+        """Apply the layer to an input as the ordinary layer takes it; under autocast on the CPU in float32."""
         entered = self.enter(x)
+        if kernels_serve(self.values) and torch.is_autocast_enabled(x.device.type):
+            entered = entered.float()  # the precision that the kernels know
         output = self.product(entered)
         if self.watched is not None and torch.is_grad_enabled():
             output = watch(output, entered, *self.watched, self.geometry)
