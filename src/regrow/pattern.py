@@ -142,10 +142,8 @@ class Pattern:
         key = ("forward", geometry.dilation, geometry.groups)
         if key not in self._cache:
             row, channel, tap = self._coordinates(geometry.groups)
-            self._cache[key] = _group(
-                row, channel, tap, None, rows=self.shape[0], channels=self.shape[1] * geometry.groups, phases=1,
-                taps=prod(self.kernel), per_block=channels_per_block(self.kernel, geometry.dilation),
-            )  # fmt: skip
+            channels = self.shape[1] * geometry.groups
+            self._cache[key] = self._group(row, channel, tap, None, self.shape[0], channels, geometry)
         return self._cache[key]
 
     def transposed_blocks(self, geometry: Geometry) -> Blocks:
@@ -153,21 +151,33 @@ class Pattern:
         key = ("transposed", geometry)
         if key not in self._cache:
             row, channel, tap = self._coordinates(geometry.groups)
-            self._cache[key] = _group(
-                channel, row, tap, self._phase(tap, geometry) if geometry.stride != (1, 1) else None,
-                rows=self.shape[1] * geometry.groups,
-                channels=self.shape[0], phases=prod(geometry.stride), taps=prod(self.kernel),
-                per_block=channels_per_block(self.kernel, geometry.dilation),
-            )  # fmt: skip
+            phase = self._phase(tap, geometry) if geometry.stride != (1, 1) else None
+            channels = self.shape[1] * geometry.groups
+            self._cache[key] = self._group(channel, row, tap, phase, channels, self.shape[0], geometry)
         return self._cache[key]
 
+    def _group(
+        self, row: Tensor, channel: Tensor, tap: Tensor, phase: Tensor | None, rows: int, channels: int,
+        geometry: Geometry,
+    ) -> Blocks:  # fmt: skip
+        """Group the nonzeros, whose coordinates are changed, by phase, block of channels and row."""
+        per_block = channels_per_block(self.kernel, geometry.dilation)
+        phases, blocks = 1 if phase is None else prod(geometry.stride), -(-channels // per_block)
+        place = tap.add_(channel % per_block, alpha=prod(self.kernel)).short()
+        # Sorting is most of the work, and takes half as long where 32 bits are enough.
+        fits = phases * blocks * rows <= torch.iinfo(torch.int32).max
+        key = (channel if fits else channel.long()).floor_divide_(per_block).mul_(rows).add_(row)
+        if phase is not None:
+            key.add_(phase, alpha=blocks * rows)
+        return _sorted_blocks(key, place, rows, phases * blocks)
+
     def _coordinates(self, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return output row, input channel (over all groups) and tap of each nonzero, int32 each."""
+        """Return output row, input channel (over all groups) and tap of each nonzero, int32 each and new."""
         taps = prod(self.kernel)
         tap = (self.positions % taps).int()
-        column = self.positions // taps
-        row = (column // self.shape[1]).int()
-        channel = column.remainder_(self.shape[1]).int()
+        channel = self.positions // taps
+        row = (channel // self.shape[1]).int()
+        channel = channel.remainder_(self.shape[1]).int()
         if groups > 1:
             channel += row // (self.shape[0] // groups) * self.shape[1]
         return row, channel, tap
@@ -183,19 +193,18 @@ class Pattern:
         return (height[:, None] * geometry.stride[1] + width).reshape(-1)[tap]
 
 
-def _group(
-    row: Tensor, channel: Tensor, tap: Tensor, phase: Tensor | None, *, rows: int, channels: int, phases: int,
-    taps: int, per_block: int,
-) -> Blocks:  # fmt: skip
-    """Group nonzeros, given in the order of the values, by phase, block of channels and row."""
-    blocks = -(-channels // per_block)
-    # Sorting is most of the work, and takes half as long where 32 bits are enough.
-    dtype = torch.int32 if phases * blocks * rows <= torch.iinfo(torch.int32).max else torch.int64
-    key = (channel // per_block).to(dtype).mul_(rows).add_(row)
-    if phase is not None:
-        key.add_(phase, alpha=blocks * rows)
-    place = (channel % per_block).mul_(taps).add_(tap).short()
-    key, order = torch.sort(key, stable=True)
+def _sorted_blocks(key: Tensor, place: Tensor, rows: int, groups: int) -> Blocks:
+    """Return the blocks of nonzeros, given in the order of the values.
+
+    Args:
+        key: group * rows + row of each nonzero.
+        place: place of each nonzero within its block.
+        rows: output rows.
+        groups: blocks of all phases.
+    """
+    key, long_order = torch.sort(key, stable=True)
+    order = long_order.int()
+    del long_order
     segment, length = torch.unique_consecutive(key, return_counts=True)
     del key
     start = length.cumsum(0) - length
@@ -207,13 +216,14 @@ def _group(
     segment, length, start, group = segment[by_length], length[by_length], start[by_length], group[by_length]
     new_start = torch.zeros(len(length) + 1, dtype=torch.int64)
     torch.cumsum(length, 0, out=new_start[1:])
-    source = (start - new_start[:-1]).repeat_interleave(length, output_size=len(order))
-    order = order[source.add_(torch.arange(len(order)))]
+    source = (start - new_start[:-1]).int().repeat_interleave(length, output_size=len(order))
+    order = order[source.add_(torch.arange(len(order), dtype=torch.int32))]
+    del source
 
     return Blocks(
-        order=order.int(),
+        order=order,
         place=place[order],
         segment_row=(segment % max(1, rows)).int(),
         segment_start=new_start.int(),
-        block_start=torch.searchsorted(group, torch.arange(phases * blocks + 1)).int(),
+        block_start=torch.searchsorted(group, torch.arange(groups + 1)).int(),
     )

@@ -15,6 +15,7 @@ from regrow.experiments.bench.compare import compare
 from regrow.experiments.bench.contenders import BFLOAT16, CSR
 from regrow.experiments.bench.machine import describe, measure_rates
 from regrow.experiments.bench.measure import Row, WrongResultError
+from regrow.experiments.bench.memory import KINDS, Problem, bench_memory
 from regrow.experiments.bench.peers import peers as find_peers
 from regrow.experiments.bench.problem import Shape
 from regrow.experiments.bench.run import Report, Settings, load, resumed, run
@@ -74,6 +75,26 @@ def layers(
             say(str(error))
             raise typer.Exit(1) from None
         _show(report, markdown_file)
+
+
+@bench_app.command("memory")
+def memory(
+    size: Annotated[int, typer.Option(min=1, help="Inputs and outputs of the layer.")] = 8192,
+    density: Annotated[float, typer.Option(help="Share of the weights that exist.")] = 0.05,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 128,
+    kinds: Annotated[str, typer.Option(help="What to measure beside dense, separated by commas.")] = ",".join(KINDS),
+    out: Annotated[Path | None, typer.Option(help="JSON file with all figures.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table as Markdown too.")] = None,
+) -> None:
+    """Measure what training a linear layer holds: tensors, and the peak of a process of its own."""
+    with one_line_errors():
+        (density,) = _checked((density,))
+        names = tuple(kind.strip() for kind in kinds.split(","))
+        table = bench_memory(Problem(size, density, batch), names, out)
+        line(str(describe()))
+        _print(table)
+        if markdown_file:
+            write_text(markdown_file, table.markdown())
 
 
 @bench_app.command("show")
