@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # One thread a test process: several processes with PyTorch's threads each would only wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow sanitize lint format clean
 
 demo: $(VENV)/.demo ## train a dense and a sparse LeNet on Fashion-MNIST and compare them (minutes)
 	$(BIN)/regrow demo
@@ -14,6 +14,9 @@ test: $(VENV)/.dev lint ## style, types and every test but the slow ones
 
 test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(TEST) -m slow
+
+sanitize: $(VENV)/.dev ## the kernels' tests with a build that checks addresses and undefined behaviour
+	.ci/sanitize $(BIN)/python
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks

@@ -79,6 +79,11 @@ class Absent:
         if isinstance(self.weight.module, SparseLayer):
             self._watch(self.weight.module)
 
+    def empty(self) -> None:
+        """Let go of all positions; call it when nothing is gathered any more."""
+        self._positions = self._positions.new_empty(0)
+        rebind(self.parameter, self.parameter.new_zeros(0))
+
     def _watch(self, layer: SparseLayer) -> None:
         layer.watched = None
         layer.watched = layer.watching(self.parameter, self._positions)

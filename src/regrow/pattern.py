@@ -132,14 +132,8 @@ class Pattern:
         key = ("forward", geometry.dilation, geometry.stride, geometry.groups)
         if key not in self._cache:
             row, channel, tap = self._coordinates(geometry.groups)
-            rows, channels = self.shape[0], self.shape[1] * geometry.groups
-            blocking = choose_blocking(
-                rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride
-            )
-            self._cache[key] = _group(
-                row, channel, tap, None, rows=rows, channels=channels, phases=1, taps=prod(self.kernel),
-                blocking=blocking,
-            )  # fmt: skip
+            channels = self.shape[1] * geometry.groups
+            self._cache[key] = self._group(row, channel, tap, None, self.shape[0], channels, geometry, transposed=False)
         return self._cache[key]
 
     def transposed_blocks(self, geometry: Geometry) -> Blocks:
@@ -147,24 +141,36 @@ class Pattern:
         key = ("transposed", geometry)
         if key not in self._cache:
             row, channel, tap = self._coordinates(geometry.groups)
-            rows, channels = self.shape[1] * geometry.groups, self.shape[0]
-            blocking = choose_blocking(
-                rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed=True
-            )
             phase = self._phase(tap, geometry) if geometry.stride != (1, 1) else None
-            self._cache[key] = _group(
-                channel, row, tap, phase, rows=rows, channels=channels, phases=prod(geometry.stride),
-                taps=prod(self.kernel), blocking=blocking,
-            )  # fmt: skip
+            channels = self.shape[1] * geometry.groups
+            self._cache[key] = self._group(channel, row, tap, phase, channels, self.shape[0], geometry, transposed=True)
         return self._cache[key]
 
+    def _group(
+        self, row: Tensor, channel: Tensor, tap: Tensor, phase: Tensor | None, rows: int, channels: int,
+        geometry: Geometry, transposed: bool,
+    ) -> Blocks:  # fmt: skip
+        """Group the nonzeros, whose coordinates are changed, by phase, block of channels and row."""
+        blocking = choose_blocking(
+            rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed
+        )
+        per_block = blocking.channels_per_block
+        phases, blocks = 1 if phase is None else prod(geometry.stride), -(-channels // per_block)
+        place = tap.add_(channel % per_block, alpha=prod(self.kernel)).short()
+        # Sorting is most of the work, and takes half as long where 32 bits are enough.
+        fits = phases * blocks * rows <= torch.iinfo(torch.int32).max
+        key = (channel if fits else channel.long()).floor_divide_(per_block).mul_(rows).add_(row)
+        if phase is not None:
+            key.add_(phase, alpha=blocks * rows)
+        return _sorted_blocks(key, place, rows, phases, blocks, blocking)
+
     def _coordinates(self, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return output row, input channel (over all groups) and tap of each nonzero, int32 each."""
+        """Return output row, input channel (over all groups) and tap of each nonzero, int32 each and new."""
         taps = prod(self.kernel)
         tap = (self.positions % taps).int()
-        column = self.positions // taps
-        row = (column // self.shape[1]).int()
-        channel = column.remainder_(self.shape[1]).int()
+        channel = self.positions // taps
+        row = (channel // self.shape[1]).int()
+        channel = channel.remainder_(self.shape[1]).int()
         if groups > 1:
             channel += row // (self.shape[0] // groups) * self.shape[1]
         return row, channel, tap
@@ -180,25 +186,25 @@ class Pattern:
         return (height[:, None] * geometry.stride[1] + width).reshape(-1)[tap]
 
 
-def _group(
-    row: Tensor, channel: Tensor, tap: Tensor, phase: Tensor | None, *, rows: int, channels: int, phases: int,
-    taps: int, blocking: Blocking,
-) -> Blocks:  # fmt: skip
-    """Group nonzeros, given in the order of the values, by phase, block of channels and row."""
-    per_block = blocking.channels_per_block
-    blocks = -(-channels // per_block)
-    # Sorting is most of the work, and takes half as long where 32 bits are enough.
-    dtype = torch.int32 if phases * blocks * rows <= torch.iinfo(torch.int32).max else torch.int64
-    key = (channel // per_block).to(dtype).mul_(rows).add_(row)
-    if phase is not None:
-        key.add_(phase, alpha=blocks * rows)
-    place = (channel % per_block).mul_(taps).add_(tap).short()
-    key, order = torch.sort(key, stable=True)
+def _sorted_blocks(key: Tensor, place: Tensor, rows: int, phases: int, blocks: int, blocking: Blocking) -> Blocks:
+    """Return the blocks of nonzeros, given in the order of the values.
+
+    Args:
+        key: (phase * blocks + block) * rows + row of each nonzero.
+        place: place of each nonzero within its block.
+        rows: output rows.
+        phases: of the output.
+        blocks: blocks of one phase.
+        blocking: what was chosen for them.
+    """
+    key, long_order = torch.sort(key, stable=True)
+    order = long_order.int()
+    del long_order
     segment, length = torch.unique_consecutive(key, return_counts=True)
     del key
     start = length.cumsum(0) - length
     missing = _rows_without_segment(segment, rows, blocks, phases)
-    segment = torch.cat([segment, missing.to(dtype)])
+    segment = torch.cat([segment, missing.to(segment.dtype)])
     length, start = (torch.cat([tensor, torch.zeros_like(missing)]) for tensor in (length, start))
 
     # Segments anew: within a group from the longest to the shortest.
@@ -208,11 +214,12 @@ def _group(
     segment, length, start, group = segment[by_length], length[by_length], start[by_length], group[by_length]
     new_start = torch.zeros(len(length) + 1, dtype=torch.int64)
     torch.cumsum(length, 0, out=new_start[1:])
-    source = (start - new_start[:-1]).repeat_interleave(length, output_size=len(order))
-    order = order[source.add_(torch.arange(len(order)))]
+    source = (start - new_start[:-1]).int().repeat_interleave(length, output_size=len(order))
+    order = order[source.add_(torch.arange(len(order), dtype=torch.int32))]
+    del source
 
     return Blocks(
-        order=order.int(),
+        order=order,
         place=place[order],
         segment_row=(segment % max(1, rows)).int(),
         segment_start=new_start.int(),
@@ -223,8 +230,7 @@ def _group(
 
 def _rows_without_segment(segment: Tensor, rows: int, blocks: int, phases: int) -> Tensor:
     """Return the keys of the segments that the first block of each phase lacks, int64."""
-    group = segment // max(1, rows)
-    first = segment[group % blocks == 0].long()
+    first = segment[segment // max(1, rows) % max(1, blocks) == 0].long()
     has = torch.zeros(phases * rows, dtype=torch.bool)
     has[first // max(1, blocks * rows) * rows + first % max(1, rows)] = True
     row = (~has).nonzero().squeeze(1)

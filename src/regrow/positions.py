@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Below this many numbers a permutation of all is quicker.
 _FEW = 256
+# Numbers drawn at a time.
+_AT_ONCE = 1 << 20
 
 
 def compact(index: Tensor, numel: int) -> Tensor:
@@ -128,11 +130,11 @@ def _each_with(probability: float, total: int, generator: torch.Generator) -> Te
     found, last = [], -1
     while last < total:
         # from each number to the next: distributed geometrically
-        count = int((total - last) * probability) + 16
+        count = min(int((total - last) * probability) + 16, _AT_ONCE)
         gaps = torch.empty(count, dtype=torch.float64).exponential_(generator=generator)
         gaps.div_(-math.log1p(-probability)).floor_().add_(1)
-        numbers = gaps.cumsum_(0).add_(last).to(torch.int64)
-        found.append(numbers)
+        numbers = gaps.cumsum_(0).add_(last)
         last = int(numbers[-1])
+        found.append(compact(numbers.clamp_(max=total), total))
     drawn = torch.cat(found)
-    return drawn[: int(torch.searchsorted(drawn, total))]
+    return drawn[: int(torch.searchsorted(drawn, torch.tensor([total], dtype=drawn.dtype)))].long()

@@ -121,6 +121,14 @@ class Shadow:
             state[key] = moved(numbers, absent.positions, after, change.drop, left)
         absent.follow(after)
 
+    def forget(self, weight: Weight) -> None:
+        """Let go of all that is kept for a weight, which is looked at no more."""
+        absent = self._absent[weight.name]
+        absent.close()
+        if self._second is not None:
+            self._second.state.pop(absent.parameter, None)
+        absent.empty()
+
     def close(self) -> None:
         """Look at nothing any more."""
         for absent in self._absent.values():

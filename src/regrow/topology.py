@@ -234,6 +234,7 @@ class TopologyUpdater:
         layers = {weight.name: self._layer_state(weight) for weight in self._weights}
         self._gradients, self._absent_gradients = {}, {}
         changes = update(self._recipe, layers, self._step, self._generator)
+        del layers  # as large as all that was gathered, and the new index structures are still to be made
         for weight in self._weights:
             self._carry_out(weight, changes[weight.name])
         if not self._goes_on():
@@ -306,6 +307,8 @@ class TopologyUpdater:
                 joining[key] = weight.at(tensor, change.grow)
             else:
                 joining[key] = shadow.joining(weight, key, tensor, change.grow)
+        if shadow is not None and goes_on is None:
+            shadow.forget(weight)
         state.update(weight.apply(change, numbers, joining))
         if goes_on is not None:
             goes_on.follow(weight, change, leaving)

@@ -223,6 +223,14 @@ def test_the_command_measures_writes_and_shows(tmp_path, monkeypatch):
     assert shown.stdout.splitlines()[1:] == done.stdout.splitlines()[1:]
 
 
+def test_whole_steps_are_timed():
+    done = command("bench", "train", "--network", "lenet300-100", "--densities", "0.05,0.5", "--rounds", 2)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("lenet300-100") == 2
+    refused(command("bench", "train", "--network", "vgg"), "no network is called vgg")
+    refused(command("bench", "train", "--network", "lenet5", "--backend", "magic"), "there is no backend 'magic'")
+
+
 @pytest.fixture
 def _threads_as_before():
     before = torch.get_num_threads()

@@ -18,6 +18,7 @@ _SPARSE_FORMS: dict[type[nn.Module], Callable[[Any, Tensor], SparseLayer]] = {
     nn.Conv1d: SparseConv1d.from_dense,
     nn.Conv2d: SparseConv2d.from_dense,
 }
+_IS_THE_MODEL = "the model itself is the layer to be stored sparsely, so nothing can hold its replacement"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -36,7 +37,7 @@ def store_sparsely(model: nn.Module, slots: Sequence[Slot], positions: Mapping[s
     replaced: dict[nn.Module, nn.Module] = {}
     for slot in slots:
         index = positions[slot.name].reshape(-1).nonzero().squeeze(1).to(slot.weight.device)
-        sparse = _SPARSE_FORMS[type(slot.module)](slot.module, index)
+        sparse = sparse_form(slot.module, index)
         replaced[slot.module] = sparse.train(slot.module.training)
     _replace(model, replaced)
 
@@ -48,6 +49,16 @@ def store_densely(model: nn.Module) -> None:
 
 def check_storable(model: nn.Module, slots: Sequence[Slot]) -> None:
     """Raise a ValueError that names the first weight that sparse storage cannot hold, and what to do."""
+    for name, obstacle in obstacles(model, slots).items():
+        if obstacle == _IS_THE_MODEL:
+            raise ValueError(f"{obstacle}: wrap it in nn.Sequential first")
+        raise ValueError(
+            f'sparse storage cannot hold {name!r}: {obstacle}; name it in keep_dense, or take backend="masked"'
+        )
+
+
+def obstacles(model: nn.Module, slots: Sequence[Slot]) -> dict[str, str]:
+    """Return the weights that sparse storage cannot hold, by name, with the reason."""
     places: dict[int, list[str]] = {}
     for slot in slots_of(model):
         places.setdefault(id(slot.weight), []).append(slot.name)
@@ -57,19 +68,21 @@ def check_storable(model: nn.Module, slots: Sequence[Slot]) -> None:
         if isinstance(module, nn.TransformerEncoderLayer)
         for child in module.children()
     }
+    found = {}
     for slot in slots:
         obstacle = _obstacle(slot, places[id(slot.weight)])
         if obstacle is None and slot.module is model:
-            raise ValueError(
-                "the model itself is the layer to be stored sparsely, so nothing can hold its replacement: "
-                "wrap it in nn.Sequential first"
-            )
+            obstacle = _IS_THE_MODEL
         if obstacle is None and slot.module in read_by_parent:
             obstacle = "nn.TransformerEncoderLayer reads the weight past its layer"
         if obstacle is not None:
-            raise ValueError(
-                f'sparse storage cannot hold {slot.name!r}: {obstacle}; name it in keep_dense, or take backend="masked"'
-            )
+            found[slot.name] = obstacle
+    return found
+
+
+def sparse_form(layer: nn.Module, index: Tensor) -> SparseLayer:
+    """Return the sparse form of a layer that has one, with the weights at the flat positions `index`."""
+    return _SPARSE_FORMS[type(layer)](layer, index)
 
 
 def _obstacle(slot: Slot, places: Sequence[str]) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.distribution import DISTRIBUTIONS, Distribution, uniform
+from regrow.nn.choose import choose, forget, remember
 from regrow.nn.convert import store_densely, store_sparsely
 from regrow.nn.eligible import Selector, Slot, eligible, slots_of
 from regrow.storage import masked, sparse_weights
@@ -28,6 +29,7 @@ def sparsify(
     keep_dense: Sequence[Selector] = (),
     include: Sequence[Selector] = (),
     backend: Backend = "auto",
+    example_input: Tensor | tuple[Any, ...] | None = None,
     seed: int = 0,
 ) -> Model:
     """Make a model sparse, in place: exactly `round(density * weights)` of its weights stay, the rest are zero.
@@ -51,13 +53,16 @@ def sparsify(
         include: further parameters to make sparse, by glob or type (`nn.Embedding`).
         backend: how sparse weights are stored. "masked" keeps them dense with zeros, for any layer, device and
             dtype. "cpu" stores what exists and nothing else: it replaces nn.Linear, nn.Conv1d and nn.Conv2d layers
-            by sparse ones (so make the optimizer afterwards) and takes no others. "auto" is "masked" for now.
+            by sparse ones (so make the optimizer afterwards) and takes no others. "auto" takes for each layer what
+            is faster, as it measures with `example_input`, and is "masked" without one; `regrow.summary` says why.
+        example_input: a batch of the size in training, as the model takes it (a tensor, or a tuple of arguments), for
+            "auto". The model is run on it some ten times and is left as it was.
         seed: seed of the random positions.
 
     Raises:
         ValueError: if the model is sparse already; if the density is outside (0, 1] or leaves a layer without a
             weight; if a selector matches nothing; if `masks` are those of another model; if the backend
-            is unknown or cannot hold one of the weights.
+            is unknown or cannot hold one of the weights, or an example input is given to one that measures nothing.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -67,6 +72,8 @@ def sparsify(
     """
     if backend not in get_args(Backend):
         raise ValueError(f"there is no backend {backend!r}: choose among {', '.join(get_args(Backend))}")
+    if example_input is not None and backend != "auto":
+        raise ValueError(f'example_input serves backend="auto", which measures with it; backend={backend!r} does not')
     if sparse_weights(model):
         raise ValueError("this model is sparse already: call regrow.densify(model) first")
     if (density is None) == (masks is None):
@@ -79,11 +86,16 @@ def sparsify(
         assert density is not None
         slots = eligible(model, include, keep_dense)
         positions = _draw(slots, density, distribution, seed)
-    if backend == "cpu":
-        store_sparsely(model, slots, positions)
-    else:
-        for slot in slots:
+    storage = dict.fromkeys((slot.name for slot in slots), "sparse" if backend == "cpu" else "masked")
+    choices = choose(model, slots, positions, example_input) if backend == "auto" else {}
+    storage.update({name: choice.storage for name, choice in choices.items()})
+    for slot in slots:
+        if storage[slot.name] == "masked":
             masked.mask_weight(slot.module, slot.name, slot.parameter, positions[slot.name])
+    store_sparsely(model, [slot for slot in slots if storage[slot.name] == "sparse"], positions)
+    for name, weight in sparse_weights(model).items():
+        if name in choices:
+            remember(weight.module, name.rpartition(".")[2], choices[name])
     return model
 
 
@@ -143,6 +155,7 @@ def densify(model: Model) -> Model:
         raise ValueError("the model itself is a sparse layer, so nothing can hold its replacement: call its to_dense()")
     for weight in _masked(model).values():
         masked.unmask(weight)
+        forget(weight.module)
     store_densely(model)
     return model
 

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.nn.choose import remembered
 from regrow.nn.eligible import slots_of
 from regrow.nn.sparse_conv import SparseConv
 from regrow.storage import Weight, sparse_weights
 
 # A column index for each value and a pointer for each row, as in CSR with 32-bit integers.
 _INDEX_BYTES = 4
+# Weight, shape and storage; after the numbers, why it is stored so.
+_TEXT_COLUMNS = (0, 1, 2, 9)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class LayerSummary:
         sparse_bytes: bytes it would take as values, column indices and row pointers.
         flops: operations for one sample's forward pass, two for each nonzero and output position; without an
             example input, for one output position (a pixel, a token, a row).
+        reason: why it is stored so, where `backend="auto"` chose; empty where the storage was asked for.
+        gain: how many times faster the layer's sparse form was measured to be than the dense one, forward and
+            backward; None where nothing was measured.
     """
 
     name: str
@@ -42,6 +48,8 @@ class LayerSummary:
     bytes: int
     sparse_bytes: int
     flops: int
+    reason: str = ""
+    gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,11 +112,20 @@ class Summary:
             shape = "x".join(map(str, layer.shape))
             rows.append((layer.name, shape, layer.storage, *_figures(layer)))
         rows.append(("all sparse weights", "", "", *_figures(self)))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = ["  ".join(_align(text, widths[column], column) for column, text in enumerate(row)) for row in rows]
+        if any(layer.gain is not None for layer in self.layers):
+            rows = [(*row, *why) for row, why in zip(rows, self._reasons(), strict=True)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            "  ".join(_align(text, widths[column], column) for column, text in enumerate(row)).rstrip() for row in rows
+        ]
         rule = "-" * len(lines[0])
         note = f"{self.dense_parameters:,} more parameters are dense; {self.parameters:,} in all"
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], note])
+
+    def _reasons(self) -> list[tuple[str, str]]:
+        """Return for each line of the table what was gained and why the weight is stored so."""
+        gains = [(f"{layer.gain:.2f}x" if layer.gain else "-", layer.reason) for layer in self.layers]
+        return [("gain", "why"), *gains, ("", "")]
 
     @property
     def _flops_title(self) -> str:
@@ -153,6 +170,7 @@ def summary(model: nn.Module, example: Tensor | None = None) -> Summary:
 def _layer(weight: Weight, positions: float) -> LayerSummary:
     nonzeros = weight.nonzeros()
     rows = weight.shape[0]
+    choice = remembered(weight.module, weight.name.rpartition(".")[2])
     return LayerSummary(
         name=weight.name,
         shape=weight.shape,
@@ -162,6 +180,8 @@ def _layer(weight: Weight, positions: float) -> LayerSummary:
         bytes=weight.bytes,
         sparse_bytes=nonzeros * (weight.weight.element_size() + _INDEX_BYTES) + (rows + 1) * _INDEX_BYTES,
         flops=round(2 * nonzeros * positions),
+        reason=choice.reason if choice else "",
+        gain=choice.gain if choice else None,
     )
 
 
@@ -217,4 +237,5 @@ def _figures(of: LayerSummary | Summary) -> tuple[str, ...]:
 
 
 def _align(text: str, width: int, column: int) -> str:
-    return text.ljust(width) if column < 3 else text.rjust(width)
+    """Align text to the left, numbers to the right."""
+    return text.ljust(width) if column in _TEXT_COLUMNS else text.rjust(width)

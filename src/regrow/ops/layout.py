@@ -13,7 +13,6 @@ from torch import Tensor
 
 from regrow.ops.native import kernels, kernels_serve
 
-
 # From here on, in floats, clearing fresh pages costs more than the way to the pool.
 _POOLED_FLOATS = 1 << 18
 
@@ -34,7 +33,7 @@ def allocate_batch_last(*shape: int) -> Tensor:
     if count < _POOLED_FLOATS:
         return torch.empty((*shape[1:], shape[0])).movedim(-1, 0)
     floats: Tensor = kernels().allocate(count)
-    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
+    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
         floats.fill_(torch.nan)
     return floats.view(*shape[1:], shape[0]).movedim(-1, 0)
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from regrow.ops.gradient import takes_kernels, watch
 from regrow.ops.native import kernels_serve
 from regrow.pattern import Geometry, Pattern
-from regrow.positions import compact
 
 
 class Watched(NamedTuple):
@@ -81,8 +80,10 @@ class SparseLayer(nn.Module, ABC):
         """Return the ordinary layer that computes the same, with absent weights at zero."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to an input as the ordinary layer takes it."""
+        """Apply the layer to an input as the ordinary layer takes it; under autocast on the CPU in float32."""
         entered = self.enter(x)
+        if kernels_serve(self.values) and torch.is_autocast_enabled(x.device.type):
+            entered = entered.float()  # the precision that the kernels know
         output = self.product(entered)
         if self.watched is not None and torch.is_grad_enabled():
             output = watch(output, entered, *self.watched, self.geometry)
@@ -141,7 +142,7 @@ class SparseLayer(nn.Module, ABC):
         # The old structures go before the new ones are made: at no time are there both.
         self._pattern = None
         rebind(self.values, values)
-        self.index = compact(index, math.prod(self.shape))
+        self.index = index
         self.prepare()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,7 +171,7 @@ class SparseLayer(nn.Module, ABC):
                 *_, errors = lists
                 errors.append(f"{prefix}index does not fit this layer: {error}")
                 return
-            self.replace(index.to(self.index.device, copy=True), self.values.new_empty(pattern.nonzeros))
+            self.replace(index.to(self.index, copy=True), self.values.new_empty(pattern.nonzeros))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def _has(self, index: Tensor) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.entries import Change
-from regrow.positions import find, lookup
+from regrow.positions import compact, find, lookup
 from regrow.storage.layer import SparseLayer
 
 
@@ -85,16 +85,22 @@ class SparseWeight:
     @torch.no_grad()
     def apply(self, change: Change, numbers: Mapping[str, Tensor], joining: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry out a change: values, positions and state move, the gradient becomes None."""
+        values = self.weight.detach()
+        # The values move as the state does; an empty name is none of an optimizer's.
+        index, after = self._changed(
+            change, {**numbers, "": values}, {**joining, "": values.new_zeros(len(change.grow))}
+        )
+        self.module.replace(index, after.pop(""))
+        return after
+
+    def _changed(
+        self, change: Change, numbers: Mapping[str, Tensor], joining: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return positions and numbers after a change; what is made on the way is freed before anything else is."""
         before = self.index()
         stays = torch.ones(len(before), dtype=torch.bool, device=before.device)
         stays[find(change.drop, before)[0]] = False
         # Sorting says where each number comes from: from what stays, or behind that from what joins.
         index, source = torch.cat((before[stays], change.grow)).sort()
-
-        def moved(tensor: Tensor, joins: Tensor) -> Tensor:
-            return torch.cat((tensor[stays], joins))[source]
-
-        state = {key: moved(tensor, joining[key]) for key, tensor in numbers.items()}
-        values = self.weight.detach()
-        self.module.replace(index, moved(values, values.new_zeros(len(change.grow))))
-        return state
+        after = {key: torch.cat((tensor[stays], joining[key]))[source] for key, tensor in numbers.items()}
+        return compact(index, self.numel), after

@@ -15,11 +15,14 @@ from regrow.experiments.bench.compare import compare
 from regrow.experiments.bench.contenders import BFLOAT16, CSR
 from regrow.experiments.bench.machine import describe, measure_rates
 from regrow.experiments.bench.measure import Row, WrongResultError
+from regrow.experiments.bench.memory import KINDS, Problem, bench_memory
 from regrow.experiments.bench.peers import peers as find_peers
 from regrow.experiments.bench.problem import Shape
 from regrow.experiments.bench.run import Report, Settings, load, resumed, run
 from regrow.experiments.bench.shapes import NETWORKS, shapes
 from regrow.experiments.bench.tables import Table, markdown, sentence, tables
+from regrow.experiments.bench.train import NETWORKS as STEP_NETWORKS
+from regrow.experiments.bench.train import steps_table, time_steps
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
 from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, parse_densities, say
@@ -74,6 +77,26 @@ def layers(
         _show(report, markdown_file)
 
 
+@bench_app.command("memory")
+def memory(
+    size: Annotated[int, typer.Option(min=1, help="Inputs and outputs of the layer.")] = 8192,
+    density: Annotated[float, typer.Option(help="Share of the weights that exist.")] = 0.05,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 128,
+    kinds: Annotated[str, typer.Option(help="What to measure beside dense, separated by commas.")] = ",".join(KINDS),
+    out: Annotated[Path | None, typer.Option(help="JSON file with all figures.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table as Markdown too.")] = None,
+) -> None:
+    """Measure what training a linear layer holds: tensors, and the peak of a process of its own."""
+    with one_line_errors():
+        (density,) = _checked((density,))
+        names = tuple(kind.strip() for kind in kinds.split(","))
+        table = bench_memory(Problem(size, density, batch), names, out)
+        line(str(describe()))
+        _print(table)
+        if markdown_file:
+            write_text(markdown_file, table.markdown())
+
+
 @bench_app.command("show")
 def show(
     file: Annotated[Path, typer.Argument(help="JSON file of `regrow bench layers`.")],
@@ -84,6 +107,38 @@ def show(
         report = load(file)
         line(f"{report.machine}; {report.rates}")
         _show(report, markdown_file)
+
+
+@bench_app.command("train")
+def train(
+    network: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help=f"One or more of {', '.join(STEP_NETWORKS)}.")
+    ] = None,
+    densities: Densities = "0.02,0.05,0.1,0.2",
+    backend: Annotated[str, typer.Option(help="Storage of the sparse weights: auto, masked or cpu.")] = "auto",
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples in a step; by default the network's own.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds for each network and density, at most.")] = 15,
+    seconds: Annotated[float, typer.Option(min=0, help="No new round begins after so many, once there were 3.")] = 30,
+    threads: Threads = None,
+) -> None:
+    """Time whole training steps of sparse networks beside dense ones."""
+    with one_line_errors():
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if unknown := set(network or ()) - set(STEP_NETWORKS):
+            raise UserError(f"no network is called {', '.join(unknown)}; there are {', '.join(STEP_NETWORKS)}")
+        rows = []
+        for density in _checked(parse_densities(densities)):
+            for name in network or STEP_NETWORKS:
+                try:
+                    row = time_steps(name, density, batch=batch, backend=backend, rounds=rounds, seconds=seconds)
+                except ValueError as error:
+                    raise UserError(str(error)) from error
+                rows.append(row)
+                text = f"{name} at {density:.3g}: {row.dense.median:.1f} ms dense, {row.own.median:.1f} ms {backend}"
+                ERR.print(text, markup=False, highlight=False)
+        line(str(describe()))
+        _print(steps_table(rows, backend))
 
 
 @bench_app.command("compare")
