@@ -271,6 +271,14 @@ def test_what_cannot_be_stored_is_refused_with_its_name_and_the_mend(build, name
     regrow.sparsify(network, 0.5, backend="masked")
 
 
+def test_without_the_kernels_or_off_the_cpu_it_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"'0.weight': it is on meta, and the kernels compute on the CPU"):
+        regrow.sparsify(nn.Sequential(nn.Linear(7, 5, device="meta")), 0.5, backend="cpu")
+    monkeypatch.setattr("regrow.ops.native._kernels", None)
+    with pytest.raises(ValueError, match=r"'0.weight': regrow was installed without its compiled kernels; reinstall"):
+        regrow.sparsify(nn.Sequential(nn.Linear(7, 5)), 0.5, backend="cpu")
+
+
 def test_a_bare_layer_has_nothing_to_hold_its_replacement():
     with pytest.raises(ValueError, match=r"wrap it in nn.Sequential first"):
         regrow.sparsify(nn.Linear(8, 8), 0.5, backend="cpu")

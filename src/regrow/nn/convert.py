@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from regrow.nn.eligible import Slot, slots_of
 from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
 from regrow.nn.sparse_linear import SparseLinear
+from regrow.ops.native import kernels_serve
 from regrow.storage.layer import SparseLayer
 
 # Exactly these types: a subclass may use its weight in other ways.
@@ -91,6 +92,10 @@ def _obstacle(slot: Slot, places: Sequence[str]) -> str | None:
     if kind not in _SPARSE_FORMS or slot.parameter != "weight":
         form = f"{kind.__name__}.{slot.parameter}"
         return f"only the weights of nn.Linear, nn.Conv1d and nn.Conv2d have a sparse form, {form} has none"
+    if slot.weight.device.type != "cpu":
+        return f"it is on {slot.weight.device}, and the kernels compute on the CPU"
+    if not kernels_serve():
+        return "regrow was installed without its compiled kernels; reinstall it with a C++17 compiler"
     if len(places) > 1:
         return f"it is tied to {', '.join(repr(name) for name in places if name != slot.name)}"
     if getattr(slot.module, "padding_mode", "zeros") != "zeros":
