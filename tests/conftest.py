@@ -1,6 +1,10 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
+
+from regrow.ops.native import instruction_set, use_instruction_set
 
 # The same examples in every run and on every machine: a red test is a fault, never luck.
 settings.register_profile("regrow", derandomize=True, deadline=None, database=None, max_examples=100)
@@ -10,6 +14,41 @@ settings.load_profile("regrow")
 torch.set_num_threads(1)
 
 
+def _available() -> list[str]:
+    """Return the instruction sets that this processor and this installation have kernels for."""
+    try:
+        best, names = instruction_set(), []
+    except RuntimeError:
+        return []
+    for name in ("portable", "avx2", "avx512"):
+        try:
+            use_instruction_set(name)
+        except ValueError:
+            continue
+        names.append(name)
+    use_instruction_set(best)
+    return names
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=_available())
+def any_instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = instruction_set()
+    use_instruction_set(request.param)
+    yield request.param
+    use_instruction_set(before)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fill fresh memory with NaN, as far as PyTorch allocates it."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -16,30 +15,11 @@ from regrow.ops.conv2d import cpu
 from regrow.ops.conv2d.reference import conv2d_reference
 from regrow.ops.layout import allocate_batch_last, release_memory
 from regrow.ops.linear.reference import linear_reference
-from regrow.ops.native import instruction_set, kernels, use_instruction_set
+from regrow.ops.native import kernels
 from regrow.pattern import Geometry, Pattern
 
 pytest.importorskip("regrow._kernels")
-
-
-def _available() -> list[str]:
-    best, names = instruction_set(), []
-    for name in ("portable", "avx2", "avx512"):
-        try:
-            use_instruction_set(name)
-        except ValueError:
-            continue
-        names.append(name)
-    use_instruction_set(best)
-    return names
-
-
-@pytest.fixture(params=_available())
-def any_instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = instruction_set()
-    use_instruction_set(request.param)
-    yield request.param
-    use_instruction_set(before)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @dataclass(frozen=True)
@@ -105,17 +85,6 @@ def compare(output: Tensor, expected: Tensor, inputs: list[Tensor], scale: float
     wanted = torch.autograd.grad(expected, inputs, gradient.double())
     for a, b in zip((output, *actual), (expected, *wanted), strict=True):
         torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-6 * scale)
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """Fill fresh memory with NaN, as far as PyTorch allocates it."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
 
 
 def convolve_both(case: Case, pattern: Pattern | None = None) -> None:

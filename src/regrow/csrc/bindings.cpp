@@ -103,6 +103,84 @@ NB_MODULE(_kernels, module) {
         nb::arg("target_pitch"), nb::arg("target_distance"), nb::arg("rows"), nb::arg("columns"), nb::arg("count"),
         nb::arg("threads"));
 
+    nb::class_<Normalisation>(module, "Normalisation", "Batch normalisation of channels that are contiguous runs.")
+        .def(nb::init<int64_t, int64_t, double, bool, bool>(), nb::arg("channels"), nb::arg("length"),
+             nb::arg("epsilon"), nb::arg("relu"), nb::arg("training"));
+
+    module.def(
+        "normalise",
+        [](const Normalisation& shape, uintptr_t weight, uintptr_t bias, uintptr_t mean, uintptr_t variance,
+           uintptr_t input, uintptr_t residual, uintptr_t output, int threads) {
+            nb::gil_scoped_release release;
+            const NormalisationTensors tensors{pointer<const float>(weight), pointer<const float>(bias),
+                                               pointer<float>(mean), pointer<float>(variance)};
+            kernels().normalise(shape, tensors, pointer<const float>(input), pointer<const float>(residual),
+                                pointer<float>(output), threads);
+        },
+        nb::arg("shape"), nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("variance"), nb::arg("input"),
+        nb::arg("residual"), nb::arg("output"), nb::arg("threads"));
+
+    module.def(
+        "normalise_gradient",
+        [](const Normalisation& shape, uintptr_t weight, uintptr_t bias, uintptr_t mean, uintptr_t variance,
+           uintptr_t output_gradient, uintptr_t input, uintptr_t output, uintptr_t input_gradient,
+           uintptr_t residual_gradient, uintptr_t weight_gradient, uintptr_t bias_gradient, int threads) {
+            nb::gil_scoped_release release;
+            const NormalisationTensors tensors{pointer<const float>(weight), pointer<const float>(bias),
+                                               pointer<float>(mean), pointer<float>(variance)};
+            const NormalisationGradients gradients{pointer<float>(input_gradient), pointer<float>(residual_gradient),
+                                                   pointer<float>(weight_gradient), pointer<float>(bias_gradient)};
+            kernels().normalise_gradient(shape, tensors, pointer<const float>(output_gradient),
+                                         pointer<const float>(input), pointer<const float>(output), gradients, threads);
+        },
+        nb::arg("shape"), nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("variance"),
+        nb::arg("output_gradient"), nb::arg("input"), nb::arg("output"), nb::arg("input_gradient"),
+        nb::arg("residual_gradient"), nb::arg("weight_gradient"), nb::arg("bias_gradient"), nb::arg("threads"));
+
+    module.def(
+        "max_pool",
+        [](const Geometry& geometry, int64_t channels, uintptr_t input, uintptr_t output, uintptr_t winner,
+           int threads) {
+            nb::gil_scoped_release release;
+            kernels().max_pool(geometry, channels, pointer<const float>(input), pointer<float>(output),
+                               pointer<uint8_t>(winner), threads);
+        },
+        nb::arg("geometry"), nb::arg("channels"), nb::arg("input"), nb::arg("output"), nb::arg("winner"),
+        nb::arg("threads"));
+
+    module.def(
+        "max_pool_gradient",
+        [](const Geometry& geometry, int64_t channels, uintptr_t output_gradient, uintptr_t winner,
+           uintptr_t input_gradient, int threads) {
+            nb::gil_scoped_release release;
+            kernels().max_pool_gradient(geometry, channels, pointer<const float>(output_gradient),
+                                        pointer<const uint8_t>(winner), pointer<float>(input_gradient), threads);
+        },
+        nb::arg("geometry"), nb::arg("channels"), nb::arg("output_gradient"), nb::arg("winner"),
+        nb::arg("input_gradient"), nb::arg("threads"));
+
+    module.def(
+        "mean_pool",
+        [](const Geometry& geometry, int64_t channels, int64_t divisor, uintptr_t input, uintptr_t output,
+           int threads) {
+            nb::gil_scoped_release release;
+            kernels().mean_pool(geometry, channels, divisor, pointer<const float>(input), pointer<float>(output),
+                                threads);
+        },
+        nb::arg("geometry"), nb::arg("channels"), nb::arg("divisor"), nb::arg("input"), nb::arg("output"),
+        nb::arg("threads"));
+
+    module.def(
+        "mean_pool_gradient",
+        [](const Geometry& geometry, int64_t channels, int64_t divisor, uintptr_t output_gradient,
+           uintptr_t input_gradient, int threads) {
+            nb::gil_scoped_release release;
+            kernels().mean_pool_gradient(geometry, channels, divisor, pointer<const float>(output_gradient),
+                                         pointer<float>(input_gradient), threads);
+        },
+        nb::arg("geometry"), nb::arg("channels"), nb::arg("divisor"), nb::arg("output_gradient"),
+        nb::arg("input_gradient"), nb::arg("threads"));
+
     module.def("allocate", &allocate, nb::arg("count"), nb::rv_policy::reference,
                "A tensor of uninitialised floats, whose memory is kept for the next one when it is gone.");
     module.def("release_memory", [] { return release_memory(); },

@@ -44,6 +44,31 @@ struct Index {
     bool sweep;  // which driver: sweep.h or blocked.h
 };
 
+// Batch normalisation over activations with the batch innermost: a channel is one run of `length` floats.
+struct Normalisation {
+    int64_t channels;
+    int64_t length;
+    double epsilon;
+    bool relu;      // after the sum with the residual
+    bool training;  // with the statistics of the batch
+};
+
+// One number a channel; null weight is one, null bias zero. In training mean and variance (biased) are outputs.
+struct NormalisationTensors {
+    const float* weight;
+    const float* bias;
+    float* mean;
+    float* variance;
+};
+
+// Null where a gradient is not wanted.
+struct NormalisationGradients {
+    float* input;
+    float* residual;
+    float* weight;
+    float* bias;
+};
+
 struct Kernels {
     const char* name;
     // output[row] = bias[row] + sum of value * shifted input[channel]; a null bias is zero. False: out of memory.
@@ -55,6 +80,22 @@ struct Kernels {
     // to[column][row] = from[row][column], `count` times, with leading dimensions and distances in floats.
     void (*transpose)(const float* from, int64_t from_pitch, int64_t from_distance, float* to, int64_t to_pitch,
                       int64_t to_distance, int64_t rows, int64_t columns, int64_t count, int threads);
+    // output = the normalised input, plus the residual if not null, through ReLU if asked for.
+    void (*normalise)(const Normalisation&, const NormalisationTensors&, const float* input, const float* residual,
+                      float* output, int threads);
+    // `output` serves ReLU after a residual; else null.
+    void (*normalise_gradient)(const Normalisation&, const NormalisationTensors&, const float* output_gradient,
+                               const float* input, const float* output, const NormalisationGradients&, int threads);
+    // Largest of each window, and which tap of it that was (null if nobody asks): windows of at most 256 taps.
+    void (*max_pool)(const Geometry&, int64_t channels, const float* input, float* output, uint8_t* winner,
+                     int threads);
+    void (*max_pool_gradient)(const Geometry&, int64_t channels, const float* output_gradient, const uint8_t* winner,
+                              float* input_gradient, int threads);
+    // Sum of each window over the divisor; a divisor of 0 stands for the window's inputs without padding.
+    void (*mean_pool)(const Geometry&, int64_t channels, int64_t divisor, const float* input, float* output,
+                      int threads);
+    void (*mean_pool_gradient)(const Geometry&, int64_t channels, int64_t divisor, const float* output_gradient,
+                               float* input_gradient, int threads);
 };
 
 // The kernels of one instruction set ("portable", "avx2", "avx512"), or null where the processor or the build lacks it.

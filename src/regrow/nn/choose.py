@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from regrow.nn.chains import follow_layout
 from regrow.nn.convert import obstacles, sparse_form, store_sparsely
 from regrow.nn.eligible import Slot, slots_of
 from regrow.ops.native import kernels_serve
@@ -80,7 +81,9 @@ class _Times:
         return f"{self.dense:.3g} ms dense, {self.sparse:.3g} ms sparse"
 
 
-def choose(model: nn.Module, slots: Sequence[Slot], positions: Mapping[str, Tensor], example: Any) -> dict[str, Choice]:
+def choose(
+    model: nn.Module, slots: Sequence[Slot], positions: Mapping[str, Tensor], example: Any, *, batch_last: bool = True
+) -> dict[str, Choice]:
     """Choose a storage for every weight; the model, its gradients and random generators stay as they are.
 
     Args:
@@ -88,6 +91,7 @@ def choose(model: nn.Module, slots: Sequence[Slot], positions: Mapping[str, Tens
         slots: the weights that are to be sparse.
         positions: for each by name a bool tensor in its shape, true where the weight exists.
         example: a batch as the model takes it: a tensor, or a tuple of arguments; None measures nothing.
+        batch_last: whether norms and pools between sparse convolutions are to follow their layout.
     """
     if example is None:
         return {slot.name: Choice("masked", "no example input to measure with") for slot in slots}
@@ -109,7 +113,7 @@ def choose(model: nn.Module, slots: Sequence[Slot], positions: Mapping[str, Tens
                 seen[key] = _time_layer(slot.module, index, calls[slot.module])
             times[slot.name] = seen[key]
         gaining = [name for name, each in times.items() if each.gain >= LAYER_GAIN]
-        kept = _keep_what_pays(model, gaining, times, positions, arguments)
+        kept = _keep_what_pays(model, gaining, times, positions, arguments, batch_last)
     for name, each in times.items():
         storage = "sparse" if name in kept else "masked"
         why = "" if name in kept or name not in gaining else "; but the whole model gains more without"
@@ -202,6 +206,7 @@ def _keep_what_pays(
     times: Mapping[str, _Times],
     positions: Mapping[str, Tensor],
     arguments: tuple[Any, ...],
+    batch_last: bool,
 ) -> list[str]:
     """Return as many of the layers, those that save most first, as make the whole model faster."""
     kept = sorted(names, key=lambda name: -times[name].saved)
@@ -210,6 +215,8 @@ def _keep_what_pays(
         sparse = deepcopy(model)
         slots = {slot.name: slot for slot in slots_of(sparse)}
         store_sparsely(sparse, [slots[name] for name in kept], positions)
+        if batch_last:
+            follow_layout(sparse)
         step = _time_pair(_model_step(dense, arguments), _model_step(sparse, arguments), _SECONDS_MODEL)
         if step.gain >= MODEL_GAIN:
             break

@@ -40,12 +40,12 @@ def store_sparsely(model: nn.Module, slots: Sequence[Slot], positions: Mapping[s
         index = positions[slot.name].reshape(-1).nonzero().squeeze(1).to(slot.weight.device)
         sparse = sparse_form(slot.module, index)
         replaced[slot.module] = sparse.train(slot.module.training)
-    _replace(model, replaced)
+    replace_modules(model, replaced)
 
 
 def store_densely(model: nn.Module) -> None:
     """Replace every sparsely stored layer below `model` by the ordinary one, in place."""
-    _replace(model, {layer: layer.to_dense() for layer in model.modules() if isinstance(layer, SparseLayer)})
+    replace_modules(model, {layer: layer.to_dense() for layer in model.modules() if isinstance(layer, SparseLayer)})
 
 
 def check_storable(model: nn.Module, slots: Sequence[Slot]) -> None:
@@ -100,12 +100,18 @@ def _obstacle(slot: Slot, places: Sequence[str]) -> str | None:
         return f"it is tied to {', '.join(repr(name) for name in places if name != slot.name)}"
     if getattr(slot.module, "padding_mode", "zeros") != "zeros":
         return f"its padding mode is {slot.module.padding_mode!r}, not 'zeros'"
-    if any(getattr(slot.module, hooks) for hooks in _HOOKS):
+    if has_hooks(slot.module):
         return "its layer has hooks, which would be lost: register them after regrow.sparsify"
     return None
 
 
-def _replace(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether a module has hooks: its replacement would not."""
+    return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def replace_modules(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
+    """Replace modules below `model` wherever they stand, in place."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and child in replaced:

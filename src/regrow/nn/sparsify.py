@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.distribution import DISTRIBUTIONS, Distribution, uniform
+from regrow.nn.chains import follow_layout, restore_layout
 from regrow.nn.choose import choose, forget, remember
 from regrow.nn.convert import store_densely, store_sparsely
 from regrow.nn.eligible import Selector, Slot, eligible, slots_of
@@ -30,6 +31,7 @@ def sparsify(
     include: Sequence[Selector] = (),
     backend: Backend = "auto",
     example_input: Tensor | tuple[Any, ...] | None = None,
+    batch_last: bool = True,
     seed: int = 0,
 ) -> Model:
     """Make a model sparse, in place: exactly `round(density * weights)` of its weights stay, the rest are zero.
@@ -57,6 +59,10 @@ def sparsify(
             is faster, as it measures with `example_input`, and is "masked" without one; `regrow.summary` says why.
         example_input: a batch of the size in training, as the model takes it (a tensor, or a tuple of arguments), for
             "auto". The model is run on it some ten times and is left as it was.
+        batch_last: exchange norms (with the ReLU after them) and pools between sparsely stored convolutions for forms
+            that compute in the layout of these, where `torch.fx` can follow the model; parameters, buffers and their
+            names stay. Reads the model's `forward` as it is now: hooks on an exchanged norm, or a call of it from
+            elsewhere, would see its output after ReLU. `regrow.summary` counts what was exchanged.
         seed: seed of the random positions.
 
     Raises:
@@ -87,12 +93,14 @@ def sparsify(
         slots = eligible(model, include, keep_dense)
         positions = _draw(slots, density, distribution, seed)
     storage = dict.fromkeys((slot.name for slot in slots), "sparse" if backend == "cpu" else "masked")
-    choices = choose(model, slots, positions, example_input) if backend == "auto" else {}
+    choices = choose(model, slots, positions, example_input, batch_last=batch_last) if backend == "auto" else {}
     storage.update({name: choice.storage for name, choice in choices.items()})
     for slot in slots:
         if storage[slot.name] == "masked":
             masked.mask_weight(slot.module, slot.name, slot.parameter, positions[slot.name])
     store_sparsely(model, [slot for slot in slots if storage[slot.name] == "sparse"], positions)
+    if batch_last:
+        follow_layout(model)
     for name, weight in sparse_weights(model).items():
         if name in choices:
             remember(weight.module, name.rpartition(".")[2], choices[name])
@@ -144,7 +152,8 @@ def densify(model: Model) -> Model:
     """Turn a sparse model back into an ordinary one, in place; absent weights are ordinary zeros from now on.
 
     A `TopologyUpdater` of the model must be removed first (`topology.remove()`) if training goes on. Sparsely stored
-    layers are replaced by ordinary ones, so training on then wants a new optimizer.
+    layers are replaced by ordinary ones, so training on then wants a new optimizer; norms, activations and pools that
+    followed their layout are ordinary again too.
 
     Example:
         >>> model = densify(sparsify(nn.Linear(4, 2), density=0.5))
@@ -157,6 +166,7 @@ def densify(model: Model) -> Model:
         masked.unmask(weight)
         forget(weight.module)
     store_densely(model)
+    restore_layout(model)
     return model
 
 

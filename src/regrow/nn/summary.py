@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.nn.batch_last import BatchLast
 from regrow.nn.choose import remembered
 from regrow.nn.eligible import slots_of
 from regrow.nn.sparse_conv import SparseConv
@@ -62,6 +63,7 @@ class Summary:
         dense_parameters: trained numbers outside the sparse weights (biases, norms, layers kept dense).
         dense_bytes: bytes of those.
         per_sample: whether `flops` count a whole sample or one output position.
+        batch_last: names of the norms, activations and pools that follow the layout of sparse convolutions.
     """
 
     layers: tuple[LayerSummary, ...]
@@ -69,6 +71,7 @@ class Summary:
     dense_parameters: int
     dense_bytes: int
     per_sample: bool
+    batch_last: tuple[str, ...] = ()
 
     @property
     def nonzeros(self) -> int:
@@ -120,7 +123,10 @@ class Summary:
         ]
         rule = "-" * len(lines[0])
         note = f"{self.dense_parameters:,} more parameters are dense; {self.parameters:,} in all"
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], note])
+        notes = (
+            [note, f"{len(self.batch_last)} modules follow the layout of sparse layers"] if self.batch_last else [note]
+        )
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *notes])
 
     def _reasons(self) -> list[tuple[str, str]]:
         """Return for each line of the table what was gained and why the weight is stored so."""
@@ -164,6 +170,7 @@ def summary(model: nn.Module, example: Tensor | None = None) -> Summary:
         dense_parameters=dense_parameters,
         dense_bytes=sum(parameter.nbytes for parameter in dense),
         per_sample=example is not None,
+        batch_last=tuple(name for name, module in model.named_modules() if isinstance(module, BatchLast)),
     )
 
 

@@ -1,7 +1,17 @@
-"""Operations on sparse weights: one folder each, with its meaning in plain PyTorch and its kernels."""
+"""Operations on sparse weights and on what passes between sparse layers: meaning in plain PyTorch, and kernels."""
 
 from regrow.ops.conv2d import sparse_conv2d
 from regrow.ops.layout import batch_last, is_batch_last
 from regrow.ops.linear import sparse_linear
+from regrow.ops.normalise import normalise
+from regrow.ops.pool import max_pool2d, mean_pool2d
 
-__all__ = ["batch_last", "is_batch_last", "sparse_conv2d", "sparse_linear"]
+__all__ = [
+    "batch_last",
+    "is_batch_last",
+    "max_pool2d",
+    "mean_pool2d",
+    "normalise",
+    "sparse_conv2d",
+    "sparse_linear",
+]

@@ -117,6 +117,9 @@ def train(
     densities: Densities = "0.02,0.05,0.1,0.2",
     backend: Annotated[str, typer.Option(help="Storage of the sparse weights: auto, masked or cpu.")] = "auto",
     batch: Annotated[int | None, typer.Option(min=1, help="Samples in a step; by default the network's own.")] = None,
+    batch_last: Annotated[
+        bool, typer.Option("--batch-last/--no-batch-last", help="Norms and pools follow the layout of sparse layers.")
+    ] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds for each network and density, at most.")] = 15,
     seconds: Annotated[float, typer.Option(min=0, help="No new round begins after so many, once there were 3.")] = 30,
     threads: Threads = None,
@@ -131,7 +134,15 @@ def train(
         for density in _checked(parse_densities(densities)):
             for name in network or STEP_NETWORKS:
                 try:
-                    row = time_steps(name, density, batch=batch, backend=backend, rounds=rounds, seconds=seconds)
+                    row = time_steps(
+                        name,
+                        density,
+                        batch=batch,
+                        backend=backend,
+                        batch_last=batch_last,
+                        rounds=rounds,
+                        seconds=seconds,
+                    )
                 except ValueError as error:
                     raise UserError(str(error)) from error
                 rows.append(row)

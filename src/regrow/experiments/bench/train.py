@@ -20,6 +20,7 @@ NETWORKS: dict[str, tuple[tuple[int, int, int], int]] = {
     "lenet5": ((1, 28, 28), 128),
     "vgg16-d": ((3, 32, 32), 128),
     "wrn-16-8": ((3, 32, 32), 128),
+    "wrn-22-8": ((3, 32, 32), 128),
     "resnet50": ((3, 224, 224), 16),
 }
 """Shape of an image and batch of each network."""
@@ -51,7 +52,14 @@ class Steps:
 
 
 def time_steps(
-    network: str, density: float, *, batch: int | None = None, backend: str = "auto", rounds: int, seconds: float
+    network: str,
+    density: float,
+    *,
+    batch: int | None = None,
+    backend: str = "auto",
+    batch_last: bool = True,
+    rounds: int,
+    seconds: float,
 ) -> Steps:
     """Time steps of SGD with momentum, dense and under static sparse training, in turn.
 
@@ -63,6 +71,7 @@ def time_steps(
         density: share of the weights that exist.
         batch: samples in a step; None takes the network's own.
         backend: storage of the sparse weights.
+        batch_last: whether norms and pools follow the layout of sparse convolutions.
         rounds: rounds at most.
         seconds: no new round begins after so many, once there were three.
     """
@@ -77,6 +86,7 @@ def time_steps(
         density,
         backend=backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
         example_input=images if backend == "auto" else None,
+        batch_last=batch_last,
     )
     layers = regrow.summary(sparse).layers
     runs = (_step(dense, images, labels, updated=False), _step(sparse, images, labels, updated=True))

@@ -1,0 +1,237 @@
+// Batch normalisation, the sum with a residual and ReLU in one go, over activations with the batch innermost.
+//
+// A channel is one contiguous run. A thread takes it whole: sums first, then, while as much of it as fits is still in
+// the cache, what is written. Nothing depends on the number of threads.
+#pragma once
+
+#include "inner.h"
+
+namespace regrow::REGROW_VARIANT {
+
+// Floats whose sums are single precision: half of a first-level cache. Beyond, sums are double.
+constexpr int64_t kSummed = 4096;
+
+template <Access kAccess>
+using Accessed = std::integral_constant<Access, kAccess>;
+
+// Calls body(at, access, lanes) for each vector of a run, the last with the lanes that are left.
+template <Access kAccess, class Body>
+static inline __attribute__((always_inline)) void for_vectors(int64_t count, Body&& body) {
+    int64_t at = 0;
+    for (; at + kLanes <= count; at += kLanes) body(at, Accessed<kAccess>(), int64_t{kLanes});
+    if (at < count) body(at, Accessed<Access::kSome>(), count - at);
+}
+
+struct Sums {
+    double first = 0;
+    double second = 0;
+};
+
+// The sums over a run of the two terms that term(at, access, lanes, terms) gives for each vector.
+template <class Term>
+static inline __attribute__((always_inline)) Sums sum_run(int64_t count, Term&& term) {
+    constexpr int kChains = 4;
+    Vector sums[kChains][2] = {};
+    int64_t at = 0;
+    for (; at + kChains * kLanes <= count; at += kChains * kLanes)
+        for (int chain = 0; chain < kChains; ++chain) {
+            Vector terms[2];
+            term(at + chain * kLanes, Accessed<Access::kAll>(), int64_t{kLanes}, terms);
+            for (int i = 0; i < 2; ++i) sums[chain][i] += terms[i];
+        }
+    for (; at < count; at += kLanes) {
+        Vector terms[2];
+        const int64_t lanes = smaller(kLanes, count - at);
+        term(at, Accessed<Access::kSome>(), lanes, terms);
+        for (int i = 0; i < 2; ++i)
+            for (int64_t lane = 0; lane < lanes; ++lane) sums[0][i][lane] += terms[i][lane];
+    }
+    Sums result;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+        result.first += (sums[0][0][lane] + sums[1][0][lane]) + (sums[2][0][lane] + sums[3][0][lane]);
+        result.second += (sums[0][1][lane] + sums[1][1][lane]) + (sums[2][1][lane] + sums[3][1][lane]);
+    }
+    return result;
+}
+
+struct Moments {
+    double mean;
+    double variance;  // biased
+};
+
+// A block's moments about its own mean, read twice from the first-level cache; blocks are joined in double precision.
+static inline Moments moments_of(const float* run, int64_t length) {
+    double mean = 0, squares = 0;
+    for (int64_t first = 0; first < length; first += kSummed) {
+        const int64_t count = smaller(kSummed, length - first);
+        const float* const block = run + first;
+        const Sums sums = sum_run(count, [&](int64_t at, auto access, int64_t lanes, Vector* terms) {
+            terms[0] = read<decltype(access)::value>(block + at, lanes);
+            terms[1] = Vector{};
+        });
+        const float near = static_cast<float>(sums.first / static_cast<double>(count));
+        const Vector about = broadcast(near);
+        const Sums deviations = sum_run(count, [&](int64_t at, auto access, int64_t lanes, Vector* terms) {
+            terms[0] = read<decltype(access)::value>(block + at, lanes) - about;
+            terms[1] = terms[0] * terms[0];
+        });
+        const double here = static_cast<double>(count), before = static_cast<double>(first), all = here + before;
+        const double offset = deviations.first / here, distance = near + offset - mean;
+        squares += deviations.second - deviations.first * offset + distance * distance * (before / all) * here;
+        mean += distance * (here / all);
+    }
+    return {mean, squares > 0 || squares != squares ? squares / static_cast<double>(length) : 0.0};
+}
+
+// What one channel's numbers become: (x - mean) * scale + bias.
+struct Affine {
+    Vector mean;
+    Vector scale;
+    Vector bias;
+    double inverse;  // of the standard deviation
+
+    Affine(const Normalisation& shape, const NormalisationTensors& tensors, int64_t channel)
+        : mean(broadcast(tensors.mean[channel])),
+          inverse(1.0 / __builtin_sqrt(static_cast<double>(tensors.variance[channel]) + shape.epsilon)) {
+        const double weight = tensors.weight ? tensors.weight[channel] : 1.0;
+        scale = broadcast(static_cast<float>(weight * inverse));
+        bias = broadcast(tensors.bias ? tensors.bias[channel] : 0.0f);
+    }
+
+    __attribute__((always_inline)) Vector operator()(Vector x) const { return (x - mean) * scale + bias; }
+};
+
+// NaN stays NaN in both, as in PyTorch.
+static inline __attribute__((always_inline)) Vector rectified(Vector value) {
+    return value < Vector{} ? Vector{} : value;
+}
+
+static inline __attribute__((always_inline)) Vector where_positive(Vector value, Vector gradient) {
+    return value <= Vector{} ? Vector{} : gradient;
+}
+
+// Calls body(access): around the caches where the tensor is large, see streams_outputs.
+template <class Body>
+static inline void with_access(bool streams, Body&& body) {
+    if (streams) return body(Accessed<Access::kStream>());
+    body(Accessed<Access::kAll>());
+}
+
+template <class Body>
+static inline void with_flag(bool flag, Body&& body) {
+    if (flag) return body(std::true_type());
+    body(std::false_type());
+}
+
+static void normalise(const Normalisation& shape, const NormalisationTensors& tensors, const float* input,
+                      const float* residual, float* output, int threads) {
+    const bool streams = streams_outputs(output, shape.channels * shape.length, shape.length);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t channel = 0; channel < shape.channels; ++channel) {
+            const float* const from = input + channel * shape.length;
+            const float* const more = residual ? residual + channel * shape.length : nullptr;
+            float* const to = output + channel * shape.length;
+            if (shape.training) {
+                const Moments moments = moments_of(from, shape.length);
+                tensors.mean[channel] = static_cast<float>(moments.mean);
+                tensors.variance[channel] = static_cast<float>(moments.variance);
+            }
+            const Affine affine(shape, tensors, channel);
+            with_access(streams, [&](auto stored) {
+                with_flag(more != nullptr, [&](auto adds) {
+                    with_flag(shape.relu, [&](auto rectifies) {
+                        for_vectors<Access::kAll>(shape.length, [&](int64_t at, auto access, int64_t lanes) {
+                            constexpr Access kRead = decltype(access)::value;
+                            constexpr Access kWrite = kRead == Access::kAll ? decltype(stored)::value : kRead;
+                            Vector value = affine(read<kRead>(from + at, lanes));
+                            if (adds) value += read<kRead>(more + at, lanes);
+                            if (rectifies) value = rectified(value);
+                            write<kWrite>(to + at, value, lanes);
+                        });
+                    });
+                });
+            });
+        }
+        stream_fence();
+    }
+}
+
+// One channel of the gradients. `gradient_at(at, access, lanes, x)` is the gradient before the activation.
+template <class GradientAt>
+static inline __attribute__((always_inline)) void normalise_gradient_run(
+    const Normalisation& shape, const NormalisationTensors& tensors, const NormalisationGradients& gradients,
+    int64_t channel, const float* from, bool streams, GradientAt&& gradient_at) {
+    const Affine affine(shape, tensors, channel);
+    Sums sums;
+    if (shape.training || gradients.weight || gradients.bias)
+        for (int64_t first = 0; first < shape.length; first += kSummed) {
+            const Sums block = sum_run(
+                smaller(kSummed, shape.length - first), [&](int64_t at, auto access, int64_t lanes, Vector* terms) {
+                    const Vector x = read<decltype(access)::value>(from + first + at, lanes);
+                    terms[0] = gradient_at(first + at, access, lanes, x);
+                    terms[1] = terms[0] * (x - affine.mean);
+                });
+            sums.first += block.first;
+            sums.second += block.second;
+        }
+    if (gradients.weight) gradients.weight[channel] = static_cast<float>(sums.second * affine.inverse);
+    if (gradients.bias) gradients.bias[channel] = static_cast<float>(sums.first);
+    float* const to = gradients.input ? gradients.input + channel * shape.length : nullptr;
+    float* const also = gradients.residual ? gradients.residual + channel * shape.length : nullptr;
+    if (!to && !also) return;
+    // Batch statistics move with every input: their part is taken off.
+    const double share = shape.training ? affine.scale[0] / static_cast<double>(shape.length) : 0.0;
+    const Vector offset = broadcast(static_cast<float>(-share * sums.first));
+    const Vector slope = broadcast(static_cast<float>(-share * sums.second * affine.inverse * affine.inverse));
+    with_access(streams, [&](auto stored) {
+        for_vectors<Access::kAll>(shape.length, [&](int64_t at, auto access, int64_t lanes) {
+            constexpr Access kRead = decltype(access)::value;
+            constexpr Access kWrite = kRead == Access::kAll ? decltype(stored)::value : kRead;
+            const Vector x = read<kRead>(from + at, lanes);
+            const Vector gradient = gradient_at(at, access, lanes, x);
+            if (to) write<kWrite>(to + at, gradient * affine.scale + (slope * (x - affine.mean) + offset), lanes);
+            if (also) write<kWrite>(also + at, gradient, lanes);
+        });
+    });
+}
+
+static void normalise_gradient(const Normalisation& shape, const NormalisationTensors& tensors,
+                               const float* output_gradient, const float* input, const float* output,
+                               const NormalisationGradients& gradients, int threads) {
+    const int64_t floats = shape.channels * shape.length;
+    const bool streams = (!gradients.input || streams_outputs(gradients.input, floats, shape.length)) &&
+                         (!gradients.residual || streams_outputs(gradients.residual, floats, shape.length));
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t channel = 0; channel < shape.channels; ++channel) {
+            const float* const arriving = output_gradient + channel * shape.length;
+            const float* const from = input + channel * shape.length;
+            const float* const left = output ? output + channel * shape.length : nullptr;
+            const auto run = [&](auto&& gradient_at) __attribute__((always_inline)) {
+                normalise_gradient_run(shape, tensors, gradients, channel, from, streams, gradient_at);
+            };
+            if (!shape.relu) {
+                run([&](int64_t at, auto access, int64_t lanes, Vector) {
+                    return read<decltype(access)::value>(arriving + at, lanes);
+                });
+            } else if (left) {
+                run([&](int64_t at, auto access, int64_t lanes, Vector) {
+                    return where_positive(read<decltype(access)::value>(left + at, lanes),
+                                          read<decltype(access)::value>(arriving + at, lanes));
+                });
+            } else {
+                // What was positive follows from the input: one tensor less to read.
+                const Affine affine(shape, tensors, channel);
+                run([&](int64_t at, auto access, int64_t lanes, Vector x) {
+                    return where_positive(affine(x), read<decltype(access)::value>(arriving + at, lanes));
+                });
+            }
+        }
+        stream_fence();
+    }
+}
+
+}  // namespace regrow::REGROW_VARIANT

@@ -1,0 +1,170 @@
+// Maxima and means of windows of a plane, over activations with the batch innermost.
+//
+// Gradients are gathered: each input looks at the windows it lies in, so it is written once, by one thread.
+#pragma once
+
+#include "normalise.h"
+
+namespace regrow::REGROW_VARIANT {
+
+typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+typedef uint8_t LooseBytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
+
+template <Access kAccess>
+static inline __attribute__((always_inline)) void write_bytes(uint8_t* to, Bytes bytes, int64_t lanes) {
+    if (kAccess != Access::kSome) {
+        *reinterpret_cast<LooseBytes*>(to) = bytes;
+        return;
+    }
+    for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = bytes[lane];
+}
+
+template <Access kAccess>
+static inline __attribute__((always_inline)) Integers read_bytes(const uint8_t* from, int64_t lanes) {
+    if (kAccess != Access::kSome)
+        return __builtin_convertvector(static_cast<Bytes>(*reinterpret_cast<const LooseBytes*>(from)), Integers);
+    Integers integers = {};
+    for (int64_t lane = 0; lane < lanes; ++lane) integers[lane] = from[lane];
+    return integers;
+}
+
+struct Range {
+    int64_t first;
+    int64_t last;  // one beyond
+
+    int64_t size() const { return last - first; }
+};
+
+// The inputs in the window of an output, those of the padding left out.
+static inline Range window_of(const Axis& axis, int64_t output) {
+    const int64_t first = output * axis.stride - axis.padding;
+    return {larger(0, first), smaller(axis.input, first + axis.kernel)};
+}
+
+// The outputs in whose windows an input lies.
+static inline Range windows_over(const Axis& axis, int64_t input) {
+    const int64_t last = (input + axis.padding) / axis.stride + 1;
+    const int64_t before = input + axis.padding - axis.kernel;
+    return {before < 0 ? 0 : before / axis.stride + 1, smaller(axis.output, last)};
+}
+
+// Calls body(channel, row, column) for every position of `rows` x `columns` planes, rows shared out to threads.
+template <class Body>
+static inline void for_positions(int64_t channels, int64_t rows, int64_t columns, int threads, Body&& body) {
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t line = 0; line < channels * rows; ++line)
+            for (int64_t column = 0; column < columns; ++column) body(line / rows, line % rows, column);
+        stream_fence();
+    }
+}
+
+static void max_pool(const Geometry& geometry, int64_t channels, const float* input, float* output, uint8_t* winner,
+                     int threads) {
+    const Axis &height = geometry.height, &width = geometry.width;
+    const int64_t batch = geometry.batch;
+    for_positions(channels, height.output, width.output, threads, [&](int64_t channel, int64_t row, int64_t column) {
+        const Range rows = window_of(height, row), columns = window_of(width, column);
+        const int64_t place = ((channel * height.output + row) * width.output + column) * batch;
+        const float* const plane = input + channel * height.input * width.input * batch;
+        // Where the window would start, in the padding too: taps are counted from there.
+        const int64_t top = row * height.stride - height.padding, left = column * width.stride - width.padding;
+        for_vectors<Access::kAll>(batch, [&](int64_t at, auto access, int64_t lanes) {
+            constexpr Access kAccess = decltype(access)::value;
+            Vector best = broadcast(-__builtin_inff());
+            Integers best_tap = Integers{} + static_cast<int32_t>((rows.first - top) * width.kernel + columns.first - left);
+            for (int64_t y = rows.first; y < rows.last; ++y)
+                for (int64_t x = columns.first; x < columns.last; ++x) {
+                    const Vector value = read<kAccess>(plane + (y * width.input + x) * batch + at, lanes);
+                    const Integers tap = Integers{} + static_cast<int32_t>((y - top) * width.kernel + x - left);
+                    // NaN wins, as in PyTorch.
+                    const Integers better = (value > best) | (value != value);
+                    best = better ? value : best;
+                    best_tap = better ? tap : best_tap;
+                }
+            write<kAccess>(output + place + at, best, lanes);
+            if (winner) write_bytes<kAccess>(winner + place + at, __builtin_convertvector(best_tap, Bytes), lanes);
+        });
+    });
+}
+
+// input_gradient = for each input the sum over its windows of share(window) times the window's gradient. `term(place,
+// row, column, access, lanes)` is what a window gives to the input that is tap (row, column) of it.
+template <class Term>
+static inline void gather_windows(const Geometry& geometry, int64_t channels, float* input_gradient, int threads,
+                                  Term&& term) {
+    const Axis &height = geometry.height, &width = geometry.width;
+    const int64_t batch = geometry.batch;
+    const bool streams = streams_outputs(input_gradient, channels * height.input * width.input * batch, batch);
+    for_positions(channels, height.input, width.input, threads, [&](int64_t channel, int64_t y, int64_t x) {
+        const Range rows = windows_over(height, y), columns = windows_over(width, x);
+        float* const to = input_gradient + ((channel * height.input + y) * width.input + x) * batch;
+        with_access(streams, [&](auto stored) {
+            for_vectors<Access::kAll>(batch, [&](int64_t at, auto access, int64_t lanes) {
+                constexpr Access kRead = decltype(access)::value;
+                constexpr Access kWrite = kRead == Access::kAll ? decltype(stored)::value : kRead;
+                Vector sum = {};
+                for (int64_t row = rows.first; row < rows.last; ++row)
+                    for (int64_t column = columns.first; column < columns.last; ++column) {
+                        const int64_t place = ((channel * height.output + row) * width.output + column) * batch + at;
+                        sum += term(place, row, column, y, x, access, lanes);
+                    }
+                write<kWrite>(to + at, sum, lanes);
+            });
+        });
+    });
+}
+
+static void max_pool_gradient(const Geometry& geometry, int64_t channels, const float* output_gradient,
+                              const uint8_t* winner, float* input_gradient, int threads) {
+    const Axis &height = geometry.height, &width = geometry.width;
+    gather_windows(geometry, channels, input_gradient, threads,
+                   [&](int64_t place, int64_t row, int64_t column, int64_t y, int64_t x, auto access, int64_t lanes) {
+                       constexpr Access kAccess = decltype(access)::value;
+                       const int64_t tap = (y + height.padding - row * height.stride) * width.kernel + x +
+                                           width.padding - column * width.stride;
+                       const Vector gradient = read<kAccess>(output_gradient + place, lanes);
+                       const Integers won = read_bytes<kAccess>(winner + place, lanes) ==
+                                            Integers{} + static_cast<int32_t>(tap);
+                       return won ? gradient : Vector{};
+                   });
+}
+
+// What a window's sum is multiplied by. A divisor of 0 stands for the number of inputs in the window.
+static inline float share_of(const Geometry& geometry, int64_t divisor, int64_t row, int64_t column) {
+    if (divisor) return 1.0f / static_cast<float>(divisor);
+    return 1.0f / static_cast<float>(window_of(geometry.height, row).size() * window_of(geometry.width, column).size());
+}
+
+static void mean_pool(const Geometry& geometry, int64_t channels, int64_t divisor, const float* input, float* output,
+                      int threads) {
+    const Axis &height = geometry.height, &width = geometry.width;
+    const int64_t batch = geometry.batch;
+    for_positions(channels, height.output, width.output, threads, [&](int64_t channel, int64_t row, int64_t column) {
+        const Range rows = window_of(height, row), columns = window_of(width, column);
+        const Vector share = broadcast(share_of(geometry, divisor, row, column));
+        float* const to = output + ((channel * height.output + row) * width.output + column) * batch;
+        const float* const plane = input + channel * height.input * width.input * batch;
+        for_vectors<Access::kAll>(batch, [&](int64_t at, auto access, int64_t lanes) {
+            constexpr Access kAccess = decltype(access)::value;
+            Vector sum = {};
+            for (int64_t y = rows.first; y < rows.last; ++y)
+                for (int64_t x = columns.first; x < columns.last; ++x)
+                    sum += read<kAccess>(plane + (y * width.input + x) * batch + at, lanes);
+            write<kAccess>(to + at, sum * share, lanes);
+        });
+    });
+}
+
+static void mean_pool_gradient(const Geometry& geometry, int64_t channels, int64_t divisor,
+                               const float* output_gradient, float* input_gradient, int threads) {
+    gather_windows(geometry, channels, input_gradient, threads,
+                   [&](int64_t place, int64_t row, int64_t column, int64_t, int64_t, auto access, int64_t lanes) {
+                       return read<decltype(access)::value>(output_gradient + place, lanes) *
+                              broadcast(share_of(geometry, divisor, row, column));
+                   });
+}
+
+}  // namespace regrow::REGROW_VARIANT

@@ -1,0 +1,205 @@
+"""Norms and pools between sparse layers, in the layout of these; they are what they replace in all but speed.
+
+Each is a subclass of the module it stands for, with the same parameters, buffers and names, so state dicts load either
+way. What the kernels do not serve (other types than float32, other devices, inputs without a batch) PyTorch computes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regrow.ops.native import kernels_serve
+from regrow.ops.normalise import normalise
+from regrow.ops.pool import MOST_TAPS, max_pool2d, mean_pool2d
+
+
+class BatchLast(nn.Module):
+    """What all of them share: the way back to the ordinary module."""
+
+    @abstractmethod
+    def to_ordinary(self) -> nn.Module:
+        """Return the ordinary module, with the same parameters and buffers."""
+
+
+class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
+    """`nn.BatchNorm2d`, and ReLU after it where `relu` is true, in one go.
+
+    Args:
+        norm: the norm whose parameters, buffers and settings it takes over.
+        relu: whether ReLU follows.
+
+    Example:
+        >>> norm = BatchLastNorm2d(nn.BatchNorm2d(1), relu=True)
+        >>> norm(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)).flatten().round()
+        tensor([0., 1.], grad_fn=<RoundBackward0>)
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d, *, relu: bool = False) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
+        _take_over(self, norm)
+        self.relu = relu
+
+    def to_ordinary(self) -> nn.BatchNorm2d:
+        """Return the ordinary norm, without ReLU."""
+        norm = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, affine=False, track_running_stats=False)
+        _take_over(norm, self)
+        return norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x`, shape (N, C, H, W)."""
+        statistics = (self.running_mean, self.running_var)
+        if not (_serves(x) and kernels_serve(self.weight, self.bias, *statistics)):
+            output = super().forward(x)
+            return F.relu(output) if self.relu else output
+        mean, variance = (None, None) if self.training else statistics
+        output, mean, variance = normalise(
+            x, self.weight, self.bias, mean=mean, variance=variance, epsilon=self.eps, relu=self.relu
+        )
+        if self.training and self.track_running_stats:
+            self._follow(mean, variance, x.numel() // x.shape[1])
+        return output
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics towards those of a batch with `count` numbers a channel."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share: float = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        self.running_mean.mul_(1 - share).add_(mean, alpha=share)
+        # Running variance is the unbiased one.
+        self.running_var.mul_(1 - share).add_(variance, alpha=share * count / (count - 1))
+
+    def extra_repr(self) -> str:
+        """Return what `print(model)` shows of the module."""
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, relu={self.relu}"
+
+
+class BatchLastMaxPool2d(nn.MaxPool2d, BatchLast):
+    """`nn.MaxPool2d`; see `serves` for the settings that it knows.
+
+    Args:
+        pool: the pool whose settings it takes over.
+    """
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__(pool.kernel_size, pool.stride, pool.padding)
+
+    @staticmethod
+    def serves(pool: nn.MaxPool2d) -> bool:
+        """Return whether kernels exist for the settings of a pool."""
+        kernel = _two(pool.kernel_size)
+        plain = _two(pool.dilation) == (1, 1) and not pool.ceil_mode and not pool.return_indices
+        return plain and kernel[0] * kernel[1] <= MOST_TAPS
+
+    def to_ordinary(self) -> nn.MaxPool2d:
+        """Return the ordinary pool."""
+        return nn.MaxPool2d(self.kernel_size, self.stride, self.padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool `x`, shape (N, C, H, W)."""
+        if not _serves(x):
+            output: Tensor = super().forward(x)
+            return output
+        return max_pool2d(x, _two(self.kernel_size), _two(self.stride), _two(self.padding))
+
+
+class BatchLastAvgPool2d(nn.AvgPool2d, BatchLast):
+    """`nn.AvgPool2d`; see `serves` for the settings that it knows.
+
+    Args:
+        pool: the pool whose settings it takes over.
+    """
+
+    def __init__(self, pool: nn.AvgPool2d) -> None:
+        super().__init__(
+            pool.kernel_size, pool.stride, pool.padding, False, pool.count_include_pad, pool.divisor_override
+        )
+
+    @staticmethod
+    def serves(pool: nn.AvgPool2d) -> bool:
+        """Return whether kernels exist for the settings of a pool."""
+        return not pool.ceil_mode and (pool.divisor_override is None or pool.divisor_override > 0)
+
+    def to_ordinary(self) -> nn.AvgPool2d:
+        """Return the ordinary pool."""
+        return nn.AvgPool2d(
+            self.kernel_size, self.stride, self.padding, False, self.count_include_pad, self.divisor_override
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool `x`, shape (N, C, H, W)."""
+        if not _serves(x):
+            return super().forward(x)
+        kernel = _two(self.kernel_size)
+        divisor = self.divisor_override or (kernel[0] * kernel[1] if self.count_include_pad else None)
+        return mean_pool2d(x, kernel, _two(self.stride), _two(self.padding), divisor=divisor)
+
+
+class BatchLastAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d, BatchLast):
+    """`nn.AdaptiveAvgPool2d` to one position.
+
+    Args:
+        pool: the pool whose settings it takes over.
+    """
+
+    def __init__(self, pool: nn.AdaptiveAvgPool2d) -> None:
+        super().__init__(pool.output_size)
+
+    @staticmethod
+    def serves(pool: nn.AdaptiveAvgPool2d) -> bool:
+        """Return whether a pool leaves one position."""
+        return pool.output_size in (1, (1, 1))
+
+    def to_ordinary(self) -> nn.AdaptiveAvgPool2d:
+        """Return the ordinary pool."""
+        return nn.AdaptiveAvgPool2d(self.output_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take the mean over the plane of `x`, shape (N, C, H, W)."""
+        if not _serves(x):
+            return super().forward(x)
+        plane = (x.shape[2], x.shape[3])
+        return mean_pool2d(x, plane, plane)
+
+
+class FoldedReLU(BatchLast):
+    """Where `nn.ReLU` stood that a norm before it applies now: gives back its input.
+
+    Args:
+        inplace: as in the `nn.ReLU` that it replaces.
+    """
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def to_ordinary(self) -> nn.ReLU:
+        """Return the ordinary module."""
+        return nn.ReLU(self.inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
+
+
+def _serves(x: Tensor) -> bool:
+    # One sample is batch-last in any case, and PyTorch's operations then have the longer vectors.
+    return x.dim() == 4 and x.shape[0] > 1 and x.numel() > 0 and kernels_serve(x)
+
+
+def _take_over(norm: nn.BatchNorm2d, other: nn.BatchNorm2d) -> None:
+    """Give a norm without parameters and buffers those of another, and its settings."""
+    norm.affine, norm.track_running_stats = other.affine, other.track_running_stats
+    for name, parameter in other._parameters.items():
+        norm.register_parameter(name, parameter)
+    for name, buffer in other._buffers.items():
+        norm.register_buffer(name, buffer)
+
+
+def _two(numbers: int | tuple[int, ...]) -> tuple[int, int]:
+    return (numbers, numbers) if isinstance(numbers, int) else (numbers[0], numbers[1])
