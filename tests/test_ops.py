@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regrow.blocking import Blocking, choose_blocking
 from regrow.ops import batch_last, is_batch_last, sparse_conv2d, sparse_linear
-from regrow.ops.conv2d import cpu
+from regrow.ops.conv2d import operators
 from regrow.ops.conv2d.reference import conv2d_reference
 from regrow.ops.layout import allocate_batch_last, release_memory
 from regrow.ops.linear.reference import linear_reference
@@ -322,10 +322,12 @@ def test_operators_keep_the_rules_of_torch_library(name: str) -> None:
     geometry = [*case.geometry.stride, *case.geometry.padding, *case.geometry.dilation, case.geometry.groups]
     index, transposed = list(pattern.forward_blocks(case.geometry)), list(pattern.transposed_blocks(case.geometry))
     shape = list(pattern.shape)
-    torch.library.opcheck(cpu._conv2d, (x, values, bias, index, transposed, shape, geometry))
+    torch.library.opcheck(operators.conv2d, (x, values, bias, index, transposed, shape, geometry))
     output = sparse_conv2d(x, values, bias, pattern, *case.geometry).detach()
-    torch.library.opcheck(cpu._values_gradient, (output, x.detach(), index, shape, geometry))
-    torch.library.opcheck(cpu._input_gradient, (output, values.detach(), transposed, list(x.shape), shape, geometry))
+    torch.library.opcheck(operators.values_gradient, (output, x.detach(), index, shape, geometry))
+    torch.library.opcheck(
+        operators.input_gradient, (output, values.detach(), transposed, list(x.shape), shape, geometry)
+    )
 
 
 def test_compiled_without_graph_break() -> None:

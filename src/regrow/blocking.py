@@ -21,10 +21,13 @@ _PLACES = 1 << 15
 _LINE_BYTES = 64
 _SWEEP_VECTORS = 8
 _TILE_VECTORS = 16
-# Nanoseconds on one core (AMD Zen 5): for a nonzero of a tile, for a segment, for a packed line that no earlier tile
-# read, for one that some did, for a line of outputs, and for a line of sums that is read and written once more.
-_BLOCKED_NONZERO, _BLOCKED_SEGMENT, _BLOCKED_NEW, _BLOCKED_KNOWN, _BLOCKED_OUTPUT = 2.6, 8.5, 9.0, 1.7, 2.0
+# Nanoseconds on one core (AMD Zen 5): for a nonzero of a tile, for a segment (with sums that fit the second-level
+# cache, and with more), for a packed line that no earlier tile read, for one that some did, for a line of outputs, and
+# for a line of sums that is read and written once more.
+_BLOCKED_NONZERO, _BLOCKED_SEGMENT, _BLOCKED_FAR_SEGMENT, _BLOCKED_OUTPUT = 2.6, 8.5, 20.0, 5.0
+_BLOCKED_NEW, _BLOCKED_KNOWN = 7.0, 1.7
 _SWEEP_NONZERO, _SWEEP_SEGMENT, _SWEEP_LINE, _SWEEP_OUTPUT, _SWEEP_SUM = 5.7, 8.0, 1.5, 2.5, 3.0
+_NEAR_ROWS = 640
 
 
 class Blocking(NamedTuple):
@@ -65,15 +68,15 @@ def choose_blocking(
     else:
         advance = list(stride)
 
-    # A tile of 4 x 4 outputs; inputs that no tap reads are not packed.
-    lines = prod(3 * step + span for step, span in zip(advance, reach, strict=True))
-    new = _TILE_VECTORS * prod(min(step, span) for step, span in zip(advance, reach, strict=True))
-    lines = max(new, min(lines, _TILE_VECTORS * prod(kernel)))
+    # A tile of 4 x 4 outputs; inputs that no tap reads are not packed, yet lie between those that are.
+    new = _TILE_VECTORS * prod(advance)
+    lines = min(prod(3 * step + span for step, span in zip(advance, reach, strict=True)), _TILE_VECTORS * prod(kernel))
     blocked = max(1, min(_FIRST_LEVEL_BYTES // (lines * _LINE_BYTES), places, channels))
     segments = min(nonzeros, rows * ceil(channels / blocked))
     blocked_time = (
-        nonzeros * _BLOCKED_NONZERO + segments * _BLOCKED_SEGMENT
-        + channels * (new * _BLOCKED_NEW + (lines - new) * _BLOCKED_KNOWN) + rows * _TILE_VECTORS * _BLOCKED_OUTPUT
+        nonzeros * _BLOCKED_NONZERO + segments * (_BLOCKED_SEGMENT if rows <= _NEAR_ROWS else _BLOCKED_FAR_SEGMENT)
+        + channels * (new * _BLOCKED_NEW + max(0, lines - new) * _BLOCKED_KNOWN)
+        + rows * _TILE_VECTORS * _BLOCKED_OUTPUT
     )  # fmt: skip
 
     height = _TILE_VECTORS // _SWEEP_VECTORS
