@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regrow.ops import batch_last, is_batch_last
-from regrow.ops.normalise import cpu as normalise_operators
 from regrow.ops.normalise import normalise
-from regrow.ops.pool import cpu as pool_operators
+from regrow.ops.normalise import operators as normalise_operators
 from regrow.ops.pool import max_pool2d, mean_pool2d
+from regrow.ops.pool import operators as pool_operators
 
 pytest.importorskip("regrow._kernels")
 

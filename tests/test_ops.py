@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrow.blocking import Blocking, choose_blocking
+from regrow.blocking import Blocking
 from regrow.ops import batch_last, is_batch_last, sparse_conv2d, sparse_linear
-from regrow.ops.conv2d import cpu
+from regrow.ops.conv2d import operators
 from regrow.ops.conv2d.reference import conv2d_reference
 from regrow.ops.layout import allocate_batch_last, release_memory
 from regrow.ops.linear.reference import linear_reference
@@ -291,10 +291,29 @@ def test_operators_keep_the_rules_of_torch_library(name: str) -> None:
     geometry = [*case.geometry.stride, *case.geometry.padding, *case.geometry.dilation, case.geometry.groups]
     index, transposed = list(pattern.forward_blocks(case.geometry)), list(pattern.transposed_blocks(case.geometry))
     shape = list(pattern.shape)
-    torch.library.opcheck(cpu._conv2d, (x, values, bias, index, transposed, shape, geometry))
+    torch.library.opcheck(operators.conv2d, (x, values, bias, index, transposed, shape, geometry))
     output = sparse_conv2d(x, values, bias, pattern, *case.geometry).detach()
-    torch.library.opcheck(cpu._values_gradient, (output, x.detach(), index, shape, geometry))
-    torch.library.opcheck(cpu._input_gradient, (output, values.detach(), transposed, list(x.shape), shape, geometry))
+    torch.library.opcheck(operators.values_gradient, (output, x.detach(), index, shape, geometry))
+    torch.library.opcheck(
+        operators.input_gradient, (output, values.detach(), transposed, list(x.shape), shape, geometry)
+    )
+
+
+@pytest.mark.parametrize("name", ["odd", "all together", "one sample"])
+def test_operators_give_what_direct_calls_give(name: str) -> None:
+    case = CASES[name]
+    x, values, bias, pattern = operands(case)
+
+    def direct(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return sparse_conv2d(x, values, bias, pattern, *case.geometry)
+
+    def by_operators(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return operators.convolve(x, values, bias, pattern, case.geometry)
+
+    ways = (_with_gradients(way, [x, values, bias]) for way in (direct, by_operators))
+    assert all(torch.equal(a, b) for a, b in zip(*ways, strict=True))
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(by_operators(x, values, bias).square().sum(), x, create_graph=True)[0].sum().backward()
 
 
 def test_compiled_without_graph_break() -> None:
@@ -349,34 +368,6 @@ def test_errors_name_the_shapes() -> None:
         sparse_conv2d(x, values, bias, pattern, stride=(0, 1))
     with pytest.raises(ValueError, match="no kernels"):
         kernels().use_instruction_set("abacus")
-
-
-def test_pattern_refuses_bad_positions() -> None:
-    for positions in ([1, 0], [2, 2], [-1], [12]):
-        with pytest.raises(ValueError, match="sorted, distinct"):
-            Pattern((3, 4), torch.tensor(positions))
-    with pytest.raises(ValueError, match="dimensions"):
-        Pattern((3,), torch.tensor([0]))
-
-
-def test_pattern_rows_and_columns() -> None:
-    mask = torch.rand(7, 11, generator=torch.Generator().manual_seed(0)) < 0.3
-    csr = mask.float().to_sparse_csr()
-    pattern = Pattern.of_mask(mask)
-    assert torch.equal(pattern.row_pointers, csr.crow_indices())
-    assert torch.equal(pattern.columns.long(), csr.col_indices())
-    assert pattern.density == pattern.nonzeros / mask.numel()
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 9), (11, 11), (128, 128)])
-@pytest.mark.parametrize("channels", [1, 3, 64, 4096])
-def test_a_place_fits_its_16_bits(channels: int, kernel: tuple[int, int], transposed: bool) -> None:
-    for density in (0.0, 0.001, 0.05, 1.0):
-        nonzeros = density * 64 * channels * math.prod(kernel)
-        blocking = choose_blocking(64, channels, nonzeros, kernel, (2, 1), (1, 2), transposed)
-        assert 1 <= blocking.channels_per_block <= channels
-        assert blocking.channels_per_block == 1 or blocking.channels_per_block * math.prod(kernel) <= 1 << 15
 
 
 def test_memory_of_large_outputs_is_used_again() -> None:

@@ -21,10 +21,14 @@ _PLACES = 1 << 15
 _LINE_BYTES = 64
 _SWEEP_VECTORS = 8
 _TILE_VECTORS = 16
-# Nanoseconds on one core (AMD Zen 5): for a nonzero of a tile, for a segment, for a packed line that no earlier tile
-# read, for one that some did, for a line of outputs, and for a line of sums that is read and written once more.
-_BLOCKED_NONZERO, _BLOCKED_SEGMENT, _BLOCKED_NEW, _BLOCKED_KNOWN, _BLOCKED_OUTPUT = 2.6, 8.5, 9.0, 1.7, 2.0
+# Nanoseconds on one core (AMD Zen 5): for a nonzero of a tile (and in a block of twice the size), for a segment (with
+# sums that fit the second-level cache, and with more), for a packed line that no earlier tile read, for one that some
+# did, for a line of outputs, and for a line of sums that is read and written once more.
+_BLOCKED_NONZERO, _BLOCKED_FAR_NONZERO = 2.6, 3.2
+_BLOCKED_SEGMENT, _BLOCKED_FAR_SEGMENT, _BLOCKED_OUTPUT = 8.5, 20.0, 5.0
+_BLOCKED_NEW, _BLOCKED_KNOWN = 7.0, 1.7
 _SWEEP_NONZERO, _SWEEP_SEGMENT, _SWEEP_LINE, _SWEEP_OUTPUT, _SWEEP_SUM = 5.7, 8.0, 1.5, 2.5, 3.0
+_NEAR_ROWS = 640
 
 
 class Blocking(NamedTuple):
@@ -65,15 +69,19 @@ def choose_blocking(
     else:
         advance = list(stride)
 
-    # A tile of 4 x 4 outputs; inputs that no tap reads are not packed.
-    lines = prod(3 * step + span for step, span in zip(advance, reach, strict=True))
-    new = _TILE_VECTORS * prod(min(step, span) for step, span in zip(advance, reach, strict=True))
-    lines = max(new, min(lines, _TILE_VECTORS * prod(kernel)))
-    blocked = max(1, min(_FIRST_LEVEL_BYTES // (lines * _LINE_BYTES), places, channels))
-    segments = min(nonzeros, rows * ceil(channels / blocked))
+    # A tile of 4 x 4 outputs; inputs that no tap reads are not packed, yet lie between those that are.
+    new = _TILE_VECTORS * prod(advance)
+    lines = min(prod(3 * step + span for step, span in zip(advance, reach, strict=True)), _TILE_VECTORS * prod(kernel))
+    fits = max(1, min(_FIRST_LEVEL_BYTES // (lines * _LINE_BYTES), places, channels))
+    segment_time = _BLOCKED_SEGMENT if rows <= _NEAR_ROWS else _BLOCKED_FAR_SEGMENT
+    # Where rows have few nonzeros in a block, blocks twice as large have half as many segments.
+    sum_time, blocked = min(
+        (nonzeros * time + min(nonzeros, rows * ceil(channels / size)) * segment_time, size)
+        for size, time in ((fits, _BLOCKED_NONZERO), (min(2 * fits, places, channels), _BLOCKED_FAR_NONZERO))
+    )
     blocked_time = (
-        nonzeros * _BLOCKED_NONZERO + segments * _BLOCKED_SEGMENT
-        + channels * (new * _BLOCKED_NEW + (lines - new) * _BLOCKED_KNOWN) + rows * _TILE_VECTORS * _BLOCKED_OUTPUT
+        sum_time + channels * (new * _BLOCKED_NEW + max(0, lines - new) * _BLOCKED_KNOWN)
+        + rows * _TILE_VECTORS * _BLOCKED_OUTPUT
     )  # fmt: skip
 
     height = _TILE_VECTORS // _SWEEP_VECTORS

@@ -229,12 +229,12 @@ void values_segments(const Segments& segments, const int32_t* offsets, const flo
                     read<kAccess>(source + i * sources.line_pitch + j * kLanes, sources.lanes - j * kLanes);
         for (int64_t entry = start[segment]; entry < start[segment + 1]; ++entry) {
             const Lines<kRows, Pitch> lines(packed + offsets[entry], line_pitch);
-            // Several chains: one alone would wait for itself.
-            constexpr int kChains = 4;
+            // Two chains: one alone would wait for itself, and each more is an addition more.
+            constexpr int kChains = 2;
             Vector sum[kChains] = {};
             for (int n = 0; n < kRows * kRun; ++n)
                 sum[n % kChains] += factor[n / kRun][n % kRun] * lines.at(n / kRun, n % kRun);
-            store(partial, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+            store(partial, sum[0] + sum[1]);
             partial += kLanes;
             if (partial == partials + kPartials * kLanes) {
                 flush_partials(partials, kPartials, gradient + flushed);

@@ -54,8 +54,10 @@ def batch_last(x: Tensor) -> Tensor:
     return copy
 
 
-@torch.library.custom_op("regrow::to_batch_last", mutates_args=(), device_types=("cpu", "cuda"))
-def _to_batch_last(x: Tensor) -> Tensor:
+def to_batch_last(x: Tensor) -> Tensor:
+    """Return what `batch_last` does, without a record for gradients."""
+    if is_batch_last(x):
+        return x
     count, channels, height, width = x.shape
     plane = height * width
     channels_last = x.permute(0, 2, 3, 1).is_contiguous()
@@ -70,6 +72,13 @@ def _to_batch_last(x: Tensor) -> Tensor:
         rows=count, columns=columns, count=matrices, threads=torch.get_num_threads(),
     )  # fmt: skip
     return copy
+
+
+@torch.library.custom_op("regrow::to_batch_last", mutates_args=(), device_types=("cpu", "cuda"))
+def _to_batch_last(x: Tensor) -> Tensor:
+    # An operator may not return what it was given.
+    copy = to_batch_last(x)
+    return copy.clone() if copy is x else copy
 
 
 @_to_batch_last.register_fake

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from regrow.ops.native import kernels_serve
-from regrow.ops.normalise.cpu import normalise_cpu
+from regrow.ops.normalise.operators import normalise_cpu
 from regrow.ops.normalise.reference import normalise_reference
 
 

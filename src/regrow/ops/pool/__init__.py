@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from regrow.ops.native import kernels_serve
-from regrow.ops.pool.cpu import MOST_TAPS, Window, max_pool2d_cpu, mean_pool2d_cpu
+from regrow.ops.pool.operators import MOST_TAPS, Window, max_pool2d_cpu, mean_pool2d_cpu
 from regrow.ops.pool.reference import max_pool2d_reference, mean_pool2d_reference
 
 

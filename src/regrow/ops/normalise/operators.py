@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from regrow.ops.layout import allocate_batch_last, batch_last, empty_batch_last
 from regrow.ops.native import kernels
+from regrow.ops.refuse import refuse_double_backward
 
 
 def normalise_cpu(
@@ -166,12 +167,8 @@ def _backward(ctx: Any, output_gradient: Tensor | None, *_: object) -> tuple[Ten
     return of_x, of_weight, of_bias, None, None, of_residual, None, None
 
 
-def _refuse_double_backward(*_: Any) -> NoReturn:
-    raise RuntimeError("the fused normalisation has no second derivatives: call backward without create_graph")
-
-
 _normalise.register_autograd(_backward, setup_context=_setup_context)
-_normalise_gradient.register_autograd(_refuse_double_backward)
+_normalise_gradient.register_autograd(refuse_double_backward)
 
 
 def _shape(x: Tensor, epsilon: float, relu: bool, training: bool) -> Any:

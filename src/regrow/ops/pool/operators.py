@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from regrow.ops.layout import allocate_batch_last, batch_last, empty_batch_last
 from regrow.ops.native import kernels
+from regrow.ops.refuse import refuse_double_backward
 
 # Which tap of a window was largest is kept in a byte.
 MOST_TAPS = 256
@@ -142,14 +143,10 @@ def _mean_backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, Non
     return _mean_pool2d_gradient(output_gradient, list(ctx.input_shape), ctx.window, ctx.divisor), None, None
 
 
-def _refuse_double_backward(*_: Any) -> NoReturn:
-    raise RuntimeError("pooling with the batch innermost has no second derivatives: call backward without create_graph")
-
-
 _max_pool2d.register_autograd(_max_backward, setup_context=_setup_max)
 _mean_pool2d.register_autograd(_mean_backward, setup_context=_setup_mean)
-_max_pool2d_gradient.register_autograd(_refuse_double_backward)
-_mean_pool2d_gradient.register_autograd(_refuse_double_backward)
+_max_pool2d_gradient.register_autograd(refuse_double_backward)
+_mean_pool2d_gradient.register_autograd(refuse_double_backward)
 
 
 def _flat(window: Window) -> list[int]:
