@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.experiments.bench.train import time_steps
+from regrow.experiments.bench.train import Settings, measure, step_configs
 from regrow.nn import choose as choosing
 from regrow.nn.choose import Choice, remembered
 
@@ -198,21 +198,23 @@ def test_real_measurements_choose_something():
 @pytest.mark.parametrize(
     ("name", "batch", "density"),
     [
-        ("lenet300-100", 128, 0.02),
-        ("lenet300-100", 128, 0.1),
-        pytest.param("lenet300-100", 128, 0.5, marks=pytest.mark.xfail(reason="masks alone take 4 % of 2 ms")),
-        ("lenet5", 128, 0.1),
-        ("lenet5", 128, 0.5),
-        ("vgg16-d", 32, 0.02),
-        ("vgg16-d", 32, 0.1),
-        ("vgg16-d", 32, 0.5),
+        ("mnist-lenet300-100", 128, 0.02),
+        ("mnist-lenet300-100", 128, 0.1),
+        pytest.param("mnist-lenet300-100", 128, 0.5, marks=pytest.mark.xfail(reason="masks alone take 4 % of 2 ms")),
+        ("mnist-lenet5", 128, 0.1),
+        ("mnist-lenet5", 128, 0.5),
+        ("cifar10-vgg16-d", 32, 0.02),
+        ("cifar10-vgg16-d", 32, 0.1),
+        ("cifar10-vgg16-d", 32, 0.5),
     ],
 )
 def test_a_network_under_auto_is_not_slower_than_dense(name, batch, density):
     # Another process on the machine can spoil one measurement; it must not spoil three.
+    settings = Settings(batch=batch, method="static", growth=None, rounds=41, seconds=15, compile_seconds=0)
+    (config,) = step_configs([name], [density], settings)
     ratios = []
     for _ in range(3):
-        ratios.append(time_steps(name, density, batch=batch, rounds=41, seconds=15).ratio.median)
+        ratios.append(measure(config, settings).ratio["dense"].median)
         if ratios[-1] >= 0.98:
             return
     pytest.fail(f"{name} at {density}: dense over sparse {ratios}")

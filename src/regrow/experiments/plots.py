@@ -87,3 +87,55 @@ def plot_comparison(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
         axes.legend()
     figure.suptitle(title)
     save(figure, path)
+
+
+def plot_speed(points: Mapping[str, Sequence[tuple[float, float, float, float]]], path: Path, title: str) -> None:
+    """Plot the speed-up of whole training steps over density, with quartiles.
+
+    Args:
+        points: for each line its points: density, median, lower and upper quartile of the ratio.
+        path: the PNG file.
+        title: what the plot shows.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for name, values in points.items():
+        rows = sorted(values)
+        densities, medians = [100 * row[0] for row in rows], [row[1] for row in rows]
+        below, above = [row[1] - row[2] for row in rows], [row[3] - row[1] for row in rows]
+        axes.errorbar(densities, medians, yerr=[below, above], marker="o", capsize=3, label=name)
+    axes.axhline(1, color="black", linestyle="--", linewidth=1)
+    ticks = sorted({100 * row[0] for rows in points.values() for row in rows})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("density, % of weights")
+    axes.set_ylabel("times faster than dense")
+    axes.set_ylim(bottom=0)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    save(figure, path)
+
+
+def plot_accuracy_over_time(
+    runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], path: Path, title: str
+) -> None:
+    """Plot validation accuracy over the wall time of training: a colour for each kind of run, a line for each seed.
+
+    Args:
+        runs: for each kind its runs, each of them points of seconds and accuracy in [0, 1].
+        path: the PNG file.
+        title: what the plot shows.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for number, (name, seeds) in enumerate(runs.items()):
+        for place, points in enumerate(seeds):
+            seconds, accuracies = [point[0] for point in points], [100 * point[1] for point in points]
+            label = name if place == 0 else None
+            axes.plot(seconds, accuracies, color=f"C{number}", marker=".", alpha=0.8, label=label)
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("validation accuracy, %")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, path)

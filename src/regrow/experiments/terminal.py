@@ -58,7 +58,16 @@ def parse_densities(text: str) -> tuple[float, ...]:
     Raises:
         UserError: if they are no numbers.
     """
+    return parse_numbers(text, "--densities")
+
+
+def parse_numbers(text: str, option: str) -> tuple[float, ...]:
+    """Return the numbers that were given for an option, separated by commas.
+
+    Raises:
+        UserError: if they are no numbers.
+    """
     try:
-        return tuple(float(density) for density in text.split(","))
+        return tuple(float(number) for number in text.split(","))
     except ValueError:
-        raise UserError(f"--densities {text}: give numbers separated by commas, as 0.01,0.05") from None
+        raise UserError(f"{option} {text}: give numbers separated by commas, as 0.01,0.05") from None

@@ -11,21 +11,32 @@ import rich.table
 import torch
 import typer
 
+from regrow.experiments.bench import train_tables
+from regrow.experiments.bench.accuracy import bench_accuracy
 from regrow.experiments.bench.compare import compare
 from regrow.experiments.bench.contenders import BFLOAT16, CSR
 from regrow.experiments.bench.machine import describe, measure_rates
 from regrow.experiments.bench.measure import Row, WrongResultError
 from regrow.experiments.bench.memory import KINDS, Problem, bench_memory
+from regrow.experiments.bench.peer_networks import PEERS
 from regrow.experiments.bench.peers import peers as find_peers
 from regrow.experiments.bench.problem import Shape
-from regrow.experiments.bench.run import Report, Settings, load, resumed, run
+from regrow.experiments.bench.run import FILE, Report, run
+from regrow.experiments.bench.run import Settings as LayerSettings
 from regrow.experiments.bench.shapes import NETWORKS, shapes
 from regrow.experiments.bench.tables import Table, markdown, sentence, tables
-from regrow.experiments.bench.train import NETWORKS as STEP_NETWORKS
-from regrow.experiments.bench.train import steps_table, time_steps
+from regrow.experiments.bench.train import FILE as STEP_FILE
+from regrow.experiments.bench.train import Report as StepReport
+from regrow.experiments.bench.train import Row as StepRow
+from regrow.experiments.bench.train import Settings, step_configs
+from regrow.experiments.bench.train import run as run_steps
+from regrow.experiments.config import TrainConfig, override, parse_settings
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
-from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, parse_densities, say
+from regrow.experiments.methods import check_method
+from regrow.experiments.plots import plot_speed
+from regrow.experiments.presets import preset as find_preset
+from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, parse_densities, parse_numbers, say
 
 bench_app = typer.Typer(help="Measure sparse layers beside dense ones and other libraries.", no_args_is_help=True)
 
@@ -61,13 +72,15 @@ def layers(
             raise UserError("--cpu-time adds up the time of all threads, so it wants one alone: give --threads 1")
         found, missing = find_peers() if peers else ([], {})
         rivals = [*([] if only_dense else [BFLOAT16, CSR]), *found]
-        settings = Settings(rounds, seconds, "processor" if cpu_time else "wall", tuple(rival.name for rival in rivals))
+        settings = LayerSettings(
+            rounds, seconds, "processor" if cpu_time else "wall", tuple(rival.name for rival in rivals)
+        )
         chosen, values = shapes(network or (), layers), _checked(parse_densities(densities))
         machine = describe(tuple(rival.name for rival in found))
         for name, reason in missing.items():
             say(f"{name} {reason}")
         report = Report(machine, measure_rates(settings.read_clock), settings, missing)
-        report = resumed(report, out) if out else report
+        report = FILE.resumed(report, out) if out else report
         line(f"{machine}; {report.rates}")
         try:
             run(report, chosen, values, rivals, out=out, progress=_Progress())
@@ -104,52 +117,100 @@ def show(
 ) -> None:
     """Show the tables of an earlier measurement."""
     with one_line_errors():
-        report = load(file)
+        report = FILE.load(file)
         line(f"{report.machine}; {report.rates}")
         _show(report, markdown_file)
 
 
 @bench_app.command("train")
 def train(
-    network: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"One or more of {', '.join(STEP_NETWORKS)}.")
+    presets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PRESET]...", help="Presets; by default those of docs/command-line.md."),
     ] = None,
-    densities: Densities = "0.02,0.05,0.1,0.2",
+    densities: Annotated[str, typer.Option(help="Densities, separated by commas; by default each preset's own.")] = "",
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also sparseprop, where installed, in static training.")
+    ] = False,
     backend: Annotated[str, typer.Option(help="Storage of the sparse weights: auto, masked or cpu.")] = "auto",
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples in a step; by default the network's own.")] = None,
-    batch_last: Annotated[
-        bool, typer.Option("--batch-last/--no-batch-last", help="Norms and pools follow the layout of sparse layers.")
-    ] = True,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds for each network and density, at most.")] = 15,
-    seconds: Annotated[float, typer.Option(min=0, help="No new round begins after so many, once there were 3.")] = 30,
+    method: Annotated[str | None, typer.Option(help="Method of sparse training; by default the preset's.")] = None,
+    growth: Annotated[str, typer.Option(help="What growth looks at; 'own' takes the method's own.")] = "window:44",
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples in a step; by default the preset's.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds for each preset and density, at most.")] = 15,
+    seconds: Annotated[float, typer.Option(min=0, help="No new round begins after so many, once there were 3.")] = 60,
+    compile_seconds: Annotated[
+        float, typer.Option(min=0, help="How long torch.compile may take; 0: not at all.")
+    ] = 300,
     threads: Threads = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file with all figures; run again, it goes on with it.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown too.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file: speed-up over density.")] = None,
 ) -> None:
-    """Time whole training steps of sparse networks beside dense ones."""
+    """Time whole training steps of sparse networks beside dense ones, topology updates included."""
     with one_line_errors():
         if threads is not None:
             torch.set_num_threads(threads)
-        if unknown := set(network or ()) - set(STEP_NETWORKS):
-            raise UserError(f"no network is called {', '.join(unknown)}; there are {', '.join(STEP_NETWORKS)}")
-        rows = []
-        for density in _checked(parse_densities(densities)):
-            for name in network or STEP_NETWORKS:
-                try:
-                    row = time_steps(
-                        name,
-                        density,
-                        batch=batch,
-                        backend=backend,
-                        batch_last=batch_last,
-                        rounds=rounds,
-                        seconds=seconds,
-                    )
-                except ValueError as error:
-                    raise UserError(str(error)) from error
-                rows.append(row)
-                text = f"{name} at {density:.3g}: {row.dense.median:.1f} ms dense, {row.own.median:.1f} ms {backend}"
-                ERR.print(text, markup=False, highlight=False)
-        line(str(describe()))
-        _print(steps_table(rows, backend))
+        settings = Settings(
+            backend, batch, method, None if growth == "own" else growth, rounds, seconds, compile_seconds,
+            peers=tuple(PEERS) if peers else (),
+        )  # fmt: skip
+        given = _checked(parse_densities(densities)) if densities else ()
+        configs = step_configs(presets or (), given, settings)
+        report = StepReport(describe(), settings)
+        report = STEP_FILE.resumed(report, out) if out else report
+        line(str(report.machine))
+        try:
+            run_steps(report, configs, out=out, progress=_StepProgress())
+        except WrongResultError as error:
+            say(str(error))
+            raise typer.Exit(1) from None
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        for table in train_tables.tables(report):
+            _print(table)
+        if markdown_file:
+            write_text(markdown_file, train_tables.markdown(report, shlex.join(["regrow", *sys.argv[1:]])))
+        if plot:
+            plot_speed(
+                train_tables.speed_points(report.rows), plot, "Whole training steps, sparse beside dense float32"
+            )
+
+
+@bench_app.command("accuracy")
+def accuracy(
+    preset: Annotated[str, typer.Argument(help="Name of a preset; `regrow presets` lists them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs, tables and plot; run again, it goes on.")],
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; every schedule scales with them.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 2,
+    density: Annotated[
+        float | None, typer.Option(help="Share of the weights that exist; the preset's if left out.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Method of sparse training; by default the preset's.")] = None,
+    backend: Annotated[str, typer.Option(help="Storage of the sparse weights: masked or cpu.")] = "cpu",
+    growth: Annotated[str, typer.Option(help="What growth looks at; 'own' takes the method's own.")] = "window:44",
+    accuracies: Annotated[
+        str, typer.Option(help="Accuracies as 0.5,0.8; by default some that every run reaches.")
+    ] = "",
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", envvar="REGROW_DATA", help="Folder with the data sets, or the one data set."),
+    ] = None,
+    threads: Threads = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting.")] = None,
+) -> None:
+    """Train dense and sparse with the same budget, and tell when each reaches which accuracy."""
+    with one_line_errors():
+        if threads is not None:
+            torch.set_num_threads(threads)
+        named = {"epochs": epochs, "density": density, "method": method, "backend": backend}
+        changes = {name: value for name, value in named.items() if value is not None}
+        changes |= {} if growth == "own" else {"growth": growth}
+        base = override(find_preset(preset), {**changes, **parse_settings(settings or [])})
+        check_method(base.method)
+        wanted = parse_numbers(accuracies, "--accuracies") if accuracies else ()
+        for table in bench_accuracy(base, seeds, out, accuracies=wanted, data_root=data, console=ERR):
+            _print(table)
+        line(f"curves: {out / 'accuracy.png'}")
 
 
 @bench_app.command("compare")
@@ -187,6 +248,17 @@ class _Progress:
 
     def end(self, row: Row) -> None:
         ERR.print(sentence(row), markup=False, highlight=False, soft_wrap=True)
+
+
+class _StepProgress:
+    """A line on the terminal while a row is measured, and one that stays after it."""
+
+    def begin(self, config: TrainConfig, done: int, count: int) -> None:
+        if ERR.is_terminal:
+            ERR.print(f"{done}/{count}  {config.preset} at {config.density:.3g} ...", end="\r", highlight=False)
+
+    def end(self, row: StepRow) -> None:
+        ERR.print(train_tables.sentence(row), markup=False, highlight=False, soft_wrap=True)
 
 
 def _checked(densities: tuple[float, ...]) -> tuple[float, ...]:

@@ -8,14 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import TypeAdapter, ValidationError
-
 from regrow.experiments.bench.contenders import Contender
 from regrow.experiments.bench.machine import Machine, Rates
 from regrow.experiments.bench.measure import Row, measure
 from regrow.experiments.bench.problem import Problem, Shape
-from regrow.experiments.errors import UserError
-from regrow.experiments.files import write_atomically
+from regrow.experiments.bench.report_file import ReportFile
 
 
 @dataclass(frozen=True)
@@ -64,40 +61,8 @@ class Report:
         return found[0] if found else None
 
 
-_FILE = TypeAdapter(Report)
-
-
-def load(path: Path) -> Report:
-    """Read the JSON file of a measurement.
-
-    Raises:
-        UserError: if it is none.
-    """
-    try:
-        return _FILE.validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
-        raise UserError(f"{path} is no measurement of layers: {str(error).splitlines()[0]}") from error
-
-
-def save(report: Report, path: Path) -> None:
-    """Write the JSON file, whole or not at all."""
-    write_atomically(path, lambda file: file.write(_FILE.dump_json(report, indent=1)))
-
-
-def resumed(report: Report, path: Path) -> Report:
-    """Return the measurement that a file holds, to go on with it; the new one where there is no file.
-
-    Raises:
-        UserError: if it was made elsewhere or otherwise.
-    """
-    if not path.exists():
-        return report
-    before = load(path)
-    if (before.machine, before.settings) != (report.machine, report.settings):
-        raise UserError(
-            f"{path} was measured on another machine, or with other versions or settings: give another --out"
-        )
-    return before
+FILE = ReportFile(Report, "layers")
+"""The JSON files of such measurements."""
 
 
 class Progress(Protocol):
@@ -148,5 +113,5 @@ def run(
         )
         report.rows.append(row)
         if out is not None:
-            save(report, out)
+            FILE.save(report, out)
         progress.end(row)

@@ -1,153 +1,344 @@
-"""Whole training steps of sparse networks beside the dense ones, in turn in one process."""
+"""Whole training steps of sparse networks beside dense ones, in turn in one process."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Protocol
 
-import torch
 from torch import nn
 
 import regrow
-from regrow.experiments.bench.measure import Spread, spread
-from regrow.experiments.bench.tables import Table
-from regrow.experiments.models import build
+from regrow.experiments.bench.breakdown import profile
+from regrow.experiments.bench.estimate import Estimated, estimate, observe
+from regrow.experiments.bench.machine import Machine
+from regrow.experiments.bench.measure import FEWEST_ROUNDS, Spread, WrongResultError, spread
+from regrow.experiments.bench.peer_networks import PEERS
+from regrow.experiments.bench.report_file import ReportFile
+from regrow.experiments.bench.steps import (
+    Batches,
+    CompileError,
+    State,
+    Training,
+    compile_training,
+    dense_model,
+    dense_training,
+    make_batches,
+    recipe_of,
+    seconds_of,
+    sparse_model,
+    sparse_training,
+    state_of,
+)
+from regrow.experiments.bench.update_cost import UpdateCost, update_cost
+from regrow.experiments.config import TrainConfig, override
+from regrow.experiments.errors import UserError
+from regrow.experiments.methods import check_method
+from regrow.experiments.presets import preset as find_preset
 
-NETWORKS: dict[str, tuple[tuple[int, int, int], int]] = {
-    "lenet300-100": ((1, 28, 28), 128),
-    "lenet5": ((1, 28, 28), 128),
-    "vgg16-d": ((3, 32, 32), 128),
-    "wrn-16-8": ((3, 32, 32), 128),
-    "wrn-22-8": ((3, 32, 32), 128),
-    "resnet50": ((3, 224, 224), 16),
+TARGETS: Mapping[str, tuple[float, ...]] = {
+    "cifar10-vgg16-d": (0.05,),
+    "cifar10-vgg16-like": (0.05,),
+    "cifar10-vgg16-c": (0.1,),
+    "cifar10-wrn-22-8": (0.05, 0.3),
+    "cifar10-wrn-16-10": (0.05, 0.25),
+    "cifar10-wrn-28-2": (0.1,),
+    "cifar10-mlp": (0.02,),
 }
-"""Shape of an image and batch of each network."""
+"""The presets that are measured if none is named, at the densities of the paper's tables and of thin and wide nets."""
+
+SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
+EAGER, COMPILED = "eager", "torch.compile"
+LOSS_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Steps:
-    """What a step takes.
+class Settings:
+    """How it is measured.
 
     Attributes:
-        network: the network.
+        backend: storage of the sparse weights.
+        batch: samples in a step; None takes the preset's.
+        method: method of sparse training; None takes the preset's.
+        growth: what growth looks at; None takes the recipe's own.
+        rounds: rounds at most.
+        seconds: no new round begins after so many.
+        compile_seconds: how long `torch.compile` may take; 0 leaves it out.
+        profiled: steps under the profiler.
+        peers: other libraries beside.
+    """
+
+    backend: str = "auto"
+    batch: int | None = None
+    method: str | None = None
+    growth: str | None = "window:44"
+    rounds: int = 15
+    seconds: float = 60
+    compile_seconds: float = 300
+    profiled: int = 2
+    peers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How one sparse weight is stored.
+
+    Attributes:
+        name: the weight.
+        storage: `sparse` or `masked`.
+        density: share of it that exists.
+        gain: by what factor the layer alone gained from sparse storage; None where nothing was measured.
+        reason: why; empty where the storage was asked for.
+    """
+
+    name: str
+    storage: str
+    density: float
+    gain: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One preset at one density.
+
+    Attributes:
+        preset: its name.
         density: share of the weights that exist.
         batch: samples in a step.
-        sparse: how many weights are stored sparsely.
-        weights: how many are sparse.
-        dense: milliseconds of a dense step.
-        own: milliseconds of a sparse step.
-        ratio: dense over sparse, in the same round.
+        growth: what growth looked at: the settings', or the recipe's own where everything is masked.
+        layers: how each weight is stored.
+        dense_form: which form of dense float32 was the faster, and stands beside the sparse network.
+        dense_forms: milliseconds of each form that ran.
+        milliseconds: of a step of each contender; the sparse one without updates.
+        sparse_step: milliseconds of a sparse step with its share of updates and looking.
+        ratio: time of each contender over that of the sparse step with its share, round by round; of other libraries,
+            which update nothing, over that of the sparse step without.
+        updates: what topology updates cost.
+        breakdown: milliseconds of each kind of operation, of the sparse and of the eager dense step under the profiler.
+        state: what each training holds between steps.
+        estimated: the speed-ups that the paper's way of estimating gives.
+        left_out: what was not timed, and why.
     """
 
-    network: str
+    preset: str
     density: float
     batch: int
-    sparse: int
-    weights: int
-    dense: Spread
-    own: Spread
-    ratio: Spread
+    growth: str
+    layers: tuple[Stored, ...]
+    dense_form: str
+    dense_forms: dict[str, float]
+    milliseconds: dict[str, Spread]
+    sparse_step: float
+    ratio: dict[str, Spread]
+    updates: UpdateCost
+    breakdown: dict[str, dict[str, float]]
+    state: dict[str, State]
+    estimated: Estimated
+    left_out: dict[str, str]
 
 
-def time_steps(
-    network: str,
-    density: float,
-    *,
-    batch: int | None = None,
-    backend: str = "auto",
-    batch_last: bool = True,
-    rounds: int,
-    seconds: float,
-) -> Steps:
-    """Time steps of SGD with momentum, dense and under static sparse training, in turn.
+@dataclass
+class Report:
+    """All figures of a measurement, as its JSON file holds them."""
 
-    A step is zero_grad, forward, cross-entropy, backward, and the optimizer's step with what keeps absent weights at
-    zero.
+    machine: Machine
+    settings: Settings
+    rows: list[Row] = field(default_factory=list)
+
+    def row(self, preset: str, density: float) -> Row | None:
+        """Return the row of a preset at a density, if it is measured."""
+        return next((row for row in self.rows if (row.preset, row.density) == (preset, density)), None)
+
+
+FILE = ReportFile(Report, "training steps")
+"""The JSON files of such measurements."""
+
+
+def step_configs(presets: Sequence[str], densities: Sequence[float], settings: Settings) -> list[TrainConfig]:
+    """Return the settings of every row: each preset at each density.
 
     Args:
-        network: a name of `NETWORKS`.
-        density: share of the weights that exist.
-        batch: samples in a step; None takes the network's own.
-        backend: storage of the sparse weights.
-        batch_last: whether norms and pools follow the layout of sparse convolutions.
-        rounds: rounds at most.
-        seconds: no new round begins after so many, once there were three.
+        presets: names; none means those of `TARGETS`.
+        densities: none means a preset's own in `TARGETS`, or the one of its settings.
+        settings: how to measure.
+
+    Raises:
+        UserError: if there is no such preset or method, or a setting does not fit.
     """
-    image, own_batch = NETWORKS[network]
-    torch.manual_seed(0)
-    images = torch.randn(batch or own_batch, *image).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(len(images)) % 10
-    dense = build(network, image_shape=image, classes=10)
-    dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in PyTorch's stubs
-    sparse = regrow.sparsify(
-        deepcopy(dense),
-        density,
-        backend=backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
-        example_input=images if backend == "auto" else None,
-        batch_last=batch_last,
+    own = {"method": settings.method, "growth": settings.growth, "batch_size": settings.batch}
+    changes = {name: value for name, value in own.items() if value is not None}
+    configs = []
+    for name in presets or TARGETS:
+        base = override(find_preset(name), changes)
+        if base.method == "dense":
+            raise UserError("dense training is always measured: name a sparse --method beside it")
+        check_method(base.method)
+        chosen = densities or TARGETS.get(name, (base.density,))
+        configs += [override(base, {"density": density}) for density in dict.fromkeys(chosen)]
+    return configs
+
+
+class Progress(Protocol):
+    """What is told of each row."""
+
+    def begin(self, config: TrainConfig, done: int, count: int) -> None:
+        """Called before a row is measured."""
+
+    def end(self, row: Row) -> None:
+        """Called after it."""
+
+
+def run(report: Report, configs: Sequence[TrainConfig], *, out: Path | None, progress: Progress) -> None:
+    """Measure what the report lacks of these settings, row by row.
+
+    Args:
+        report: gets the rows.
+        configs: a preset's settings with a density each.
+        out: JSON file that is written after every row; None writes none.
+        progress: told of each row.
+
+    Raises:
+        WrongResultError: if a sparse network computes another loss than masked storage.
+    """
+    for done, config in enumerate(configs):
+        if report.row(config.preset, config.density) is not None:
+            continue
+        progress.begin(config, done, len(configs))
+        row = measure(config, report.settings)
+        report.rows.append(row)
+        if out is not None:
+            FILE.save(report, out)
+        progress.end(row)
+
+
+def measure(config: TrainConfig, settings: Settings) -> Row:
+    """Check and time one preset at one density.
+
+    Args:
+        config: the preset's settings, with method, density, growth and batch as they are to be measured.
+        settings: how to measure.
+
+    Raises:
+        WrongResultError: if the sparse network computes another loss than masked storage.
+        ValueError: if the storage cannot hold the network.
+    """
+    batches = make_batches(config)
+    model = dense_model(config)
+    sparse_net = sparse_model(config, model, batches, settings.backend)
+    check(model, sparse_net, batches, config)
+    layers = tuple(
+        Stored(layer.name, layer.storage, layer.density, layer.gain, layer.reason)
+        for layer in regrow.summary(sparse_net).layers
     )
-    layers = regrow.summary(sparse).layers
-    runs = (_step(dense, images, labels, updated=False), _step(sparse, images, labels, updated=True))
-    times: tuple[list[float], list[float]] = ([], [])
-    for run in runs:
-        run()
+    if not any(layer.storage == SPARSE for layer in layers):
+        config = override(config, {"growth": None})  # masked storage has all that growth reads
+    dense, left_out = dense_training(config, deepcopy(model), batches), {}
+    forms = {EAGER: dense}
+    if settings.compile_seconds > 0:
+        try:
+            forms[COMPILED] = compile_training(dense, config, batches, settings.compile_seconds)
+        except CompileError as error:
+            left_out[COMPILED] = str(error)
+    form_times = _medians(forms)
+    form = min(form_times, key=lambda name: form_times[name])
+    sparse = sparse_training(config, sparse_net, batches)
+    contenders = {
+        DENSE: forms[form],
+        SPARSE: sparse,
+        BFLOAT16: dense_training(config, deepcopy(model), batches, bfloat16=True),
+    }
+    for peer in settings.peers:
+        try:
+            contenders[peer] = PEERS[peer](config, model, regrow.masks(sparse_net), batches)
+        except (ImportError, RuntimeError, ValueError) as error:
+            left_out[peer] = " ".join(str(error).split())[:160]
+    times = _rounds({name: each.step for name, each in contenders.items()}, settings.rounds, settings.seconds)
+    breakdown = {
+        SPARSE: profile(sparse.step, settings.profiled),
+        f"{DENSE} {EAGER}": profile(dense.step, settings.profiled),
+    }
+    state = {SPARSE: state_of(sparse), DENSE: state_of(dense)}
+    estimated = estimate(observe(dense.model, sparse_net, batches.images[0]))
+    updates = update_cost(sparse, config, median(times[SPARSE]))
+    factor = 1 / (1 - updates.share)
+    return Row(
+        preset=config.preset,
+        density=config.density,
+        batch=config.batch_size,
+        growth=str(recipe_of(config).growth),
+        layers=layers,
+        dense_form=form,
+        dense_forms=form_times,
+        milliseconds={name: spread(each) for name, each in times.items()},
+        sparse_step=median(times[SPARSE]) * factor,
+        ratio={
+            name: _ratio(each, times[SPARSE], 1.0 if name in settings.peers else factor)
+            for name, each in times.items()
+            if name != SPARSE
+        },
+        updates=updates,
+        breakdown=breakdown,
+        state=state,
+        estimated=estimated,
+        left_out=left_out,
+    )
+
+
+def check(dense: nn.Module, sparse: nn.Module, batches: Batches, config: TrainConfig) -> None:
+    """Compare the sparse network's loss, before and after one step, with that of masked storage.
+
+    Dropout is left out: what it drops depends on the layout of the activations.
+
+    Raises:
+        WrongResultError: if they differ by more than rounding.
+    """
+    masks = regrow.masks(sparse)
+    pair = (deepcopy(sparse), regrow.sparsify(deepcopy(dense), masks=masks, backend="masked"))
+    losses: list[list[float]] = []
+    for model in pair:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout | nn.Dropout2d):
+                module.p = 0.0
+        same = Batches(batches.images[:1], batches.labels[:1])
+        training = sparse_training(config, model, same)
+        losses.append([float(training.step()) for _ in range(2)])
+    (first, second), (expected, expected_second) = losses
+    # The second loss shows the gradients; a step makes of a rounding error a larger one.
+    for name, loss, right, tolerance in (
+        ("the loss", first, expected, LOSS_TOLERANCE),
+        ("the loss after a step", second, expected_second, 100 * LOSS_TOLERANCE),
+    ):
+        if not abs(loss - right) <= tolerance * max(abs(right), 1.0):
+            found = f"{name} is {loss:.7g}, and {right:.7g} in masked storage"
+            raise WrongResultError(f"{config.preset} at {config.density:g}: {found}; not timed")
+
+
+def _ratio(times: Sequence[float], sparse: Sequence[float], factor: float) -> Spread:
+    """Return the spread of the ratio, round by round, to a sparse step that takes `factor` times as long."""
+    return spread([a / (b * factor) for a, b in zip(times, sparse, strict=True)])
+
+
+def _medians(trainings: Mapping[str, Training]) -> dict[str, float]:
+    times = _rounds({name: each.step for name, each in trainings.items()}, FEWEST_ROUNDS, 0)
+    return {name: median(each) for name, each in times.items()}
+
+
+def _rounds(steps: Mapping[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Take a step of each in turn, round after round, in an order that turns; return milliseconds."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for name in names:
+        steps[name]()
     start = time.perf_counter()
     for number in range(rounds):
-        if number >= 3 and time.perf_counter() - start > seconds:
+        if number >= FEWEST_ROUNDS and time.perf_counter() - start > seconds:
             break
-        for which in (0, 1) if number % 2 == 0 else (1, 0):
-            began = time.perf_counter()
-            runs[which]()
-            times[which].append((time.perf_counter() - began) * 1e3)
-    return Steps(
-        network=network,
-        density=density,
-        batch=len(images),
-        sparse=sum(layer.storage == "sparse" for layer in layers),
-        weights=len(layers),
-        dense=spread(times[0]),
-        own=spread(times[1]),
-        ratio=spread([a / b for a, b in zip(*times, strict=True)]),
-    )
-
-
-def steps_table(rows: list[Steps], backend: str) -> Table:
-    """Return the table of these measurements."""
-
-    def show(each: Spread) -> str:
-        return f"{each.median:.3g} ({each.low:.3g}-{each.high:.3g})"
-
-    columns = ("network", "batch", "density", "layers stored sparsely", "dense ms", f"{backend} ms", "dense / sparse")
-    return Table(
-        "Whole training steps: median (quartiles)",
-        columns,
-        tuple(
-            (
-                row.network,
-                str(row.batch),
-                f"{row.density:.3g}",
-                f"{row.sparse} of {row.weights}",
-                show(row.dense),
-                show(row.own),
-                show(row.ratio),
-            )
-            for row in rows
-        ),
-    )
-
-
-def _step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, updated: bool) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
-    if updated:
-        regrow.TopologyUpdater(model, optimizer, regrow.static())
-
-    loss = nn.CrossEntropyLoss()
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(model(images), labels).backward()
-        optimizer.step()
-
-    return step
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            times[name].append(seconds_of(steps[name]) * 1e3)
+    return times
