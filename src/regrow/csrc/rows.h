@@ -14,8 +14,7 @@
 
 namespace regrow::REGROW_VARIANT {
 
-// A plane of one row and column: the products of a matrix with few vectors, all of them in one of the processor's.
-//
+// A plane of one row and column: the products of a matrix with few vectors, by one thread.
 template <class Number, class Read, class Write>
 void multiply_few(const Index& index, const float* values, const float* bias, Read&& read, Write&& write,
                   Number* sums) {

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from regrow.ops.conv2d.cpu import conv2d_values_gradient
+from regrow.ops.conv2d.operators import flat, unflat
 from regrow.ops.native import kernels_serve
 from regrow.pattern import Geometry, Pattern
 
@@ -69,7 +70,7 @@ def _arguments(
 ) -> tuple[list[Tensor], list[int], list[int]]:
     """Return index structure (empty where kernels do not serve), shape of the dense weight and geometry."""
     index = list(pattern.forward_blocks(geometry)) if takes_kernels(pattern, output, x) else []
-    return index, list(pattern.shape), [*geometry.stride, *geometry.padding, *geometry.dilation, geometry.groups]
+    return index, list(pattern.shape), flat(geometry)
 
 
 @torch.library.custom_op("regrow::watch", mutates_args=())
@@ -89,8 +90,7 @@ def _watch(
 def _gradient_at(
     gradient: Tensor, x: Tensor, positions: Tensor, index: list[Tensor], weight_shape: list[int], geometry: list[int]
 ) -> Tensor:
-    stride, padding, dilation = ((geometry[i], geometry[i + 1]) for i in (0, 2, 4))
-    settings = Geometry(stride, padding, dilation, geometry[6])
+    settings = unflat(geometry)
     x = x.to(gradient.dtype)
     if len(weight_shape) == 2:
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])

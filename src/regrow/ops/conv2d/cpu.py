@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from regrow.ops.conv2d import eager, operators
-from regrow.pattern import Geometry, Pattern
+from regrow.ops.conv2d import eager, operators, run
+from regrow.pattern import Blocks, Geometry, Pattern
 
 
 def conv2d_cpu(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
@@ -28,6 +28,6 @@ def conv2d_values_gradient(
         geometry: stride, padding, dilation and groups.
     """
     plane = [*weight_shape, 1, 1][:4]
-    tensors = (tensor if tensor.dim() == 4 else tensor.unsqueeze(-1).unsqueeze(-1) for tensor in (output_gradient, x))
-    gradient: Tensor = operators.values_gradient(*tensors, index, plane, operators.flat(geometry))
-    return gradient
+    if x.dim() == 2:
+        output_gradient, x = (tensor.unsqueeze(-1).unsqueeze(-1) for tensor in (output_gradient, x))
+    return run.values_gradient(output_gradient, x, Blocks(*index), plane, geometry)

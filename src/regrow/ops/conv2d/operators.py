@@ -37,7 +37,8 @@ def flat(geometry: Geometry) -> list[int]:
     return [*geometry.stride, *geometry.padding, *geometry.dilation, geometry.groups]
 
 
-def _geometry(flat: list[int]) -> Geometry:
+def unflat(flat: list[int]) -> Geometry:
+    """Return the geometry that `flat` made numbers of."""
     stride, padding, dilation = ((flat[i], flat[i + 1]) for i in (0, 2, 4))
     return Geometry(stride, padding, dilation, flat[6])
 
@@ -53,7 +54,7 @@ def conv2d(
     geometry: list[int],
 ) -> Tensor:
     """Convolve; the transposed index is for the gradient of the input, and may be empty without one."""
-    return run.convolve(x, values, bias, Blocks(*index), weight_shape, _geometry(geometry))
+    return run.convolve(x, values, bias, Blocks(*index), weight_shape, unflat(geometry))
 
 
 @torch.library.custom_op("regrow::conv2d_input_gradient", mutates_args=(), device_types="cpu")
@@ -67,7 +68,7 @@ def input_gradient(
 ) -> Tensor:
     """Return the gradient of the input."""
     blocks = Blocks(*transposed_index)
-    return run.input_gradient(output_gradient, values, blocks, input_shape, weight_shape, _geometry(geometry))
+    return run.input_gradient(output_gradient, values, blocks, input_shape, weight_shape, unflat(geometry))
 
 
 @torch.library.custom_op("regrow::conv2d_values_gradient", mutates_args=(), device_types="cpu")
@@ -75,7 +76,7 @@ def values_gradient(
     output_gradient: Tensor, x: Tensor, index: list[Tensor], weight_shape: list[int], geometry: list[int]
 ) -> Tensor:
     """Return the gradient of the values."""
-    return run.values_gradient(output_gradient, x, Blocks(*index), weight_shape, _geometry(geometry))
+    return run.values_gradient(output_gradient, x, Blocks(*index), weight_shape, unflat(geometry))
 
 
 @conv2d.register_fake
@@ -88,7 +89,7 @@ def _(
     weight_shape: list[int],
     geometry: list[int],
 ) -> Tensor:
-    return empty_batch_last(x, *run.output_shape(x.shape, weight_shape, _geometry(geometry)))
+    return empty_batch_last(x, *run.output_shape(x.shape, weight_shape, unflat(geometry)))
 
 
 @input_gradient.register_fake
