@@ -132,6 +132,25 @@ def test_linear_is_the_dense_one(batch: int, inputs: int, outputs: int) -> None:
     )
 
 
+@pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("batch", [16, 70, 128])
+def test_linear_with_threads_that_share_rows(threads: int, batch: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pattern = random_pattern((40, 4000), 0.01, generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for way in (pattern, random_pattern((4000, 40), 0.01, generator)):
+            x = torch.randn(batch, way.shape[1], generator=generator).requires_grad_()
+            values = torch.randn(way.nonzeros, generator=generator).requires_grad_()
+            output = sparse_linear(x, values, None, way)
+            expected = linear_reference(x.double(), values.double(), None, way)
+            compare(output, expected, [x, values], scale=math.sqrt(output.numel()))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_linear_takes_any_number_of_leading_dimensions() -> None:
     pattern = random_pattern((5, 9), 0.5, torch.Generator().manual_seed(0))
     values = torch.randn(pattern.nonzeros)

@@ -152,8 +152,9 @@ class Pattern:
     ) -> Blocks:  # fmt: skip
         """Group the nonzeros, whose coordinates are changed, by phase, block of channels and row."""
         blocking = choose_blocking(
-            rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed
-        )
+            rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed,
+            linear=len(self.shape) == 2,
+        )  # fmt: skip
         per_block = blocking.channels_per_block
         phases, blocks = 1 if phase is None else prod(geometry.stride), -(-channels // per_block)
         place = tap.add_(channel % per_block, alpha=prod(self.kernel)).short()
