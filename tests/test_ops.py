@@ -56,6 +56,13 @@ CASES = {
     "no padding": Case(17, 8, 8, (7, 7), geometry=Geometry()),
     "padding beyond the kernel": Case(5, 2, 3, (3, 3), geometry=Geometry(padding=(4, 3))),
     "one row": Case(33, 17, 9, (1, 30), (1, 3), Geometry(padding=(0, 1))),
+    "four positions": Case(35, 17, 19, (2, 2)),
+    "one position": Case(100, 12, 8, (1, 1)),
+    "four positions in groups": Case(64, 12, 8, (2, 2), (2, 3), Geometry((2, 1), (1, 2), (1, 2), 4)),
+    "from four positions to one": Case(
+        33, 70, 40, (2, 2), geometry=Geometry(stride=(2, 2), padding=(1, 1)), density=0.1
+    ),
+    "a line of positions": Case(130, 6, 9, (1, 4), (1, 3), Geometry(padding=(0, 1))),
     "large kernel": Case(16, 3, 4, (12, 12), (11, 11), Geometry(stride=(4, 4), padding=(2, 2))),
 }
 

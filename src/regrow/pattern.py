@@ -70,6 +70,7 @@ class Pattern:
     shape: tuple[int, ...]
     positions: Tensor
     _cache: dict[object, Blocks] = field(default_factory=dict, init=False, repr=False)
+    _spread: dict[object, SpreadPattern] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         positions = self.positions
@@ -104,7 +105,8 @@ class Pattern:
     @property
     def nbytes(self) -> int:
         """Bytes of the positions and of the groupings made so far."""
-        return self.positions.nbytes + sum(tensor.nbytes for blocks in self._cache.values() for tensor in blocks)
+        blocks = [*self._cache.values(), *(blocks for spread in self._spread.values() for blocks in spread.made())]
+        return self.positions.nbytes + sum(tensor.nbytes for each in blocks for tensor in each)
 
     @property
     def density(self) -> float:
@@ -131,7 +133,7 @@ class Pattern:
         """Return the grouping by output row, which the forward pass and the values' gradient use."""
         key = ("forward", geometry.dilation, geometry.stride, geometry.groups)
         if key not in self._cache:
-            row, channel, tap = self._coordinates(geometry.groups)
+            row, channel, tap = self.coordinates(geometry.groups)
             channels = self.shape[1] * geometry.groups
             self._cache[key] = self._group(row, channel, tap, None, self.shape[0], channels, geometry, transposed=False)
         return self._cache[key]
@@ -140,11 +142,18 @@ class Pattern:
         """Return the grouping by input channel, which the input's gradient uses."""
         key = ("transposed", geometry)
         if key not in self._cache:
-            row, channel, tap = self._coordinates(geometry.groups)
+            row, channel, tap = self.coordinates(geometry.groups)
             phase = self._phase(tap, geometry) if geometry.stride != (1, 1) else None
             channels = self.shape[1] * geometry.groups
             self._cache[key] = self._group(channel, row, tap, phase, channels, self.shape[0], geometry, transposed=True)
         return self._cache[key]
+
+    def spread(self, geometry: Geometry, plane: tuple[int, int]) -> SpreadPattern:
+        """Return the convolution on an input of this height and width as a linear layer."""
+        key = (geometry, plane)
+        if key not in self._spread:
+            self._spread[key] = SpreadPattern(self, geometry, plane)
+        return self._spread[key]
 
     def _group(
         self, row: Tensor, channel: Tensor, tap: Tensor, phase: Tensor | None, rows: int, channels: int,
@@ -155,17 +164,10 @@ class Pattern:
             rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed,
             linear=len(self.shape) == 2,
         )  # fmt: skip
-        per_block = blocking.channels_per_block
-        phases, blocks = 1 if phase is None else prod(geometry.stride), -(-channels // per_block)
-        place = tap.add_(channel % per_block, alpha=prod(self.kernel)).short()
-        # Sorting is most of the work, and takes half as long where 32 bits are enough.
-        fits = phases * blocks * rows <= torch.iinfo(torch.int32).max
-        key = (channel if fits else channel.long()).floor_divide_(per_block).mul_(rows).add_(row)
-        if phase is not None:
-            key.add_(phase, alpha=blocks * rows)
-        return _sorted_blocks(key, place, rows, phases, blocks, blocking)
+        phases = 1 if phase is None else prod(geometry.stride)
+        return _group(row, channel, tap, prod(self.kernel), phase, rows, channels, phases, blocking)
 
-    def _coordinates(self, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    def coordinates(self, groups: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return output row, input channel (over all groups) and tap of each nonzero, int32 each and new."""
         taps = prod(self.kernel)
         tap = (self.positions % taps).int()
@@ -185,6 +187,112 @@ class Pattern:
             )
         )
         return (height[:, None] * geometry.stride[1] + width).reshape(-1)[tap]
+
+
+@dataclass(frozen=True, eq=False)
+class SpreadPattern:
+    """A convolution on a plane of few positions as a linear layer, with values that several of its weights share.
+
+    A nonzero stands once for each output position that it reaches, between input and output positions that count as
+    features. Where padding is most of what a kernel sees, as on planes of 2 x 2, that is less work.
+
+    Args:
+        pattern: of the convolution.
+        geometry: its stride, padding, dilation and groups.
+        plane: height and width of its input.
+    """
+
+    pattern: Pattern
+    geometry: Geometry
+    plane: tuple[int, int]
+    _cache: dict[bool, Blocks] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def output_plane(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        height, width = (
+            (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+            for size, taps, stride, padding, dilation in zip(
+                self.plane, self.pattern.kernel, *self.geometry[:3], strict=True
+            )
+        )
+        return height, width
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Features of the output and of the input."""
+        outputs, channels = self.pattern.shape[:2]
+        return outputs * prod(self.output_plane), channels * self.geometry.groups * prod(self.plane)
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """One tap, as that of a linear layer."""
+        return (1, 1)
+
+    def forward_blocks(self, _: Geometry) -> Blocks:
+        """Return the grouping by output feature."""
+        return self._blocks(transposed=False)
+
+    def transposed_blocks(self, _: Geometry) -> Blocks:
+        """Return the grouping by input feature."""
+        return self._blocks(transposed=True)
+
+    def made(self) -> list[Blocks]:
+        """Return the groupings made so far."""
+        return list(self._cache.values())
+
+    def _blocks(self, *, transposed: bool) -> Blocks:
+        if transposed not in self._cache:
+            source, row, channel = self._connections()
+            rows, channels = self.shape
+            if transposed:
+                row, channel, rows, channels = channel, row, channels, rows
+            blocking = choose_blocking(rows, channels, len(source), (1, 1), (1, 1), (1, 1), linear=True)
+            blocks = _group(row, channel, torch.zeros_like(row), 1, None, rows, channels, 1, blocking)
+            self._cache[transposed] = blocks._replace(order=source[blocks.order])
+        return self._cache[transposed]
+
+    def _connections(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return for each weight of the linear layer its value, output and input feature, int32 each."""
+        row, channel, tap = self.pattern.coordinates(self.geometry.groups)
+        outputs, inputs = prod(self.output_plane), prod(self.plane)
+        source, output, seen = [], [], []
+        for position, reads in enumerate(self._reads()):
+            place = reads[tap]
+            here = (place >= 0).nonzero().squeeze(1)
+            source.append(here.int())
+            output.append(row[here] * outputs + position)
+            seen.append(channel[here] * inputs + place[here])
+        return torch.cat(source), torch.cat(output), torch.cat(seen)
+
+    def _reads(self) -> Tensor:
+        """Return which input position each output position reads for each tap, or -1: int32, (positions, taps)."""
+        height, width = (
+            torch.arange(outputs)[:, None] * stride - padding + torch.arange(taps) * dilation
+            for outputs, taps, stride, padding, dilation in zip(
+                self.output_plane, self.pattern.kernel, *self.geometry[:3], strict=True
+            )
+        )
+        row, column = height[:, None, :, None], width[None, :, None, :]
+        inside = (row >= 0) & (row < self.plane[0]) & (column >= 0) & (column < self.plane[1])
+        place = torch.where(inside, row * self.plane[1] + column, -1)
+        return place.reshape(prod(self.output_plane), prod(self.pattern.kernel)).int()
+
+
+def _group(
+    row: Tensor, channel: Tensor, tap: Tensor, taps: int, phase: Tensor | None, rows: int, channels: int, phases: int,
+    blocking: Blocking,
+) -> Blocks:  # fmt: skip
+    """Group nonzeros, whose coordinates are changed, by phase, block of channels and row."""
+    per_block = blocking.channels_per_block
+    blocks = -(-channels // per_block)
+    place = tap.add_(channel % per_block, alpha=taps).short()
+    # Sorting is most of the work, and takes half as long where 32 bits are enough.
+    fits = phases * blocks * rows <= torch.iinfo(torch.int32).max
+    key = (channel if fits else channel.long()).floor_divide_(per_block).mul_(rows).add_(row)
+    if phase is not None:
+        key.add_(phase, alpha=blocks * rows)
+    return _sorted_blocks(key, place, rows, phases, blocks, blocking)
 
 
 def _sorted_blocks(key: Tensor, place: Tensor, rows: int, phases: int, blocks: int, blocking: Blocking) -> Blocks:

@@ -168,7 +168,7 @@ static bool blocked_gather(const Geometry& geometry, const Index& index, const f
     return true;
 }
 
-static bool values_gradient_by_tile(const Geometry& geometry, const Index& index, const float* output_gradient,
+static bool values_gradient_by_tile(const Geometry& geometry, const Index& index, int64_t shared, const float* output_gradient,
                                     const float* input, float* gradient, int threads, const Tile& tile) {
     Buffer<int32_t> scratch(scratch_size(geometry));
     if (!scratch) return false;
@@ -218,7 +218,7 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
                 });
             });
         }
-        add_sums(index, sums.data(), workers, gradient);
+        add_sums(index, shared, sums.data(), workers, gradient);
     }
     return complete;
 }
@@ -230,17 +230,17 @@ static bool all_finite(const float* numbers, int64_t count) {
     return sum == 0.0f;
 }
 
-static bool blocked_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
+static bool blocked_values_gradient(const Geometry& geometry, const Index& index, int64_t shared, const float* output_gradient,
                                     const float* input, float* gradient, int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     const Tile tile = choose_tile(height.output, width.output);
-    if (!values_gradient_by_tile(geometry, index, output_gradient, input, gradient, threads, tile)) return false;
+    if (!values_gradient_by_tile(geometry, index, shared, output_gradient, input, gradient, threads, tile)) return false;
     // Beyond the plane a tile has gradients of zero, which a NaN or an infinity among its inputs would turn into NaN.
     // That must show in the result, which is then computed anew, one position at a time.
     const bool whole = height.output % tile.height == 0 && width.output % tile.width == 0;
-    if (whole || all_finite(gradient, index.nonzeros)) return true;
+    if (whole || all_finite(gradient, shared < 0 ? index.nonzeros : shared)) return true;
     const Tile one{1, 1, kAccumulators};
-    return values_gradient_by_tile(geometry, index, output_gradient, input, gradient, threads, one);
+    return values_gradient_by_tile(geometry, index, shared, output_gradient, input, gradient, threads, one);
 }
 
 }  // namespace regrow::REGROW_VARIANT

@@ -75,15 +75,21 @@ def input_gradient(
 
 
 def values_gradient(
-    output_gradient: Tensor, x: Tensor, index: Blocks, weight_shape: Sequence[int], geometry: Geometry
+    output_gradient: Tensor,
+    x: Tensor,
+    index: Blocks,
+    weight_shape: Sequence[int],
+    geometry: Geometry,
+    shared: int | None = None,
 ) -> Tensor:
-    """Return the gradient of the weights that `index` holds, shape (weights,)."""
+    """Return the gradient of the weights in `index`, shape (weights,), or of the values that they share, (shared,)."""
     output_gradient = to_batch_last(output_gradient)
     x = to_batch_last(x)
-    gradient = x.new_empty(index.order.shape)
+    gradient = x.new_empty(index.order.shape if shared is None else (shared,))
     kernels().values_gradient(
         geometry=_plane(x, output_gradient, weight_shape, geometry, transposed=False),
         index=_index(index, weight_shape[0], x.shape[1]),
+        shared=-1 if shared is None else shared,
         output_gradient=output_gradient.data_ptr(),
         input=x.data_ptr(),
         gradient=gradient.data_ptr(),
