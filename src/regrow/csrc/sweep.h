@@ -290,7 +290,7 @@ bool sweep_gather(const Geometry& geometry, const Index& index, const float* val
 
 template <int kRows, int kRun>
 bool sweep_values_gradient(const Geometry& geometry, const Index& index, int64_t shared, const float* output_gradient,
-                           const float* input, float* gradient, int threads) {
+                           const float* input, float* gradient, float* bias_gradient, int threads) {
     using Plan = Sweep<kRows, kRun>;
     Buffer<int32_t> scratch(scratch_size(geometry));
     if (!scratch) return false;
@@ -298,7 +298,8 @@ bool sweep_values_gradient(const Geometry& geometry, const Index& index, int64_t
     Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
     Buffer<int32_t> places(plan.rotations() * plan.places());
     Buffer<float> sums(index.nonzeros * threads);
-    if (!offsets || !places || !sums) return false;
+    Buffer<float> row_sums(bias_gradient ? index.rows * kLanes * threads : 0);
+    if (!offsets || !places || !sums || !row_sums) return false;
     plan.tabulate_places(places.data());
 
     bool complete = true;
@@ -318,6 +319,8 @@ bool sweep_values_gradient(const Geometry& geometry, const Index& index, int64_t
         }
         float* mine = sums.data() + thread * index.nonzeros;
         std::memset(mine, 0, static_cast<size_t>(index.nonzeros) * sizeof(float));
+        float* const my_rows = bias_gradient ? row_sums.data() + thread * index.rows * kLanes : nullptr;
+        if (my_rows) std::memset(my_rows, 0, static_cast<size_t>(index.rows * kLanes) * sizeof(float));
         const int64_t items = plan.items(team), last = complete ? items * (thread + 1) / team : 0;
         for (int64_t number = items * thread / team; number < last; ++number) {
             plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
@@ -328,12 +331,13 @@ bool sweep_values_gradient(const Geometry& geometry, const Index& index, int64_t
                     RowsAhead<decltype(rows)::value, kRun> ahead{tile.segments, sources};
                     values_segments<decltype(rows)::value, kRun, decltype(access)::value>(
                         tile.segments, table, ring.data() + row * plan.row_step(), plan.row_step(), sources,
-                        partials.data(), mine, ahead);
+                        partials.data(), mine, tile.first_block ? my_rows : nullptr, ahead);
                 };
                 plan.visit(tile, false, reduce);
             });
         }
         add_sums(index, shared, sums.data(), workers, gradient);
+        if (bias_gradient) add_row_sums(index.rows, row_sums.data(), workers, bias_gradient);
     }
     return complete;
 }

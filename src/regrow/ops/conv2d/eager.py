@@ -72,8 +72,9 @@ class _Convolution(torch.autograd.Function):
             if wants_values:
                 blocks = ctx.pattern.forward_blocks(ctx.geometry)
                 shared = len(values) if isinstance(ctx.pattern, SpreadPattern) else None
-                of_values = run.values_gradient(gradient, x, blocks, ctx.weight_shape, ctx.geometry, shared)
-            if wants_bias:
+                of_bias = gradient.new_empty(gradient.shape[1]) if wants_bias else None
+                of_values = run.values_gradient(gradient, x, blocks, ctx.weight_shape, ctx.geometry, shared, of_bias)
+            elif wants_bias:
                 of_bias = run.bias_gradient(gradient)
         depends_on = [tensor for tensor in (given, x, values) if tensor is not None]
         return (
