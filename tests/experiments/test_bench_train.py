@@ -18,6 +18,7 @@ from regrow.experiments.bench.breakdown import by_kind, kind_of, profile
 from regrow.experiments.bench.estimate import Estimated, LayerWork, estimate, input_shares, observe, weight_shares
 from regrow.experiments.bench.machine import describe
 from regrow.experiments.bench.measure import WrongResultError
+from regrow.experiments.bench.peak import peaks
 from regrow.experiments.bench.peer_networks import PEERS
 from regrow.experiments.bench.steps import (
     CompileError,
@@ -32,13 +33,14 @@ from regrow.experiments.bench.steps import (
     update_interval,
 )
 from regrow.experiments.bench.train import FILE, Settings, check, measure, step_configs
-from regrow.experiments.bench.train_tables import speed_points, tables
+from regrow.experiments.bench.train_tables import markdown, speed_points, tables
 from regrow.experiments.bench.update_cost import cost_per_step, looking_steps
+from regrow.experiments.config import override
 from regrow.experiments.presets import preset
 
 CONFIG = tiny(density=0.3, batch_size=16, growth="window:3")
-QUICK = Settings(backend="cpu", growth="window:3", batch=16, rounds=2, compile_seconds=0, profiled=1)
-OPTIONS = ("--batch", 16, "--rounds", 2, "--compile-seconds", 0, "--backend", "cpu")
+QUICK = Settings(backend="cpu", growth="window:3", batch=16, rounds=2, compile_seconds=0, profiled=1, peaks=False)
+OPTIONS = ("--batch", 16, "--rounds", 2, "--compile-seconds", 0, "--backend", "cpu", "--no-peaks")
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +252,7 @@ def test_compilation_is_bounded(monkeypatch):
 
 
 def test_the_faster_form_of_dense_stands_beside(monkeypatch):
-    def slow(training, config, batches, seconds):
+    def slow(training, config, batches, seconds, *, bfloat16):
         step = training.step
         return replace(training, step=lambda: time.sleep(0.05) or step())
 
@@ -258,8 +260,61 @@ def test_the_faster_form_of_dense_stands_beside(monkeypatch):
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     found = measure(config, replace(QUICK, compile_seconds=1))
     assert found.dense_form == "eager"
-    assert set(found.dense_forms) == {"eager", "torch.compile"}
+    assert set(found.dense_forms) == set(found.bfloat16_forms) == {"eager", "torch.compile"}
+    assert found.bfloat16_form == "eager"
     assert found.milliseconds["dense"].median < 50
+
+
+def test_what_is_left_out_is_told(monkeypatch):
+    def fails(training, config, batches, seconds, *, bfloat16):
+        raise CompileError(f"no compiler for {'half' if bfloat16 else 'full'}")
+
+    monkeypatch.setattr(training_steps, "compile_training", fails)
+    (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
+    found = measure(config, replace(QUICK, compile_seconds=1))
+    assert found.left_out == {
+        "dense compiled": "no compiler for full",
+        "bfloat16 compiled": "no compiler for half",
+    }
+    page = markdown([training_steps.Report(describe(), QUICK, [found])], "regrow")
+    assert "- digits-mlp at 0.3, dense compiled: no compiler for full." in page
+
+
+def test_compiled_training_is_that_of_its_precision(monkeypatch):
+    batches, dense, _ = networks()
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda model: lambda x: seen.append(autocast()) or model(x))
+    for bfloat16 in (False, True):
+        compile_training(dense_training(CONFIG, dense, batches), CONFIG, batches, 60.0, bfloat16=bfloat16)
+    assert seen == [False, False, True, True]
+
+
+def autocast():
+    return torch.is_autocast_enabled("cpu")
+
+
+# Peak memory
+
+
+def test_the_peak_is_that_of_a_process_of_its_own():
+    ballast = torch.ones(1 << 26)  # 256 MiB that this process has held, and a new one has not
+    del ballast
+    (config,) = step_configs(["cifar10-mlp"], [0.02], replace(QUICK, batch=4))
+    config = override(config, {"model_options": {"hidden": [1024]}})
+    static, failed = peaks(override(config, {"method": "static"}), ("dense", "sparse"), "cpu")
+    looking, _ = peaks(config, ("sparse",), "cpu")
+    assert failed == {}
+    weights = 4 * (3072 * 1024 + 1024 * 10)
+    assert 3 * weights <= static["dense"] < 5 * weights  # weights, gradients, momentum
+    assert static["sparse"] < weights
+    assert looking["sparse"] > static["sparse"] + weights  # before its update it looks at all absent weights
+
+
+def test_what_has_no_peak_is_told():
+    found, failed = peaks(override(CONFIG, {"method": "nowhere.py:recipe"}), ("dense", "sparse"), "cpu")
+    assert set(found) == {"dense"}
+    assert failed["sparse"].startswith("its peak memory could not be measured: ")
+    assert "there is no file nowhere.py" in failed["sparse"]
 
 
 # The measurement
@@ -274,12 +329,13 @@ def test_a_row_holds_all_that_is_told(row):
     assert row.state["sparse"].weights < row.state["dense"].weights
     assert row.estimated.sparse_convolution > 1 / 0.3
     assert set(row.breakdown) == {"sparse", "dense eager"}
+    assert (row.dense_form, row.bfloat16_form, row.peak) == ("eager", "eager", {})
 
 
 def test_what_auto_chose_is_told():
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     found = measure(config, replace(QUICK, backend="auto"))
-    chosen = tables(training_steps.Report(describe(), QUICK, [found]))[-1]
+    chosen = tables([found])[-1]
     assert [cells[0] for cells in chosen.rows] == ["fc1.weight", "fc2.weight", "fc3.weight"]
     assert all("ms dense" in cells[-1] for cells in chosen.rows)
 
@@ -287,7 +343,7 @@ def test_what_auto_chose_is_told():
 def test_where_everything_is_masked_growth_reads_all():
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     found = measure(config, replace(QUICK, backend="masked"))
-    assert found.growth == str(regrow.growth.exact())
+    assert found.growth == "exact"
     assert found.updates.looking_steps == 0
 
 
@@ -327,11 +383,28 @@ def test_another_library_takes_the_same_steps():
 
 
 def test_tables_and_points_are_of_the_rows(row):
-    report = training_steps.Report(describe(), QUICK, [row])
-    assert len(tables(report)) == 4
-    assert all(len(cells) == len(table.columns) for table in tables(report) for cells in table.rows)
+    whole = replace(row, peak={"sparse": 1 << 20, "dense": 4 << 20})
+    assert len(tables([row])) == 5
+    assert all(len(cells) == len(table.columns) for table in tables([whole]) for cells in table.rows)
+    assert [cells[1:] for cells in tables([whole])[-1].rows] == [("1", "25.0%"), ("4", "100.0%")]
     ratio = row.ratio["dense"]
     assert speed_points([row]) == {"digits-mlp": [(0.3, ratio.median, ratio.low, ratio.high)]}
+    assert list(speed_points([row, replace(row, growth="other")])) == ["digits-mlp, window:3", "digits-mlp, other"]
+
+
+def test_measurements_in_several_files_are_shown_as_one(row, tmp_path):
+    paths = [tmp_path / "first.json", tmp_path / "second.json", tmp_path / "elsewhere.json"]
+    here, there = describe(), replace(describe(), processor="another")
+    for path, machine, density in zip(paths, (here, here, there), (0.3, 0.5, 0.7), strict=True):
+        FILE.save(training_steps.Report(machine, QUICK, [replace(row, density=density)]), path)
+    page, plot = tmp_path / "page.md", tmp_path / "plot.png"
+    done = command("bench", "show", *paths[:2], "--markdown", page, "--plot", plot)
+    assert done.exit_code == 0, done.output
+    first = page.read_text().split("###")[1]
+    assert [line.split("|")[2].strip() for line in first.splitlines() if line.startswith("| digits")] == ["0.3", "0.5"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    refused(command("bench", "show", *paths), "elsewhere.json was measured with another", "one by one")
+    refused(command("bench", "show", tmp_path / "none.json"), "is no measurement of")
 
 
 def test_the_command_measures_writes_and_goes_on(tmp_path, monkeypatch):
