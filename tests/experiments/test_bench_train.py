@@ -2,8 +2,7 @@
 
 import json
 import time
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,11 +13,8 @@ import regrow
 from regrow.experiments import data
 from regrow.experiments.bench import steps as stepping
 from regrow.experiments.bench import train as training_steps
-from regrow.experiments.bench.breakdown import by_kind, kind_of, profile
-from regrow.experiments.bench.estimate import Estimated, LayerWork, estimate, input_shares, observe, weight_shares
 from regrow.experiments.bench.machine import describe
 from regrow.experiments.bench.measure import WrongResultError
-from regrow.experiments.bench.peak import peaks
 from regrow.experiments.bench.peer_networks import PEERS
 from regrow.experiments.bench.steps import (
     CompileError,
@@ -35,7 +31,6 @@ from regrow.experiments.bench.steps import (
 from regrow.experiments.bench.train import FILE, Settings, check, measure, step_configs
 from regrow.experiments.bench.train_tables import markdown, speed_points, tables
 from regrow.experiments.bench.update_cost import cost_per_step, looking_steps
-from regrow.experiments.config import override
 from regrow.experiments.presets import preset
 
 CONFIG = tiny(density=0.3, batch_size=16, growth="window:3")
@@ -52,94 +47,6 @@ def row():
 def networks(config=CONFIG, backend="cpu"):
     batches, dense = make_batches(config), dense_model(config)
     return batches, dense, sparse_model(config, dense, batches, backend)
-
-
-# The estimate
-
-
-def test_estimates_weigh_layers_by_their_dense_time():
-    layers = [LayerWork(6.0, 0.1, 0.5, 0.5, 0.0), LayerWork(2.0, 0.5, 0.0, 1.0, 0.5)]
-    assert estimate(layers) == Estimated(8 / (3.0 + 1.0), 8 / (0.3 + 1.0))
-
-
-def test_what_computes_nothing_has_no_speed_up():
-    assert estimate([LayerWork(6.0, 0.0, 1.0, 0.5, 0.0)]) == Estimated(None, None)
-
-
-def test_empty_channels_are_those_no_weight_reads_and_those_all_zero_in_a_sample():
-    mask = torch.zeros(4, 5, 3, 3, dtype=torch.bool)
-    mask[2, 1, 0, 2] = mask[3, 1, 1, 1] = mask[0, 4, 0, 0] = True
-    assert weight_shares(mask) == pytest.approx((3 / 180, 3 / 5))
-    x = torch.zeros(2, 3, 2, 2)
-    x[0, 1, 0, 0] = x[1, 1, 1, 1] = x[1, 2, 0, 1] = 1.0
-    assert input_shares(x) == pytest.approx((3 / 24, 3 / 6))
-
-
-def test_observed_are_convolutions_and_linear_layers_only_where_there_are_none():
-    torch.manual_seed(0)
-    convolutions = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(32, 5))
-    images = torch.rand(2, 3, 8, 8) + 0.1
-    sparse = regrow.sparsify(deepcopy(convolutions), 0.5, backend="cpu")
-    first, second = observe(convolutions, sparse, images)
-    assert first.input_density == 1
-    assert 0 < second.input_density < 1
-    assert first.weight_density == pytest.approx(0.5, abs=0.01)
-    assert first.milliseconds > 0
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    assert len(observe(linear, regrow.sparsify(deepcopy(linear), 0.5), images)) == 1
-
-
-# Kinds of operation
-
-
-@dataclass
-class Event:
-    name: str
-    self_cpu_time_total: float
-    cpu_children: list = field(default_factory=list)
-
-
-def test_an_operation_counts_for_the_outermost_kind_and_the_rest_is_what_remains():
-    copy = Event("aten::copy_", 3.0)
-    roots = [
-        Event("autograd::engine: NativeBatchNormBackward0", 1.0, [Event("aten::relu", 2.0)]),
-        Event("anything", 5.0, [Event("_Convolution", 1.0, [copy]), Event("aten::add", 7.0)]),
-    ]
-    found = by_kind(roots, 30.0)
-    assert {kind: time for kind, time in found.items() if time} == {
-        "normalisation": 3.0,
-        "convolution and linear": 4.0,
-        "rest": 23.0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("aten::mkldnn_convolution", "convolution and linear"),
-        ("aten::addmm", "convolution and linear"),
-        ("AddmmBackward0", "convolution and linear"),
-        ("_ConvolutionBackward", "convolution and linear"),
-        ("aten::native_batch_norm", "normalisation"),
-        ("MaxPool2DWithIndicesBackward0", "pooling"),
-        ("aten::adaptive_avg_pool2d", "pooling"),
-        ("aten::threshold_backward", "activation"),
-        ("Optimizer.step#SGD.step", "optimizer"),
-        ("aten::add_", None),
-        ("aten::cross_entropy_loss", None),
-    ],
-)
-def test_operations_have_their_kind(name, kind):
-    assert kind_of(name) == kind
-
-
-def test_the_kinds_of_real_steps_are_seen():
-    batches, _, sparse = networks()
-    training = sparse_training(CONFIG, sparse, batches)
-    training.step()
-    found = profile(training.step, 2)
-    assert min(found[kind] for kind in ("convolution and linear", "activation", "optimizer", "rest")) > 0
-    assert found["normalisation"] == found["pooling"] == 0
 
 
 # Steps, updates, state
@@ -293,30 +200,6 @@ def autocast():
     return torch.is_autocast_enabled("cpu")
 
 
-# Peak memory
-
-
-def test_the_peak_is_that_of_a_process_of_its_own():
-    ballast = torch.ones(1 << 26)  # 256 MiB that this process has held, and a new one has not
-    del ballast
-    (config,) = step_configs(["cifar10-mlp"], [0.02], replace(QUICK, batch=4))
-    config = override(config, {"model_options": {"hidden": [1024]}})
-    static, failed = peaks(override(config, {"method": "static"}), ("dense", "sparse"), "cpu")
-    looking, _ = peaks(config, ("sparse",), "cpu")
-    assert failed == {}
-    weights = 4 * (3072 * 1024 + 1024 * 10)
-    assert 3 * weights <= static["dense"] < 5 * weights  # weights, gradients, momentum
-    assert static["sparse"] < weights
-    assert looking["sparse"] > static["sparse"] + weights  # before its update it looks at all absent weights
-
-
-def test_what_has_no_peak_is_told():
-    found, failed = peaks(override(CONFIG, {"method": "nowhere.py:recipe"}), ("dense", "sparse"), "cpu")
-    assert set(found) == {"dense"}
-    assert failed["sparse"].startswith("its peak memory could not be measured: ")
-    assert "there is no file nowhere.py" in failed["sparse"]
-
-
 # The measurement
 
 
@@ -387,6 +270,8 @@ def test_tables_and_points_are_of_the_rows(row):
     assert len(tables([row])) == 5
     assert all(len(cells) == len(table.columns) for table in tables([whole]) for cells in table.rows)
     assert [cells[1:] for cells in tables([whole])[-1].rows] == [("1", "25.0%"), ("4", "100.0%")]
+    compiled = replace(row, dense_forms={"eager": 2.0, "torch.compile": 3.0}, bfloat16_forms={"eager": 4.0})
+    assert tables([compiled])[1].rows == (("digits-mlp", "0.3", "2.00", "3.00", "4.00", "-"),)
     ratio = row.ratio["dense"]
     assert speed_points([row]) == {"digits-mlp": [(0.3, ratio.median, ratio.low, ratio.high)]}
     assert list(speed_points([row, replace(row, growth="other")])) == ["digits-mlp, window:3", "digits-mlp, other"]

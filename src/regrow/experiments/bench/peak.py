@@ -42,9 +42,11 @@ def peaks(config: TrainConfig, kinds: Sequence[str], backend: str) -> tuple[dict
         backend: storage of the sparse weights.
 
     Returns:
-        Bytes of each, as `measure` counts them; and of those that could not be measured, why.
+        Bytes of each as `measure` counts them, those with an update as `KIND, update`; and of what could not be
+        measured, why.
     """
-    found, failed = {}, {}
+    found: dict[str, int] = {}
+    failed: dict[str, str] = {}
     for kind in kinds:
         given = {"config": config.model_dump(mode="json"), "kind": kind, "backend": backend}
         arguments = json.dumps({**given, "threads": torch.get_num_threads()})
@@ -58,39 +60,44 @@ def peaks(config: TrainConfig, kinds: Sequence[str], backend: str) -> tuple[dict
             reason = (done.stderr.strip().splitlines() or [f"the process ended with status {done.returncode}"])[-1]
             failed[kind] = f"its peak memory could not be measured: {reason[:160]}"
         else:
-            found[kind] = int(done.stdout.splitlines()[-1])
+            plain, update = json.loads(done.stdout.splitlines()[-1])
+            found[kind] = plain
+            if update is not None:
+                found[f"{kind}, update"] = update
     return found, failed
 
 
-def measure(config: TrainConfig, kind: str, backend: str) -> int:
-    """Take some whole steps, an update among them where there are any, and return the most bytes that were held.
+def measure(config: TrainConfig, kind: str, backend: str) -> tuple[int, int | None]:
+    """Take some whole steps, and return the most bytes that were held in ordinary ones, and around an update.
 
     Counted is what the process held in these steps beyond what it held before the model was made, so activations and
     all that is made and freed are in it. What making the model took for a moment is not, where the system lets a
-    process forget its peak.
+    process forget its peak. None stands for a contender without updates.
     """
     # Code and caches that any training loads.
     small = {"method": config.method, "growth": config.growth, "density": 0.5, "batch_size": 8}
     _train(override(preset("mnist-lenet5"), small), kind, "masked" if backend == "masked" else "cpu")
     gc.collect()
     before = held()
-    _train(config, kind, backend)
-    return peak() - before
+    plain, update = _train(config, kind, backend)
+    return plain - before, None if update is None else update - before
 
 
-def _train(config: TrainConfig, kind: str, backend: str) -> None:
+def _train(config: TrainConfig, kind: str, backend: str) -> tuple[int, int | None]:
     training = _training(config, kind, backend)
     gc.collect()
     with suppress(OSError):
         forget_peak()
     for _ in range(_STEPS):
         training.step()
+    plain = peak()
     if training.topology is None or update_interval(recipe_of(config), config.epochs * steps_per_epoch(config)) is None:
-        return
+        return plain, None
     # The window opens at the end of a first step; the step after the update makes new index structures.
     training.updates.at = training.topology.step + 1 + _LOOKING
     for _ in range(_LOOKING + 2):
         training.step()
+    return plain, peak()
 
 
 def _training(config: TrainConfig, kind: str, backend: str) -> Training:
@@ -103,7 +110,8 @@ def _training(config: TrainConfig, kind: str, backend: str) -> Training:
 def _main() -> None:
     given = json.loads(sys.argv[1])
     torch.set_num_threads(given["threads"])
-    sys.stdout.write(f"{measure(TrainConfig(**given['config']), given['kind'], given['backend'])}\n")
+    found = measure(TrainConfig(**given["config"]), given["kind"], given["backend"])
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -130,8 +130,8 @@ class Row:
         left_out: what was not measured, and why.
         bfloat16_form: which form of dense bfloat16 was the faster.
         bfloat16_forms: milliseconds of each form that ran.
-        peak: the most bytes that each contender's own process held in training beyond what it held before the model
-            was made; dense ones not compiled.
+        peak: the most bytes that each contender's own process held in ordinary steps beyond what it held before the
+            model was made, dense ones not compiled; `sparse, update` around an update.
     """
 
     preset: str

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from regrow.experiments.bench.measure import Spread
 from regrow.experiments.bench.steps import BFLOAT16, DENSE, SPARSE
 from regrow.experiments.bench.tables import Table
-from regrow.experiments.bench.train import Report, Row
+from regrow.experiments.bench.train import COMPILED, EAGER, Report, Row
 
 _MIB = 1 << 20
 
@@ -17,7 +17,8 @@ def tables(rows: Iterable[Row]) -> list[Table]:
     rows = list(rows)
     peaks = [_peaks(rows)] if any(row.peak for row in rows) else []
     chosen = [_layers(row) for row in rows if any(layer.reason for layer in row.layers)]
-    return [headline(rows), _estimates(rows), _updates(rows), _breakdown(rows), _state(rows), *peaks, *chosen]
+    forms = [_forms(rows)] if any(len(each) > 1 for row in rows for each in _forms_of(row).values()) else []
+    return [headline(rows), *forms, _estimates(rows), _updates(rows), _breakdown(rows), _state(rows), *peaks, *chosen]
 
 
 def headline(rows: Iterable[Row]) -> Table:
@@ -87,6 +88,23 @@ def sentence(row: Row) -> str:
     return (
         f"{row.preset} at {row.density:.3g}: {_short(row.milliseconds[DENSE].median)} ms dense ({row.dense_form}), "
         f"{_short(row.sparse_step)} ms sparse; dense / sparse {_ratio(row.ratio[DENSE])}"
+    )
+
+
+def _forms_of(row: Row) -> dict[str, dict[str, float]]:
+    return {DENSE: row.dense_forms, BFLOAT16: row.bfloat16_forms}
+
+
+def _forms(rows: Iterable[Row]) -> Table:
+    names = ((kind, form) for kind in (DENSE, BFLOAT16) for form in (EAGER, COMPILED))
+    columns = ("preset", "density", *(f"{kind} {form}" for kind, form in names))
+
+    def cells(row: Row) -> tuple[str, ...]:
+        times = (each.get(form) for each in _forms_of(row).values() for form in (EAGER, COMPILED))
+        return (row.preset, f"{row.density:.3g}", *("-" if time is None else _short(time) for time in times))
+
+    return Table(
+        "Forms of dense training before the rounds, ms a step; the faster one stays", columns, tuple(map(cells, rows))
     )
 
 
@@ -160,7 +178,7 @@ def _peaks(rows: Iterable[Row]) -> Table:
             yield (f"{row.preset} {row.density:.3g} {name}", f"{peak / _MIB:.0f}", share)
 
     columns = ("network", "peak", "of dense")
-    title = "Peak memory of a process in training, activations and an update included, MiB"
+    title = "Peak memory of a process in training, activations included, MiB"
     return Table(title, columns, tuple(cell for row in rows for cell in cells(row)))
 
 
