@@ -170,6 +170,16 @@ def test_dtypes_follow_and_positions_stay_whole_numbers():
     assert sparse(model("conv2d").inputs(0).bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(8, 12), (4, 8)), (nn.Conv2d(3, 4, 3), (4, 3, 8, 8))])
+def test_what_follows_may_work_in_place(layer, shape):
+    sparse = regrow.sparsify(nn.Sequential(layer), 0.3, backend="cpu")
+    x = torch.randn(shape)
+    copied, in_place = (sparse(x) for _ in range(2))
+    expected = torch.autograd.grad(copied.relu().square().sum(), list(sparse.parameters()))
+    actual = torch.autograd.grad(in_place.relu_().square().sum(), list(sparse.parameters()))
+    torch.testing.assert_close(actual, expected)
+
+
 def test_what_follows_may_work_in_place_on_a_watched_output():
     plain = nn.Sequential(nn.Linear(8, 12), nn.ReLU(inplace=True), nn.Linear(12, 5))
     sparse = regrow.sparsify(plain, 0.3, backend="cpu")
