@@ -29,7 +29,7 @@ CORE = (
     "recipe",
     "methods",
 )
-ORDER = (*CORE, "blocking", "pattern", "ops", "storage", "nn", "momentum", "absent", "shadow", "topology")
+ORDER = (*CORE, "native", "blocking", "pattern", "ops", "storage", "nn", "momentum", "absent", "shadow", "topology")
 CORE_MODULES = [name for name in LIBRARY if name != "regrow" and name.split(".")[1] in CORE]
 NOT_OF_THE_LIBRARY = ("argparse", "typer", "click", "rich", "matplotlib", "pydantic", "yaml", "sklearn", "wandb")
 

@@ -284,7 +284,7 @@ def test_what_cannot_be_stored_is_refused_with_its_name_and_the_mend(build, name
 def test_without_the_kernels_or_off_the_cpu_it_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"'0.weight': it is on meta, and the kernels compute on the CPU"):
         regrow.sparsify(nn.Sequential(nn.Linear(7, 5, device="meta")), 0.5, backend="cpu")
-    monkeypatch.setattr("regrow.ops.native._kernels", None)
+    monkeypatch.setattr("regrow.native._kernels", None)
     with pytest.raises(ValueError, match=r"'0.weight': regrow was installed without its compiled kernels; reinstall"):
         regrow.sparsify(nn.Sequential(nn.Linear(7, 5)), 0.5, backend="cpu")
 

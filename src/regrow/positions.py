@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IN_NUMPY = (torch.float16, torch.float32, torch.float64)
-"""Numbers that NumPy knows too."""
+_IN_NUMPY = (torch.float16, torch.float32, torch.float64)
 
 # Below this many numbers a permutation of all is quicker.
 _FEW = 256
@@ -95,7 +94,7 @@ def leave_out(numbers: Tensor, index: Tensor, room: int = 0) -> Tensor:
         part = numbers[start : start + _AT_ONCE]
         stays = torch.ones(len(part), dtype=torch.bool, device=part.device)
         stays[index[first:last] - start] = False
-        result[start - first : start + len(part) - last] = _chosen(part, stays)
+        result[start - first : start + len(part) - last] = chosen(part, stays)
     return result
 
 
@@ -106,11 +105,12 @@ def where(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
-def _chosen(numbers: Tensor, chosen: Tensor) -> Tensor:
-    # NumPy has the places that are true in no memory of their own.
-    if numbers.device.type != "cpu" or numbers.dtype not in IN_NUMPY:
-        return numbers[chosen]
-    return torch.from_numpy(numbers.numpy()[chosen.numpy()])
+def chosen(numbers: Tensor, mask: Tensor) -> Tensor:
+    """Return the numbers where a bool tensor is true, both 1-D."""
+    # NumPy makes no list of the places, which would be larger than the numbers.
+    if numbers.device.type != "cpu" or numbers.dtype not in _IN_NUMPY:
+        return numbers[mask]
+    return torch.from_numpy(numbers.detach().numpy()[mask.numpy()])
 
 
 def draw_absent(index: Tensor, numel: int, count: int, generator: torch.Generator) -> Tensor:

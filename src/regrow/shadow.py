@@ -116,15 +116,16 @@ class Shadow:
             tensor: that state of the weight, in the parameter's shape.
             grow: flat positions that join.
         """
-        own = weight.at(tensor, grow)
         absent = self._absent[weight.name]
-        numbers = self._state(absent).get(key)
         if self._second is None or not len(absent.parameter):
-            return own
+            return weight.at(tensor, grow)
+        numbers = self._state(absent).get(key)
         place, found = absent.find(grow)
-        if numbers is None:
-            return own.masked_fill(found, 0)
-        return torch.where(found, numbers[place] * self._correction(weight, key), own)
+        joining = tensor.new_zeros(len(grow)) if numbers is None else numbers[place]
+        joining.mul_(self._correction(weight, key))
+        # weights that were just dropped
+        joining[~found] = weight.at(tensor, grow[~found])
+        return joining
 
     def follow(self, weight: Weight, change: Change, leaving: Mapping[str, Tensor]) -> None:
         """Take over what was dropped; call it when the weight has changed, where all absent positions are looked at.
