@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regrow.blocking import Blocking, choose_blocking
+from regrow.blocking import choose_blocking
+from regrow.native import kernels
 
 # A place within a block is stored in 16 bits.
 _PLACES = 1 << 15
@@ -133,19 +134,14 @@ class Pattern:
         """Return the grouping by output row, which the forward pass and the values' gradient use."""
         key = ("forward", geometry.dilation, geometry.stride, geometry.groups)
         if key not in self._cache:
-            row, channel, tap = self.coordinates(geometry.groups)
-            channels = self.shape[1] * geometry.groups
-            self._cache[key] = self._group(row, channel, tap, None, self.shape[0], channels, geometry, transposed=False)
+            self._cache[key] = self._group(geometry, transposed=False)
         return self._cache[key]
 
     def transposed_blocks(self, geometry: Geometry) -> Blocks:
         """Return the grouping by input channel, which the input's gradient uses."""
         key = ("transposed", geometry)
         if key not in self._cache:
-            row, channel, tap = self.coordinates(geometry.groups)
-            phase = self._phase(tap, geometry) if geometry.stride != (1, 1) else None
-            channels = self.shape[1] * geometry.groups
-            self._cache[key] = self._group(channel, row, tap, phase, channels, self.shape[0], geometry, transposed=True)
+            self._cache[key] = self._group(geometry, transposed=True)
         return self._cache[key]
 
     def spread(self, geometry: Geometry, plane: tuple[int, int]) -> SpreadPattern:
@@ -155,38 +151,35 @@ class Pattern:
             self._spread[key] = SpreadPattern(self, geometry, plane)
         return self._spread[key]
 
-    def _group(
-        self, row: Tensor, channel: Tensor, tap: Tensor, phase: Tensor | None, rows: int, channels: int,
-        geometry: Geometry, transposed: bool,
-    ) -> Blocks:  # fmt: skip
-        """Group the nonzeros, whose coordinates are changed, by phase, block of channels and row."""
+    def _group(self, geometry: Geometry, *, transposed: bool) -> Blocks:
+        """Group the nonzeros by phase, block of channels and row."""
+        inputs = self.shape[1] * geometry.groups
+        rows, channels = (inputs, self.shape[0]) if transposed else (self.shape[0], inputs)
         blocking = choose_blocking(
             rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed,
             linear=len(self.shape) == 2,
         )  # fmt: skip
-        phases = 1 if phase is None else prod(geometry.stride)
-        return _group(row, channel, tap, prod(self.kernel), phase, rows, channels, phases, blocking)
+        phase = self._phase(geometry) if transposed and geometry.stride != (1, 1) else None
+        positions = self.positions.contiguous()
+        made = kernels().group(
+            positions=positions.data_ptr(), wide=positions.dtype == torch.int64, nonzeros=self.nonzeros,
+            outputs=self.shape[0], channels=self.shape[1], taps=prod(self.kernel), groups=geometry.groups,
+            transposed=transposed, channels_per_block=blocking.channels_per_block,
+            phase=0 if phase is None else phase.data_ptr(), phases=1 if phase is None else prod(geometry.stride),
+        )  # fmt: skip
+        order, place, segment_row, segment_start, block_start = made
+        choice = torch.tensor(blocking, dtype=torch.int32)
+        return Blocks(order, place, segment_row, segment_start, block_start, choice)
 
-    def coordinates(self, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return output row, input channel (over all groups) and tap of each nonzero, int32 each and new."""
-        taps = prod(self.kernel)
-        tap = (self.positions % taps).int()
-        channel = self.positions // taps
-        row = (channel // self.shape[1]).int()
-        channel = channel.remainder_(self.shape[1]).int()
-        if groups > 1:
-            channel += row // (self.shape[0] // groups) * self.shape[1]
-        return row, channel, tap
-
-    def _phase(self, tap: Tensor, geometry: Geometry) -> Tensor:
-        """Return which inputs, modulo the stride, a tap's outputs read: inputs of one phase share their taps."""
+    def _phase(self, geometry: Geometry) -> Tensor:
+        """Return which inputs, modulo the stride, each tap's outputs read, int32: inputs of one phase share taps."""
         height, width = (
-            (torch.arange(taps) * dilation - padding) % stride
+            (torch.arange(taps, dtype=torch.int32) * dilation - padding) % stride
             for taps, dilation, padding, stride in zip(
                 self.kernel, geometry.dilation, geometry.padding, geometry.stride, strict=True
             )
         )
-        return (height[:, None] * geometry.stride[1] + width).reshape(-1)[tap]
+        return (height[:, None] * geometry.stride[1] + width).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,30 +236,31 @@ class SpreadPattern:
 
     def _blocks(self, *, transposed: bool) -> Blocks:
         if transposed not in self._cache:
-            source, row, channel = self._connections()
-            rows, channels = self.shape
-            if transposed:
-                row, channel, rows, channels = channel, row, channels, rows
-            blocking = choose_blocking(rows, channels, len(source), (1, 1), (1, 1), (1, 1), linear=True)
-            blocks = _group(row, channel, torch.zeros_like(row), 1, None, rows, channels, 1, blocking)
+            source, positions = self._connections()
+            linear = Pattern(self.shape, positions)
+            blocks = linear.transposed_blocks(Geometry()) if transposed else linear.forward_blocks(Geometry())
             self._cache[transposed] = blocks._replace(order=source[blocks.order])
         return self._cache[transposed]
 
-    def _connections(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return for each weight of the linear layer its value, output and input feature, int32 each."""
-        row, channel, tap = self.pattern.coordinates(self.geometry.groups)
+    def _connections(self) -> tuple[Tensor, Tensor]:
+        """Return which value each weight of the linear layer has, int32, and where it stands, sorted int64."""
+        taps = prod(self.pattern.kernel)
+        positions = self.pattern.positions.long()
+        tap, channel = positions % taps, positions // taps % self.pattern.shape[1]
+        row = positions // (taps * self.pattern.shape[1])
+        channel += row // (self.pattern.shape[0] // self.geometry.groups) * self.pattern.shape[1]
         outputs, inputs = prod(self.output_plane), prod(self.plane)
-        source, output, seen = [], [], []
-        for position, reads in enumerate(self._reads()):
+        source, where = [], []
+        for output, reads in enumerate(self._reads()):
             place = reads[tap]
             here = (place >= 0).nonzero().squeeze(1)
             source.append(here.int())
-            output.append(row[here] * outputs + position)
-            seen.append(channel[here] * inputs + place[here])
-        return torch.cat(source), torch.cat(output), torch.cat(seen)
+            where.append((row[here] * outputs + output) * self.shape[1] + channel[here] * inputs + place[here])
+        positions, order = torch.cat(where).sort()
+        return torch.cat(source)[order], positions
 
     def _reads(self) -> Tensor:
-        """Return which input position each output position reads for each tap, or -1: int32, (positions, taps)."""
+        """Return which input position each output position reads for each tap, or -1: int64, (positions, taps)."""
         height, width = (
             torch.arange(outputs)[:, None] * stride - padding + torch.arange(taps) * dilation
             for outputs, taps, stride, padding, dilation in zip(
@@ -276,71 +270,4 @@ class SpreadPattern:
         row, column = height[:, None, :, None], width[None, :, None, :]
         inside = (row >= 0) & (row < self.plane[0]) & (column >= 0) & (column < self.plane[1])
         place = torch.where(inside, row * self.plane[1] + column, -1)
-        return place.reshape(prod(self.output_plane), prod(self.pattern.kernel)).int()
-
-
-def _group(
-    row: Tensor, channel: Tensor, tap: Tensor, taps: int, phase: Tensor | None, rows: int, channels: int, phases: int,
-    blocking: Blocking,
-) -> Blocks:  # fmt: skip
-    """Group nonzeros, whose coordinates are changed, by phase, block of channels and row."""
-    per_block = blocking.channels_per_block
-    blocks = -(-channels // per_block)
-    place = tap.add_(channel % per_block, alpha=taps).short()
-    # Sorting is most of the work, and takes half as long where 32 bits are enough.
-    fits = phases * blocks * rows <= torch.iinfo(torch.int32).max
-    key = (channel if fits else channel.long()).floor_divide_(per_block).mul_(rows).add_(row)
-    if phase is not None:
-        key.add_(phase, alpha=blocks * rows)
-    return _sorted_blocks(key, place, rows, phases, blocks, blocking)
-
-
-def _sorted_blocks(key: Tensor, place: Tensor, rows: int, phases: int, blocks: int, blocking: Blocking) -> Blocks:
-    """Return the blocks of nonzeros, given in the order of the values.
-
-    Args:
-        key: (phase * blocks + block) * rows + row of each nonzero.
-        place: place of each nonzero within its block.
-        rows: output rows.
-        phases: of the output.
-        blocks: blocks of one phase.
-        blocking: what was chosen for them.
-    """
-    key, long_order = torch.sort(key, stable=True)
-    order = long_order.int()
-    del long_order
-    segment, length = torch.unique_consecutive(key, return_counts=True)
-    del key
-    start = length.cumsum(0) - length
-    missing = _rows_without_segment(segment, rows, blocks, phases)
-    segment = torch.cat([segment, missing.to(segment.dtype)])
-    length, start = (torch.cat([tensor, torch.zeros_like(missing)]) for tensor in (length, start))
-
-    # Segments anew: within a group from the longest to the shortest.
-    group = (segment // max(1, rows)).long()
-    longest = int(length.max()) if len(length) else 0
-    by_length = torch.argsort(group * (longest + 1) + longest - length, stable=True)
-    segment, length, start, group = segment[by_length], length[by_length], start[by_length], group[by_length]
-    new_start = torch.zeros(len(length) + 1, dtype=torch.int64)
-    torch.cumsum(length, 0, out=new_start[1:])
-    source = (start - new_start[:-1]).int().repeat_interleave(length, output_size=len(order))
-    order = order[source.add_(torch.arange(len(order), dtype=torch.int32))]
-    del source
-
-    return Blocks(
-        order=order,
-        place=place[order],
-        segment_row=(segment % max(1, rows)).int(),
-        segment_start=new_start.int(),
-        block_start=torch.searchsorted(group, torch.arange(phases * blocks + 1)).int(),
-        blocking=torch.tensor(blocking, dtype=torch.int32),
-    )
-
-
-def _rows_without_segment(segment: Tensor, rows: int, blocks: int, phases: int) -> Tensor:
-    """Return the keys of the segments that the first block of each phase lacks, int64."""
-    first = segment[segment // max(1, rows) % max(1, blocks) == 0].long()
-    has = torch.zeros(phases * rows, dtype=torch.bool)
-    has[first // max(1, blocks * rows) * rows + first % max(1, rows)] = True
-    row = (~has).nonzero().squeeze(1)
-    return row // max(1, rows) * (blocks * rows) + row % max(1, rows)
+        return place.reshape(prod(self.output_plane), prod(self.pattern.kernel))

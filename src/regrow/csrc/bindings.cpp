@@ -5,7 +5,10 @@
 
 #include <new>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
+#include "group.h"
 #include "kernels.h"
 #include "memory.h"
 
@@ -34,6 +37,15 @@ Floats allocate(size_t count) {
         delete back;
     });
     return Floats(static_cast<float*>(memory.data), {count}, owner);
+}
+
+// A tensor that takes over the memory of a vector.
+template <class T>
+nb::ndarray<nb::pytorch, T, nb::ndim<1>, nb::c_contig, nb::device::cpu> own(std::vector<T>&& numbers) {
+    numbers.shrink_to_fit();
+    auto* kept = new std::vector<T>(std::move(numbers));
+    const nb::capsule owner(kept, [](void* vector) noexcept { delete static_cast<std::vector<T>*>(vector); });
+    return {kept->data(), {kept->size()}, owner};
 }
 
 void must(bool complete) {
@@ -68,6 +80,26 @@ NB_MODULE(_kernels, module) {
             },
             nb::arg("order"), nb::arg("place"), nb::arg("segment_row"), nb::arg("segment_start"), nb::arg("block_start"),
             nb::arg("blocking"), nb::arg("nonzeros"), nb::arg("rows"), nb::arg("channels"));
+
+    module.def(
+        "group",
+        [](uintptr_t positions, bool wide, int64_t nonzeros, int64_t outputs, int64_t channels, int64_t taps,
+           int64_t groups, bool transposed, int64_t channels_per_block, uintptr_t phase, int64_t phases) {
+            const Grouping grouping{outputs, channels, taps, groups, transposed, channels_per_block,
+                                    pointer<const int32_t>(phase), phases};
+            Groups made;
+            {
+                nb::gil_scoped_release release;
+                made = wide ? group(grouping, pointer<const int64_t>(positions), nonzeros)
+                            : group(grouping, pointer<const int32_t>(positions), nonzeros);
+            }
+            return nb::make_tuple(own(std::move(made.order)), own(std::move(made.place)),
+                                  own(std::move(made.segment_row)), own(std::move(made.segment_start)),
+                                  own(std::move(made.block_start)));
+        },
+        nb::arg("positions"), nb::arg("wide"), nb::arg("nonzeros"), nb::arg("outputs"), nb::arg("channels"),
+        nb::arg("taps"), nb::arg("groups"), nb::arg("transposed"), nb::arg("channels_per_block"), nb::arg("phase"),
+        nb::arg("phases"), "Group the nonzeros at sorted positions: the tensors of regrow.pattern.Blocks but the last.");
 
     module.def(
         "gather",

@@ -38,6 +38,11 @@ def allocate_batch_last(*shape: int) -> Tensor:
     return floats.view(*shape[1:], shape[0]).movedim(-1, 0)
 
 
+def no_view(x: Tensor) -> Tensor:
+    """Return a tensor over the same memory that autograd takes for no view: what follows may change it in place."""
+    return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+
+
 def release_memory() -> int:
     """Return to the system the memory that is kept for outputs to come, and say how many bytes that was.
 
@@ -70,6 +75,25 @@ def to_batch_last(x: Tensor) -> Tensor:
         source=x.data_ptr(), source_pitch=channels * plane, source_distance=channels,
         target=copy.data_ptr(), target_pitch=plane * count if channels_last else count, target_distance=count,
         rows=count, columns=columns, count=matrices, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return copy
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return `x`, shape (N, C, H, W), with the channels innermost: itself if it is so already, else a copy.
+
+    Nothing is recorded for a gradient.
+    """
+    if not kernels_serve(x) or not is_batch_last(x):
+        return x.contiguous(memory_format=torch.channels_last)
+    count, channels, height, width = x.shape
+    plane = height * width
+    # batch-last of the channels is channels-last of the batch
+    copy = allocate_batch_last(channels, count, height, width).movedim(0, 1)
+    kernels().transpose(
+        source=x.data_ptr(), source_pitch=plane * count, source_distance=count,
+        target=copy.data_ptr(), target_pitch=plane * channels, target_distance=channels,
+        rows=channels, columns=count, count=plane, threads=torch.get_num_threads(),
     )  # fmt: skip
     return copy
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regrow.ops.conv2d import run
-from regrow.ops.layout import to_batch_last
+from regrow.ops.layout import no_view, to_batch_last
 from regrow.ops.refuse import without_derivative
 from regrow.pattern import Geometry, Pattern, SpreadPattern
 
@@ -54,7 +54,7 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(plane if wants_values else None, values)
         if wants_x:
             pattern.transposed_blocks(geometry)
-        return output if x.dim() == 4 else output.flatten(1)
+        return no_view(output if x.dim() == 4 else output.flatten(1))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
