@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from regrow.ops.conv2d import eager, operators, run
+from regrow.ops.eager import serves
 from regrow.pattern import Blocks, Geometry, Pattern
 
 
 def conv2d_cpu(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
     """Convolve float32 tensors on the CPU; arguments as for `regrow.ops.sparse_conv2d`."""
-    if eager.serves(x, values, bias):
+    if serves(x, values, bias):
         return eager.convolve(x, values, bias, pattern, geometry)
     return operators.convolve(x, values, bias, pattern, geometry)
 
