@@ -17,6 +17,7 @@ from regrow.nn.batch_last import (
     BatchLast,
     BatchLastAdaptiveAvgPool2d,
     BatchLastAvgPool2d,
+    BatchLastDropout,
     BatchLastMaxPool2d,
     BatchLastNorm2d,
     FoldedReLU,
@@ -126,14 +127,19 @@ def test_chains_are_exchanged_and_given_back() -> None:
     names = set(model.state_dict())
     parameters = dict(norm.named_parameters())
     model = sparse(model.eval())
-    assert exchanged(model) == {"1": BatchLastNorm2d, "2": FoldedReLU, "3": BatchLastMaxPool2d}
+    assert exchanged(model) == {
+        "1": BatchLastNorm2d,
+        "2": FoldedReLU,
+        "3": BatchLastMaxPool2d,
+        "4": BatchLastDropout,
+    }
     assert model[1].relu
     assert not any(module.training for module in model.modules())
     assert all(model[1].get_parameter(name) is parameter for name, parameter in parameters.items())
     assert set(regrow.dense_state_dict(model)) == names
     summary = regrow.summary(model)
-    assert summary.batch_last == ("1", "2", "3")
-    assert "3 modules follow the layout of sparse layers" in str(summary)
+    assert summary.batch_last == ("1", "2", "3", "4")
+    assert "4 modules follow the layout of sparse layers" in str(summary)
     back = regrow.densify(model)
     assert [type(module) for module in back[1:5]] == [nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Dropout]
     assert back[2].inplace

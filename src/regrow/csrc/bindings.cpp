@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <new>
 #include <stdexcept>
@@ -26,9 +27,12 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-using Floats = nb::ndarray<nb::pytorch, float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<nb::pytorch, float, nb::device::cpu>;
 
-Floats allocate(size_t count) {
+// Not a view in PyTorch's eyes, as one made of a tensor of another shape would be: it may be written in place.
+Floats allocate(const std::vector<size_t>& shape, const std::vector<int64_t>& strides) {
+    size_t count = 1;
+    for (const size_t size : shape) count *= size;
     const Memory memory = take_memory(count * sizeof(float));
     if (!memory.data) throw std::bad_alloc();
     const nb::capsule owner(new Memory(memory), [](void* taken) noexcept {
@@ -36,7 +40,7 @@ Floats allocate(size_t count) {
         give_back_memory(*back);
         delete back;
     });
-    return Floats(static_cast<float*>(memory.data), {count}, owner);
+    return Floats(static_cast<float*>(memory.data), shape.size(), shape.data(), owner, strides.data());
 }
 
 // A tensor that takes over the memory of a vector.
@@ -136,22 +140,43 @@ NB_MODULE(_kernels, module) {
         nb::arg("target_pitch"), nb::arg("target_distance"), nb::arg("rows"), nb::arg("columns"), nb::arg("count"),
         nb::arg("threads"));
 
+    nb::class_<Dropout>(module, "Dropout", "Which share is dropped, and the seed that says what.")
+        .def(nb::init<double, uint64_t>(), nb::arg("share"), nb::arg("seed"));
+
+    module.def(
+        "drop",
+        [](const Dropout& dropout, int64_t channels, int64_t length, uintptr_t input, uintptr_t output, int threads) {
+            nb::gil_scoped_release release;
+            kernels().drop(dropout, channels, length, pointer<const float>(input), pointer<float>(output), threads);
+        },
+        nb::arg("dropout"), nb::arg("channels"), nb::arg("length"), nb::arg("input"), nb::arg("output"),
+        nb::arg("threads"));
+
     nb::class_<Normalisation>(module, "Normalisation", "Batch normalisation of channels that are contiguous runs.")
-        .def(nb::init<int64_t, int64_t, double, bool, bool>(), nb::arg("channels"), nb::arg("length"),
-             nb::arg("epsilon"), nb::arg("relu"), nb::arg("training"));
+        .def(nb::init<int64_t, int64_t, double, bool, bool, Dropout>(), nb::arg("channels"), nb::arg("length"),
+             nb::arg("epsilon"), nb::arg("relu"), nb::arg("training"), nb::arg("dropout"));
+
+    nb::class_<RunningStatistics>(module, "RunningStatistics", "Addresses of statistics that follow the batches.")
+        .def(
+            "__init__",
+            [](RunningStatistics* self, uintptr_t mean, uintptr_t variance, uintptr_t batches, double momentum) {
+                new (self) RunningStatistics{pointer<float>(mean), pointer<float>(variance), pointer<int64_t>(batches),
+                                             momentum};
+            },
+            nb::arg("mean"), nb::arg("variance"), nb::arg("batches"), nb::arg("momentum"));
 
     module.def(
         "normalise",
         [](const Normalisation& shape, uintptr_t weight, uintptr_t bias, uintptr_t mean, uintptr_t variance,
-           uintptr_t input, uintptr_t residual, uintptr_t output, int threads) {
+           const RunningStatistics& running, uintptr_t input, uintptr_t residual, uintptr_t output, int threads) {
             nb::gil_scoped_release release;
             const NormalisationTensors tensors{pointer<const float>(weight), pointer<const float>(bias),
                                                pointer<float>(mean), pointer<float>(variance)};
-            kernels().normalise(shape, tensors, pointer<const float>(input), pointer<const float>(residual),
+            kernels().normalise(shape, tensors, running, pointer<const float>(input), pointer<const float>(residual),
                                 pointer<float>(output), threads);
         },
-        nb::arg("shape"), nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("variance"), nb::arg("input"),
-        nb::arg("residual"), nb::arg("output"), nb::arg("threads"));
+        nb::arg("shape"), nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("variance"), nb::arg("running"),
+        nb::arg("input"), nb::arg("residual"), nb::arg("output"), nb::arg("threads"));
 
     module.def(
         "normalise_gradient",
@@ -214,7 +239,7 @@ NB_MODULE(_kernels, module) {
         nb::arg("geometry"), nb::arg("channels"), nb::arg("divisor"), nb::arg("output_gradient"),
         nb::arg("input_gradient"), nb::arg("threads"));
 
-    module.def("allocate", &allocate, nb::arg("count"), nb::rv_policy::reference,
+    module.def("allocate", &allocate, nb::arg("shape"), nb::arg("strides"), nb::rv_policy::reference,
                "A tensor of uninitialised floats, whose memory is kept for the next one when it is gone.");
     module.def("release_memory", [] { return release_memory(); },
                "Return to the system the memory of tensors that are gone; in bytes.");

@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "blocked.h"
+#include "dropout.h"
 #include "normalise.h"
 #include "pool.h"
 #include "rows.h"
@@ -61,7 +62,7 @@ bool values_gradient(const Geometry& geometry, const Index& index, int64_t share
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {REGROW_NAME,        gather,   values_gradient,   transpose, normalise,
-                          normalise_gradient, max_pool, max_pool_gradient, mean_pool, mean_pool_gradient};
+const Kernels kKernels = {REGROW_NAME, gather,   values_gradient,   transpose, normalise,         normalise_gradient,
+                          drop,        max_pool, max_pool_gradient, mean_pool, mean_pool_gradient};
 
 }  // namespace regrow::REGROW_VARIANT

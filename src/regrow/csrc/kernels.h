@@ -44,6 +44,12 @@ struct Index {
     bool sweep;  // which driver: sweep.h or blocked.h
 };
 
+// Which elements are dropped follows from the seed, the channel and the place within it (less than 2^32) alone.
+struct Dropout {
+    double share;  // at least 0, where all is kept, and less than 1
+    uint64_t seed;
+};
+
 // Batch normalisation over activations with the batch innermost: a channel is one run of `length` floats.
 struct Normalisation {
     int64_t channels;
@@ -51,6 +57,7 @@ struct Normalisation {
     double epsilon;
     bool relu;      // after the sum with the residual
     bool training;  // with the statistics of the batch
+    Dropout dropout;  // at the end
 };
 
 // One number a channel; null weight is one, null bias zero. In training mean and variance (biased) are outputs.
@@ -59,6 +66,14 @@ struct NormalisationTensors {
     const float* bias;
     float* mean;
     float* variance;
+};
+
+// Statistics over batches that move towards those of this one; all null where there are none, or not in training.
+struct RunningStatistics {
+    float* mean;
+    float* variance;   // unbiased
+    int64_t* batches;  // how many there were
+    double momentum;   // the share of the newest batch; negative: the mean of all batches
 };
 
 // Null where a gradient is not wanted.
@@ -82,12 +97,14 @@ struct Kernels {
     // to[column][row] = from[row][column], `count` times, with leading dimensions and distances in floats.
     void (*transpose)(const float* from, int64_t from_pitch, int64_t from_distance, float* to, int64_t to_pitch,
                       int64_t to_distance, int64_t rows, int64_t columns, int64_t count, int threads);
-    // output = the normalised input, plus the residual if not null, through ReLU if asked for.
-    void (*normalise)(const Normalisation&, const NormalisationTensors&, const float* input, const float* residual,
-                      float* output, int threads);
+    // output = the normalised input, plus the residual if not null, through ReLU and dropout if asked for.
+    void (*normalise)(const Normalisation&, const NormalisationTensors&, const RunningStatistics&, const float* input,
+                      const float* residual, float* output, int threads);
     // `output` serves ReLU after a residual; else null.
     void (*normalise_gradient)(const Normalisation&, const NormalisationTensors&, const float* output_gradient,
                                const float* input, const float* output, const NormalisationGradients&, int threads);
+    // output = what dropout keeps of `channels` runs of `length`, scaled, zero elsewhere; output and input may be one.
+    void (*drop)(const Dropout&, int64_t channels, int64_t length, const float* input, float* output, int threads);
     // Largest of each window, and which tap of it that was (null if nobody asks): windows of at most 256 taps.
     void (*max_pool)(const Geometry&, int64_t channels, const float* input, float* output, uint8_t* winner,
                      int threads);

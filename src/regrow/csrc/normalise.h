@@ -1,26 +1,15 @@
-// Batch normalisation, the sum with a residual and ReLU in one go, over activations with the batch innermost.
+// Batch normalisation, the sum with a residual, ReLU and dropout in one go, over activations with the batch innermost.
 //
 // A channel is one contiguous run. A thread takes it whole: sums first, then, while as much of it as fits is still in
 // the cache, what is written. Nothing depends on the number of threads.
 #pragma once
 
-#include "inner.h"
+#include "dropout.h"
 
 namespace regrow::REGROW_VARIANT {
 
 // Floats whose sums are single precision: half of a first-level cache. Beyond, sums are double.
 constexpr int64_t kSummed = 4096;
-
-template <Access kAccess>
-using Accessed = std::integral_constant<Access, kAccess>;
-
-// Calls body(at, access, lanes) for each vector of a run, the last with the lanes that are left.
-template <Access kAccess, class Body>
-static inline __attribute__((always_inline)) void for_vectors(int64_t count, Body&& body) {
-    int64_t at = 0;
-    for (; at + kLanes <= count; at += kLanes) body(at, Accessed<kAccess>(), int64_t{kLanes});
-    if (at < count) body(at, Accessed<Access::kSome>(), count - at);
-}
 
 struct Sums {
     double first = 0;
@@ -110,21 +99,25 @@ static inline __attribute__((always_inline)) Vector where_positive(Vector value,
     return value <= Vector{} ? Vector{} : gradient;
 }
 
-// Calls body(access): around the caches where the tensor is large, see streams_outputs.
-template <class Body>
-static inline void with_access(bool streams, Body&& body) {
-    if (streams) return body(Accessed<Access::kStream>());
-    body(Accessed<Access::kAll>());
+// The running statistics of one channel, after this batch; `share` is what this batch counts.
+static inline void follow(const RunningStatistics& running, int64_t channel, const Moments& moments, int64_t length,
+                          double share) {
+    const auto moved = [&](float& statistic, double towards) {
+        statistic = static_cast<float>((1.0 - share) * static_cast<double>(statistic) + share * towards);
+    };
+    const auto count = static_cast<double>(length);
+    moved(running.mean[channel], moments.mean);
+    moved(running.variance[channel], moments.variance * (count / (count - 1.0)));
 }
 
-template <class Body>
-static inline void with_flag(bool flag, Body&& body) {
-    if (flag) return body(std::true_type());
-    body(std::false_type());
-}
-
-static void normalise(const Normalisation& shape, const NormalisationTensors& tensors, const float* input,
-                      const float* residual, float* output, int threads) {
+static void normalise(const Normalisation& shape, const NormalisationTensors& tensors,
+                      const RunningStatistics& running, const float* input, const float* residual, float* output,
+                      int threads) {
+    double share = running.momentum;
+    if (running.batches) {
+        *running.batches += 1;
+        if (share < 0) share = 1.0 / static_cast<double>(*running.batches);
+    }
     const bool streams = streams_outputs(output, shape.channels * shape.length, shape.length);
 #pragma omp parallel num_threads(threads)
     {
@@ -137,19 +130,25 @@ static void normalise(const Normalisation& shape, const NormalisationTensors& te
                 const Moments moments = moments_of(from, shape.length);
                 tensors.mean[channel] = static_cast<float>(moments.mean);
                 tensors.variance[channel] = static_cast<float>(moments.variance);
+                if (running.mean) follow(running, channel, moments, shape.length, share);
             }
             const Affine affine(shape, tensors, channel);
+            const auto run = [&](auto stored, auto adds, auto rectifies, auto drops) {
+                const Kept kept(shape.dropout, channel);
+                for_vectors<Access::kAll>(shape.length, [&](int64_t at, auto access, int64_t lanes) {
+                    constexpr Access kRead = decltype(access)::value;
+                    constexpr Access kWrite = kRead == Access::kAll ? decltype(stored)::value : kRead;
+                    Vector value = affine(read<kRead>(from + at, lanes));
+                    if (adds) value += read<kRead>(more + at, lanes);
+                    if (rectifies) value = rectified(value);
+                    if (drops) value = kept.of(value, at);
+                    write<kWrite>(to + at, value, lanes);
+                });
+            };
             with_access(streams, [&](auto stored) {
                 with_flag(more != nullptr, [&](auto adds) {
                     with_flag(shape.relu, [&](auto rectifies) {
-                        for_vectors<Access::kAll>(shape.length, [&](int64_t at, auto access, int64_t lanes) {
-                            constexpr Access kRead = decltype(access)::value;
-                            constexpr Access kWrite = kRead == Access::kAll ? decltype(stored)::value : kRead;
-                            Vector value = affine(read<kRead>(from + at, lanes));
-                            if (adds) value += read<kRead>(more + at, lanes);
-                            if (rectifies) value = rectified(value);
-                            write<kWrite>(to + at, value, lanes);
-                        });
+                        with_flag(shape.dropout.share > 0, [&](auto drops) { run(stored, adds, rectifies, drops); });
                     });
                 });
             });
@@ -213,22 +212,27 @@ static void normalise_gradient(const Normalisation& shape, const NormalisationTe
             const auto run = [&](auto&& gradient_at) __attribute__((always_inline)) {
                 normalise_gradient_run(shape, tensors, gradients, channel, from, streams, gradient_at);
             };
-            if (!shape.relu) {
-                run([&](int64_t at, auto access, int64_t lanes, Vector) {
-                    return read<decltype(access)::value>(arriving + at, lanes);
-                });
-            } else if (left) {
-                run([&](int64_t at, auto access, int64_t lanes, Vector) {
-                    return where_positive(read<decltype(access)::value>(left + at, lanes),
-                                          read<decltype(access)::value>(arriving + at, lanes));
-                });
-            } else {
-                // What was positive follows from the input: one tensor less to read.
-                const Affine affine(shape, tensors, channel);
-                run([&](int64_t at, auto access, int64_t lanes, Vector x) {
-                    return where_positive(affine(x), read<decltype(access)::value>(arriving + at, lanes));
-                });
-            }
+            const Kept kept(shape.dropout, channel);
+            with_flag(shape.dropout.share > 0, [&](auto drops) {
+                const auto passed = [&](int64_t at, auto access, int64_t lanes) __attribute__((always_inline)) {
+                    const Vector gradient = read<decltype(access)::value>(arriving + at, lanes);
+                    return drops ? kept.of(gradient, at) : gradient;
+                };
+                if (!shape.relu) {
+                    run([&](int64_t at, auto access, int64_t lanes, Vector) { return passed(at, access, lanes); });
+                } else if (left) {
+                    run([&](int64_t at, auto access, int64_t lanes, Vector) {
+                        return where_positive(read<decltype(access)::value>(left + at, lanes),
+                                              passed(at, access, lanes));
+                    });
+                } else {
+                    // What was positive follows from the input: one tensor less to read.
+                    const Affine affine(shape, tensors, channel);
+                    run([&](int64_t at, auto access, int64_t lanes, Vector x) {
+                        return where_positive(affine(x), passed(at, access, lanes));
+                    });
+                }
+            });
         }
         stream_fence();
     }

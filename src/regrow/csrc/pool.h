@@ -7,7 +7,6 @@
 
 namespace regrow::REGROW_VARIANT {
 
-typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 typedef uint8_t LooseBytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
 

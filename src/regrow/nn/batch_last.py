@@ -1,4 +1,4 @@
-"""Norms and pools between sparse layers, in the layout of these; they are what they replace in all but speed.
+"""Norms, pools and dropout between sparse layers, in the layout of these; they are what they replace in all but speed.
 
 Each is a subclass of the module it stands for, with the same parameters, buffers and names, so state dicts load either
 way. What the kernels do not serve (other types than float32, other devices, inputs without a batch) PyTorch computes.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regrow.ops.dropout import draw_seed, dropout
+from regrow.ops.dropout import serves as dropout_serves
+from regrow.ops.layout import is_batch_last
 from regrow.ops.native import kernels_serve
-from regrow.ops.normalise import normalise
+from regrow.ops.normalise import Running, normalise
 from regrow.ops.pool import MOST_TAPS, max_pool2d, mean_pool2d
 
 
@@ -26,11 +28,12 @@ class BatchLast(nn.Module):
 
 
 class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
-    """`nn.BatchNorm2d`, and ReLU after it where `relu` is true, in one go.
+    """`nn.BatchNorm2d`, and ReLU and dropout after it where there are such, in one go.
 
     Args:
         norm: the norm whose parameters, buffers and settings it takes over.
         relu: whether ReLU follows.
+        dropout: what stands in the model for the dropout that follows: its share and its mode count.
 
     Example:
         >>> norm = BatchLastNorm2d(nn.BatchNorm2d(1), relu=True)
@@ -38,13 +41,15 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
         tensor([0., 1.], grad_fn=<RoundBackward0>)
     """
 
-    def __init__(self, norm: nn.BatchNorm2d, *, relu: bool = False) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, *, relu: bool = False, dropout: FoldedDropout | None = None) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
         _take_over(self, norm)
         self.relu = relu
+        # In a tuple it is no submodule: its place in the model is where the dropout stood.
+        self._dropout = (dropout,)
 
     def to_ordinary(self) -> nn.BatchNorm2d:
-        """Return the ordinary norm, without ReLU."""
+        """Return the ordinary norm, without ReLU and dropout."""
         norm = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, affine=False, track_running_stats=False)
         _take_over(norm, self)
         return norm
@@ -54,29 +59,47 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
         statistics = (self.running_mean, self.running_var)
         if not (_serves(x) and kernels_serve(self.weight, self.bias, *statistics)):
             output = super().forward(x)
-            return F.relu(output) if self.relu else output
+            output = F.relu(output) if self.relu else output
+            return self._drop(output)
         mean, variance = (None, None) if self.training else statistics
-        output, mean, variance = normalise(
-            x, self.weight, self.bias, mean=mean, variance=variance, epsilon=self.eps, relu=self.relu
+        share = self._share
+        fused = 0 < share < 1 and dropout_serves(x)
+        output, *_ = normalise(
+            x,
+            self.weight,
+            self.bias,
+            mean=mean,
+            variance=variance,
+            epsilon=self.eps,
+            relu=self.relu,
+            dropped=share if fused else 0.0,
+            seed=draw_seed() if fused else 0,
+            running=self._running,
         )
-        if self.training and self.track_running_stats:
-            self._follow(mean, variance, x.numel() // x.shape[1])
-        return output
+        return output if fused else self._drop(output)
 
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Move the running statistics towards those of a batch with `count` numbers a channel."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        share: float = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-        self.running_mean.mul_(1 - share).add_(mean, alpha=share)
-        # Running variance is the unbiased one.
-        self.running_var.mul_(1 - share).add_(variance, alpha=share * count / (count - 1))
+    @property
+    def _share(self) -> float:
+        """What dropout drops now."""
+        (dropout,) = self._dropout
+        return dropout.p if dropout is not None and dropout.training else 0.0
+
+    def _drop(self, output: Tensor) -> Tensor:
+        share = self._share
+        return F.dropout(output, share) if share else output
+
+    @property
+    def _running(self) -> Running | None:
+        """The statistics that a batch moves now."""
+        mean, variance, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        if not (self.training and self.track_running_stats) or mean is None or variance is None or batches is None:
+            return None
+        return Running(mean, variance, batches, self.momentum)
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows of the module."""
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, relu={self.relu}"
+        dropout = self._dropout[0] is not None
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, relu={self.relu}, dropout={dropout}"
 
 
 class BatchLastMaxPool2d(nn.MaxPool2d, BatchLast):
@@ -185,6 +208,49 @@ class FoldedReLU(BatchLast):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`."""
         return x
+
+
+class FoldedDropout(nn.Dropout, BatchLast):
+    """Where `nn.Dropout` stood that a norm before it applies now: gives back its input.
+
+    The norm asks it, at every call, for its share and whether it trains.
+
+    Args:
+        dropout: the dropout whose settings it takes over.
+    """
+
+    def __init__(self, dropout: nn.Dropout) -> None:
+        super().__init__(dropout.p, dropout.inplace)
+
+    def to_ordinary(self) -> nn.Dropout:
+        """Return the ordinary module."""
+        return nn.Dropout(self.p, self.inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
+
+
+class BatchLastDropout(nn.Dropout, BatchLast):
+    """`nn.Dropout`, with other random numbers and no mask in memory.
+
+    Args:
+        dropout: the dropout whose settings it takes over.
+    """
+
+    def __init__(self, dropout: nn.Dropout) -> None:
+        super().__init__(dropout.p, dropout.inplace)
+
+    def to_ordinary(self) -> nn.Dropout:
+        """Return the ordinary module."""
+        return nn.Dropout(self.p, self.inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop elements of `x`, shape (N, C, H, W)."""
+        served = self.training and 0 < self.p < 1 and _serves(x) and dropout_serves(x)
+        if not served or (self.inplace and not is_batch_last(x)):
+            return super().forward(x)
+        return dropout(x, self.p, draw_seed(), inplace=self.inplace)
 
 
 def _serves(x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Find norms, activations and pools between sparse convolutions, and exchange them for their batch-last forms.
+"""Find norms, activations, dropout and pools between sparse convolutions, and exchange them for their batch-last forms.
 
 Sparse convolutions return activations with the batch innermost. PyTorch's element-wise operations keep that, but its
 norms and pools put the batch first again, which costs more than they do. Where the data flow of a model is known, from
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,17 @@ from regrow.nn.batch_last import (
     BatchLast,
     BatchLastAdaptiveAvgPool2d,
     BatchLastAvgPool2d,
+    BatchLastDropout,
     BatchLastMaxPool2d,
     BatchLastNorm2d,
+    FoldedDropout,
     FoldedReLU,
 )
 from regrow.nn.convert import has_hooks, replace_modules
 from regrow.nn.sparse_conv import SparseConv2d
 from regrow.storage.layer import SparseLayer
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 # Exactly these types: a subclass may compute something else.
 _POOLS: Mapping[type[nn.Module], Any] = {
@@ -45,12 +49,13 @@ _KEEPING_METHODS = ("add", "add_", "mul", "mul_", "relu", "relu_")
 
 
 def follow_layout(model: nn.Module) -> None:
-    """Exchange norms, activations and pools between sparse convolutions, in place.
+    """Exchange norms, activations, dropout and pools between sparse convolutions, in place.
 
     A norm or pool is exchanged if each of its calls gets the output of a sparse convolution, directly or through what
     keeps the layout; and a norm, too, whose output goes to sparse convolutions alone, likewise.
-    A ReLU is folded into the norm before it if neither has any other part in the model. Modules with hooks, and models
-    that `torch.fx` cannot trace, are left alone.
+    A ReLU is folded into the norm before it if neither has any other part in the model, and so is dropout after both;
+    other dropout is exchanged as pools are. Modules with hooks, and models that `torch.fx` cannot trace, are left
+    alone.
     """
     if not any(isinstance(module, SparseConv2d) for module in model.modules()):
         return
@@ -59,12 +64,19 @@ def follow_layout(model: nn.Module) -> None:
     except Exception:  # whatever a model's own code raises when called with placeholders
         return
     flow = _Flow(model, graphs)
-    exchanged: dict[nn.Module, nn.Module] = {}
-    for norm, relus in flow.norms().items():
-        exchanged[norm] = BatchLastNorm2d(norm, relu=bool(relus)).train(norm.training)
-        exchanged.update({relu: FoldedReLU(relu.inplace).train(relu.training) for relu in relus})
+    norms, relus, dropouts = flow.norms(), flow.relus(), flow.dropouts()
+    # One dropout may follow several norms.
+    silent = {dropout: FoldedDropout(dropout).train(dropout.training) for dropout in dropouts.values()}
+    exchanged: dict[nn.Module, nn.Module] = dict(silent.items())
+    for relu in relus.values():
+        exchanged[relu] = FoldedReLU(relu.inplace).train(relu.training)
+    for norm in norms:
+        folded = silent[dropouts[norm]] if norm in dropouts else None
+        exchanged[norm] = BatchLastNorm2d(norm, relu=norm in relus, dropout=folded).train(norm.training)
     for pool in flow.pools():
         exchanged[pool] = _POOLS[type(pool)](pool).train(pool.training)
+    for dropout in flow.other_dropouts():
+        exchanged[dropout] = BatchLastDropout(dropout).train(dropout.training)
     replace_modules(model, exchanged)
 
 
@@ -113,21 +125,34 @@ class _Flow:
         self._refused: set[nn.Module] = set()
         self._settle()
 
-    def norms(self) -> dict[nn.BatchNorm2d, list[nn.ReLU]]:
-        """Return the norms to exchange, each with the ReLUs to fold into it."""
-        norms = [module for module in self.calls if type(module) is nn.BatchNorm2d and self._exchangeable(module)]
-        folded = {norm: relus for norm in norms if (relus := self._relus_after(norm))}
-        # A ReLU that also follows something else must stay, and then no norm before it may apply it.
-        while True:
-            inside = {call for norm in folded for call in self.calls[norm]}
-            kept = {
-                norm: relus
-                for norm, relus in folded.items()
-                if all(call.all_input_nodes[0] in inside for relu in relus for call in self.calls[relu])
-            }
-            if len(kept) == len(folded):
-                return {norm: folded.get(norm, []) for norm in norms}
-            folded = kept
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """Return the norms to exchange."""
+        return [module for module in self.calls if type(module) is nn.BatchNorm2d and self._exchangeable(module)]
+
+    def relus(self) -> dict[nn.BatchNorm2d, nn.ReLU]:
+        """Return the ReLUs to fold, by the norms to fold them into."""
+        return self._foldable({norm: self.calls[norm] for norm in self.norms()}, nn.ReLU)
+
+    def dropouts(self) -> dict[nn.BatchNorm2d, nn.Dropout]:
+        """Return the dropout to fold, by the norms to fold it into, after the ReLU where there is one."""
+        relus = self.relus()
+        ends = {
+            norm: [next(iter(call.users)) for call in self.calls[norm]] if norm in relus else self.calls[norm]
+            for norm in self.norms()
+        }
+        return self._foldable(ends, nn.Dropout)
+
+    def other_dropouts(self) -> list[nn.Dropout]:
+        """Return the dropout to exchange by itself."""
+        folded = set(self.dropouts().values())
+        return [
+            module
+            for module, calls in self.calls.items()
+            if type(module) is nn.Dropout
+            and module not in folded
+            and not has_hooks(module)
+            and all(map(self._meets, calls))
+        ]
 
     def pools(self) -> list[nn.Module]:
         """Return the pools to exchange."""
@@ -188,13 +213,35 @@ class _Flow:
             return serves(module)
         return type(module) is nn.BatchNorm2d
 
-    def _relus_after(self, norm: nn.Module) -> list[nn.ReLU]:
-        """Return the ReLUs that alone use what a norm gives; none if anything else does."""
-        relus: dict[nn.ReLU, None] = {}
-        for call in self.calls[norm]:
-            users = list(call.users)
-            module = self._called(users[0]) if len(users) == 1 else None
-            if type(module) is not nn.ReLU or has_hooks(module):
-                return []
-            relus[module] = None
-        return list(relus)
+    def _foldable(
+        self, ends: Mapping[nn.BatchNorm2d, list[fx.Node]], kind: type[_Module]
+    ) -> dict[nn.BatchNorm2d, _Module]:
+        """Return the modules of a kind that norms can apply: nothing else uses what these give, nor precedes those.
+
+        Args:
+            ends: for each norm the nodes that give what it gives with what is folded into it already.
+            kind: of modules to fold.
+        """
+        folded = {
+            norm: module for norm, nodes in ends.items() if (module := self._alone_after(nodes, kind)) is not None
+        }
+        # A module that also follows something else must stay, and then no norm before it may apply it.
+        while True:
+            inside = {node for norm in folded for node in ends[norm]}
+            kept = {
+                norm: module
+                for norm, module in folded.items()
+                if all(call.all_input_nodes[0] in inside for call in self.calls[module])
+            }
+            if len(kept) == len(folded):
+                return folded
+            folded = kept
+
+    def _alone_after(self, nodes: list[fx.Node], kind: type[_Module]) -> _Module | None:
+        """Return the one module of a kind that alone uses what nodes give; None if there is none, or anything else."""
+        users = {user for node in nodes for user in node.users}
+        modules = {self._called(user) for user in users}
+        if len(modules) != 1 or any(len(node.users) != 1 for node in nodes):
+            return None
+        (module,) = modules
+        return module if module is not None and type(module) is kind and not has_hooks(module) else None

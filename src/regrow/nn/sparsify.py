@@ -59,10 +59,11 @@ def sparsify(
             is faster, as it measures with `example_input`, and is "masked" without one; `regrow.summary` says why.
         example_input: a batch of the size in training, as the model takes it (a tensor, or a tuple of arguments), for
             "auto". The model is run on it some ten times and is left as it was.
-        batch_last: exchange norms (with the ReLU after them) and pools between sparsely stored convolutions for forms
-            that compute in the layout of these, where `torch.fx` can follow the model; parameters, buffers and their
-            names stay. Reads the model's `forward` as it is now: hooks on an exchanged norm, or a call of it from
-            elsewhere, would see its output after ReLU. `regrow.summary` counts what was exchanged.
+        batch_last: exchange norms (with the ReLU and dropout after them), pools and dropout between sparsely stored
+            convolutions for forms that compute in the layout of these, where `torch.fx` can follow the model;
+            parameters, buffers and their names stay; dropout has other random numbers than PyTorch's. Reads the
+            model's `forward` as it is now: hooks on an exchanged norm, or a call of it from elsewhere, would see its
+            output after ReLU and dropout. `regrow.summary` counts what was exchanged.
         seed: seed of the random positions.
 
     Raises:

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from regrow.ops.conv2d import eager
 from regrow.ops.conv2d.cpu import conv2d_values_gradient
 from regrow.ops.conv2d.operators import flat, unflat
+from regrow.ops.eager import serves
 from regrow.ops.layout import allocate_batch_last, to_channels_last
 from regrow.ops.native import kernels_serve
 from regrow.ops.refuse import without_derivative
@@ -44,7 +44,7 @@ def watch(
         shape: shape of the dense weight, of two or four dimensions.
         geometry: stride, padding, dilation and groups.
     """
-    if eager.serves(output, x, absent):
+    if serves(output, x, absent):
         direct: Tensor = _Watch.apply(output, x, absent, pattern, shape, geometry)  # type: ignore[no-untyped-call]
         return direct
     watched: Tensor = _watch(output, x, absent, *_arguments(output, x, pattern, shape, geometry))

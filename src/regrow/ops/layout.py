@@ -6,6 +6,7 @@ weight then multiplies contiguous runs of the batch. PyTorch's element-wise oper
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -29,17 +30,19 @@ def empty_batch_last(like: Tensor, *shape: int) -> Tensor:
 
 def allocate_batch_last(*shape: int) -> Tensor:
     """Return an uninitialised batch-last float32 tensor on the CPU; large ones from memory that is used again."""
-    count = prod(shape)
-    if count < _POOLED_FLOATS:
-        return torch.empty((*shape[1:], shape[0])).movedim(-1, 0)
-    floats: Tensor = kernels().allocate(count)
+    # Never a view of a tensor in memory's order: autograd adds to gradients in place, and lets users write to outputs,
+    # only where there is none.
+    strides = _strides(shape)
+    if prod(shape) < _POOLED_FLOATS:
+        return torch.empty_strided(shape, strides)
+    floats: Tensor = kernels().allocate(shape, strides)
     if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
         floats.fill_(torch.nan)
-    return floats.view(*shape[1:], shape[0]).movedim(-1, 0)
+    return floats
 
 
-def no_view(x: Tensor) -> Tensor:
-    """Return a tensor over the same memory that autograd takes for no view: what follows may change it in place."""
+def without_view(x: Tensor) -> Tensor:
+    """Return a tensor of the same memory, shape and strides that PyTorch takes for no view, without a gradient."""
     return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
 
@@ -96,6 +99,15 @@ def to_channels_last(x: Tensor) -> Tensor:
         rows=channels, columns=count, count=plane, threads=torch.get_num_threads(),
     )  # fmt: skip
     return copy
+
+
+def _strides(shape: Sequence[int]) -> list[int]:
+    """Return the strides of a batch-last tensor."""
+    strides, step = [1], shape[0]
+    for size in reversed(shape[1:]):
+        strides.insert(1, step)
+        step *= size
+    return strides
 
 
 @torch.library.custom_op("regrow::to_batch_last", mutates_args=(), device_types=("cpu", "cuda"))

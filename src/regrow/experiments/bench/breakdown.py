@@ -14,7 +14,7 @@ KINDS: dict[str, str] = {
     "normalisation": r"norm",
     "pooling": r"pool",
     "convolution and linear": r"conv|addmm|::mm$|linear|matmul|^mm|addmv|::bmm|_gradient_at|regrow::",
-    "activation": r"relu|threshold|sigmoid|tanh|gelu|silu",
+    "activation": r"dropout|relu|threshold|sigmoid|tanh|gelu|silu",
 }
 """A pattern for the names of each kind's operations, forward and backward; the first that fits counts."""
 

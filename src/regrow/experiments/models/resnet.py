@@ -38,7 +38,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block to `x`."""
         residual = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        out: Tensor = self.relu2(residual + self.downsample(x))
+        residual += self.downsample(x)
+        out: Tensor = self.relu2(residual)
         return out
 
 
@@ -82,7 +83,8 @@ class Bottleneck(nn.Module):
         """Apply the block to `x`."""
         active = self.relu1(self.bn1(self.conv1(x)))
         residual = self.bn3(self.conv3(self.relu2(self.bn2(self.conv2(active)))))
-        out: Tensor = self.relu3(residual + self.downsample(x))
+        residual += self.downsample(x)
+        out: Tensor = self.relu3(residual)
         return out
 
 

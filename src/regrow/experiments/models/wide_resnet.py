@@ -37,7 +37,8 @@ class WideBlock(nn.Module):
         active = self.relu1(self.bn1(x))
         residual: Tensor = self.conv2(self.dropout(self.relu2(self.bn2(self.conv1(active)))))
         # Where the shape changes, the shortcut starts behind the first norm and ReLU.
-        return residual + (x if self.shortcut is None else self.shortcut(active))
+        residual += x if self.shortcut is None else self.shortcut(active)
+        return residual
 
 
 def wide_resnet(

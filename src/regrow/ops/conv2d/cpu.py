@@ -7,6 +7,7 @@ from math import prod
 from torch import Tensor
 
 from regrow.ops.conv2d import eager, operators, run
+from regrow.ops.eager import serves
 from regrow.pattern import Blocks, Geometry, Pattern
 
 # Planes up to here are linear layers to the kernels: on 2 x 2 positions under 3 x 3 taps, 16 of 36 products count.
@@ -16,7 +17,7 @@ _FEW_SAMPLES = 16
 
 def conv2d_cpu(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
     """Convolve float32 tensors on the CPU; arguments as for `regrow.ops.sparse_conv2d`."""
-    if eager.serves(x, values, bias):
+    if serves(x, values, bias):
         if _spreads(x, pattern, geometry):
             spread = pattern.spread(geometry, (x.shape[2], x.shape[3]))
             positions = prod(spread.output_plane)

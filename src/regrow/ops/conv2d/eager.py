@@ -1,8 +1,4 @@
-"""Convolution with a sparse weight outside of the compiler: the same as the operators, with less on the way.
-
-An operator of `torch.library` with its lists of index tensors costs several times what this does for each call, which
-shows on small layers.
-"""
+"""Convolution with a sparse weight outside of the compiler: the same as the operators, with less on the way."""
 
 from __future__ import annotations
 
@@ -12,19 +8,9 @@ import torch
 from torch import Tensor
 
 from regrow.ops.conv2d import run
-from regrow.ops.layout import no_view, to_batch_last
+from regrow.ops.layout import to_batch_last, without_view
 from regrow.ops.refuse import without_derivative
 from regrow.pattern import Geometry, Pattern, SpreadPattern
-
-
-def serves(*tensors: Tensor | None) -> bool:
-    """Return whether nothing traces, transforms or stands in for these tensors."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and all(tensor is None or type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
-    )
 
 
 def convolve(
@@ -54,7 +40,7 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(plane if wants_values else None, values)
         if wants_x:
             pattern.transposed_blocks(geometry)
-        return no_view(output if x.dim() == 4 else output.flatten(1))
+        return output if x.dim() == 4 else without_view(output.flatten(1))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from regrow.ops.conv2d import eager, operators
+from regrow.ops.eager import serves
 from regrow.pattern import Geometry, Pattern
 
 
 def linear_cpu(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
     """Multiply float32 tensors on the CPU; arguments as for `regrow.ops.sparse_linear`."""
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    if eager.serves(x, values, bias):
+    if serves(x, values, bias):
         output = eager.convolve(rows, values, bias, pattern, Geometry())
     else:
         # Squeezed, not indexed: the gradient of indexing fills a tensor of zeros.

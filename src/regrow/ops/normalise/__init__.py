@@ -1,12 +1,17 @@
-"""Batch normalisation, the sum with a residual and ReLU as one operation."""
+"""Batch normalisation, the sum with a residual, ReLU and dropout as one operation."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from regrow.ops.dropout import check_share, dropout
+from regrow.ops.dropout import serves as dropout_serves
+from regrow.ops.eager import serves
 from regrow.ops.native import kernels_serve
-from regrow.ops.normalise.operators import normalise_cpu
+from regrow.ops.normalise import eager, operators
 from regrow.ops.normalise.reference import normalise_reference
+from regrow.ops.normalise.run import Running, Settings
 
 
 def normalise(
@@ -19,8 +24,11 @@ def normalise(
     residual: Tensor | None = None,
     epsilon: float = 1e-5,
     relu: bool = False,
+    dropped: float = 0.0,
+    seed: int = 0,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise every channel, scale and shift it, add a residual, apply ReLU.
+    """Normalise every channel, scale and shift it, add a residual, apply ReLU, drop elements.
 
     Kernels serve float32 on the CPU; their result has the batch innermost in memory (see `regrow.ops.layout`), and
     inputs of another layout are copied. For anything else PyTorch's own operations are called.
@@ -34,13 +42,16 @@ def normalise(
         residual: added before ReLU, shape as `x`.
         epsilon: added to the variance.
         relu: whether negative results become zero.
+        dropped: the share of dropout at the end, as for `regrow.ops.dropout`.
+        seed: which elements that drops.
+        running: statistics to move, in place, towards those of this batch; not where the mean is given.
 
     Returns:
         The output, shape as `x`, and the mean and the biased variance that were used, without gradient.
 
     Raises:
-        ValueError: if shapes do not fit, only one of mean and variance is given, or one number a channel is all there
-            is to take them from.
+        ValueError: if shapes do not fit, only one of mean and variance is given, one number a channel is all there is
+            to take them from, running statistics are given beside them, or the share lies outside.
 
     Example:
         >>> import torch
@@ -49,9 +60,29 @@ def normalise(
         (tensor([0., 1.]), tensor([2.]))
     """
     _check(x, weight, bias, mean, variance, residual)
-    if kernels_serve(x, weight, bias, mean, variance, residual) and x.numel():
-        return normalise_cpu(x, weight, bias, mean, variance, residual, epsilon, relu)
-    return normalise_reference(x, weight, bias, mean, variance, residual, epsilon, relu)
+    _check_running(x, mean, running)
+    check_share(dropped)
+    tensors = (x, weight, bias, mean, variance, residual)
+    if not (kernels_serve(*tensors) and x.numel()):
+        normalised = normalise_reference(x, weight, bias, mean, variance, residual, epsilon, relu)
+    elif serves(*tensors) and (not dropped or dropout_serves(x)) and (running is None or running.served):
+        settings = Settings(epsilon, relu, dropped, seed)
+        return eager.normalise(x, weight, bias, mean, variance, residual, settings, running)
+    else:
+        normalised = operators.normalise(x, weight, bias, mean, variance, residual, epsilon, relu)
+    output, mean, variance = normalised
+    if running is not None:
+        _follow(running, mean, variance, x.numel() // x.shape[1])
+    return dropout(output, dropped, seed), mean, variance
+
+
+@torch.no_grad()
+def _follow(running: Running, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Move running statistics towards those of a batch with `count` numbers a channel."""
+    running.batches.add_(1)
+    share: float = running.momentum if running.momentum is not None else 1.0 / float(running.batches)
+    running.mean.mul_(1 - share).add_(mean, alpha=share)
+    running.variance.mul_(1 - share).add_(variance, alpha=share * count / (count - 1))
 
 
 def _check(x: Tensor, *others: Tensor | None) -> None:
@@ -70,4 +101,13 @@ def _check(x: Tensor, *others: Tensor | None) -> None:
         raise ValueError(f"more than 1 value a channel is needed for its statistics, got input {tuple(x.shape)}")
 
 
-__all__ = ["normalise"]
+def _check_running(x: Tensor, mean: Tensor | None, running: Running | None) -> None:
+    if running is None:
+        return
+    if mean is not None:
+        raise ValueError("running statistics follow the batch's own: give no mean and variance beside them")
+    if any(statistic.shape != x.shape[1:2] for statistic in running[:2]) or running.batches.dim():
+        raise ValueError(f"running statistics of {x.shape[1]} channels want as many numbers each, and one for batches")
+
+
+__all__ = ["Running", "normalise"]

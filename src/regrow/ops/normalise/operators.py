@@ -1,4 +1,4 @@
-"""The fused normalisation by the compiled kernels, as operators that PyTorch knows. No gradients of gradients."""
+"""The fused normalisation as operators that PyTorch's compiler and exporter know. No gradients of gradients."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow.ops.layout import allocate_batch_last, batch_last, empty_batch_last
-from regrow.ops.native import kernels
+from regrow.ops.layout import batch_last, empty_batch_last
+from regrow.ops.normalise import run
 from regrow.ops.refuse import refuse_double_backward
 
 
-def normalise_cpu(
+def normalise(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -22,7 +22,7 @@ def normalise_cpu(
     epsilon: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise float32 tensors on the CPU; arguments as for `regrow.ops.normalise`."""
+    """Normalise by operators; arguments as for `regrow.ops.normalise`."""
     residual = None if residual is None else batch_last(residual)
     output: tuple[Tensor, Tensor, Tensor] = _normalise(
         batch_last(x), weight, bias, mean, variance, residual, epsilon, relu
@@ -41,24 +41,7 @@ def _normalise(
     epsilon: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    training = mean is None or variance is None
-    x = batch_last(x)
-    weight, bias = _contiguous(weight), _contiguous(bias)
-    residual = None if residual is None else batch_last(residual)
-    mean, variance = (_copy(x, statistic) for statistic in (mean, variance))
-    output = allocate_batch_last(*x.shape)
-    kernels().normalise(
-        shape=_shape(x, epsilon, relu, training),
-        weight=_address(weight),
-        bias=_address(bias),
-        mean=mean.data_ptr(),
-        variance=variance.data_ptr(),
-        input=x.data_ptr(),
-        residual=_address(residual),
-        output=output.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
-    return output, mean, variance
+    return run.normalise(x, weight, bias, mean, variance, residual, run.Settings(epsilon, relu))
 
 
 @torch.library.custom_op("regrow::normalise_gradient", mutates_args=(), device_types="cpu")
@@ -76,30 +59,9 @@ def _normalise_gradient(
     wanted: list[bool],
 ) -> list[Tensor]:
     """Return the gradients that are wanted, in this order: of input, residual, weight, bias."""
-    output_gradient, x = batch_last(output_gradient), batch_last(x)
-    output = None if output is None else batch_last(output)
-    weight, bias = _contiguous(weight), _contiguous(bias)
-    gradients = [
-        (allocate_batch_last(*x.shape) if each < 2 else mean.new_empty(mean.shape)) if wants else None
-        for each, wants in enumerate(wanted)
-    ]
-    of_input, of_residual, of_weight, of_bias = map(_address, gradients)
-    kernels().normalise_gradient(
-        shape=_shape(x, epsilon, relu, training),
-        weight=_address(weight),
-        bias=_address(bias),
-        mean=mean.data_ptr(),
-        variance=variance.data_ptr(),
-        output_gradient=output_gradient.data_ptr(),
-        input=x.data_ptr(),
-        output=_address(output),
-        input_gradient=of_input,
-        residual_gradient=of_residual,
-        weight_gradient=of_weight,
-        bias_gradient=of_bias,
-        threads=torch.get_num_threads(),
-    )
-    return [gradient for gradient in gradients if gradient is not None]
+    settings = run.Settings(epsilon, relu)
+    made = run.gradients(output_gradient, x, output, weight, bias, mean, variance, settings, training, wanted)
+    return [gradient for gradient in made if gradient is not None]
 
 
 @_normalise.register_fake
@@ -169,23 +131,3 @@ def _backward(ctx: Any, output_gradient: Tensor | None, *_: object) -> tuple[Ten
 
 _normalise.register_autograd(_backward, setup_context=_setup_context)
 _normalise_gradient.register_autograd(refuse_double_backward)
-
-
-def _shape(x: Tensor, epsilon: float, relu: bool, training: bool) -> Any:
-    channels = x.shape[1]
-    return kernels().Normalisation(
-        channels=channels, length=x.numel() // channels, epsilon=epsilon, relu=relu, training=training
-    )
-
-
-def _copy(x: Tensor, statistic: Tensor | None) -> Tensor:
-    """Return a new tensor of one number a channel, which a kernel may write."""
-    return x.new_empty(x.shape[1]) if statistic is None else statistic.clone(memory_format=torch.contiguous_format)
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from regrow.ops.eager import serves
 from regrow.ops.native import kernels_serve
-from regrow.ops.pool.operators import MOST_TAPS, Window, max_pool2d_cpu, mean_pool2d_cpu
+from regrow.ops.pool import eager, operators
 from regrow.ops.pool.reference import max_pool2d_reference, mean_pool2d_reference
+from regrow.ops.pool.run import MOST_TAPS, Window
 
 
 def max_pool2d(
@@ -37,7 +39,7 @@ def max_pool2d(
     window = Window(kernel, stride, padding)
     _check(x, window)
     if kernels_serve(x) and x.numel() and kernel[0] * kernel[1] <= MOST_TAPS:
-        return max_pool2d_cpu(x, window)
+        return eager.max_pool2d(x, window) if serves(x) else operators.max_pool2d(x, window)
     return max_pool2d_reference(x, window)
 
 
@@ -68,7 +70,7 @@ def mean_pool2d(
     if divisor is not None and divisor < 1:
         raise ValueError(f"the divisor must be at least 1, not {divisor}")
     if kernels_serve(x) and x.numel():
-        return mean_pool2d_cpu(x, window, divisor)
+        return (eager.mean_pool2d if serves(x) else operators.mean_pool2d)(x, window, divisor or 0)
     return mean_pool2d_reference(x, window, divisor)
 
 

@@ -1,106 +1,55 @@
-"""Pooling by the compiled kernels, as operators that PyTorch knows. No gradients of gradients."""
+"""Pooling as operators that PyTorch's compiler and exporter know. No gradients of gradients."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from regrow.ops.layout import allocate_batch_last, batch_last, empty_batch_last
-from regrow.ops.native import kernels
+from regrow.ops.layout import batch_last, empty_batch_last
+from regrow.ops.pool import run
+from regrow.ops.pool.run import Window
 from regrow.ops.refuse import refuse_double_backward
 
-# Which tap of a window was largest is kept in a byte.
-MOST_TAPS = 256
 
-
-class Window(NamedTuple):
-    """The windows of a plane: kernel, stride and padding, each (height, width)."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-
-def max_pool2d_cpu(x: Tensor, window: Window) -> Tensor:
-    """Pool a float32 tensor on the CPU; arguments as for `regrow.ops.pool.max_pool2d`."""
+def max_pool2d(x: Tensor, window: Window) -> Tensor:
+    """Pool by operators; arguments as for `regrow.ops.max_pool2d`."""
     wants_gradient = torch.is_grad_enabled() and x.requires_grad
     output: tuple[Tensor, Tensor] = _max_pool2d(batch_last(x), _flat(window), wants_gradient)
     return output[0]
 
 
-def mean_pool2d_cpu(x: Tensor, window: Window, divisor: int | None) -> Tensor:
-    """Pool a float32 tensor on the CPU; arguments as for `regrow.ops.pool.mean_pool2d`."""
-    output: Tensor = _mean_pool2d(batch_last(x), _flat(window), divisor or 0)
+def mean_pool2d(x: Tensor, window: Window, divisor: int) -> Tensor:
+    """Pool by operators; a divisor of 0 stands for the positions of the window that are no padding."""
+    output: Tensor = _mean_pool2d(batch_last(x), _flat(window), divisor)
     return output
 
 
 @torch.library.custom_op("regrow::max_pool2d", mutates_args=(), device_types="cpu")
 def _max_pool2d(x: Tensor, window: list[int], wants_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Return the maxima and, batch innermost, which tap of its window each of them was."""
-    x = batch_last(x)
-    output = allocate_batch_last(*_output_shape(x, window))
-    winner = _empty_winner(x, window, wants_gradient)
-    kernels().max_pool(
-        geometry=_geometry(list(x.shape), window),
-        channels=x.shape[1],
-        input=x.data_ptr(),
-        output=output.data_ptr(),
-        winner=winner.data_ptr() if wants_gradient else 0,
-        threads=torch.get_num_threads(),
-    )
-    return output, winner
+    return run.max_pool2d(x, _unflat(window), wants_gradient)
 
 
 @torch.library.custom_op("regrow::max_pool2d_gradient", mutates_args=(), device_types="cpu")
 def _max_pool2d_gradient(output_gradient: Tensor, winner: Tensor, input_shape: list[int], window: list[int]) -> Tensor:
-    output_gradient = batch_last(output_gradient)
-    gradient = allocate_batch_last(*input_shape)
-    kernels().max_pool_gradient(
-        geometry=_geometry(input_shape, window),
-        channels=input_shape[1],
-        output_gradient=output_gradient.data_ptr(),
-        winner=winner.contiguous().data_ptr(),
-        input_gradient=gradient.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
-    return gradient
+    return run.max_pool2d_gradient(output_gradient, winner, input_shape, _unflat(window))
 
 
 @torch.library.custom_op("regrow::mean_pool2d", mutates_args=(), device_types="cpu")
 def _mean_pool2d(x: Tensor, window: list[int], divisor: int) -> Tensor:
-    x = batch_last(x)
-    output = allocate_batch_last(*_output_shape(x, window))
-    kernels().mean_pool(
-        geometry=_geometry(list(x.shape), window),
-        channels=x.shape[1],
-        divisor=divisor,
-        input=x.data_ptr(),
-        output=output.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
-    return output
+    return run.mean_pool2d(x, _unflat(window), divisor)
 
 
 @torch.library.custom_op("regrow::mean_pool2d_gradient", mutates_args=(), device_types="cpu")
 def _mean_pool2d_gradient(output_gradient: Tensor, input_shape: list[int], window: list[int], divisor: int) -> Tensor:
-    output_gradient = batch_last(output_gradient)
-    gradient = allocate_batch_last(*input_shape)
-    kernels().mean_pool_gradient(
-        geometry=_geometry(input_shape, window),
-        channels=input_shape[1],
-        divisor=divisor,
-        output_gradient=output_gradient.data_ptr(),
-        input_gradient=gradient.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
-    return gradient
+    return run.mean_pool2d_gradient(output_gradient, input_shape, _unflat(window), divisor)
 
 
 @_max_pool2d.register_fake
 def _(x: Tensor, window: list[int], wants_gradient: bool) -> tuple[Tensor, Tensor]:
-    return empty_batch_last(x, *_output_shape(x, window)), _empty_winner(x, window, wants_gradient)
+    shape = run.output_shape(x.shape, _unflat(window))
+    return empty_batch_last(x, *shape), run.empty_winner(x, _unflat(window), wants_gradient)
 
 
 @_max_pool2d_gradient.register_fake
@@ -110,7 +59,7 @@ def _(output_gradient: Tensor, winner: Tensor, input_shape: list[int], window: l
 
 @_mean_pool2d.register_fake
 def _(x: Tensor, window: list[int], divisor: int) -> Tensor:
-    return empty_batch_last(x, *_output_shape(x, window))
+    return empty_batch_last(x, *run.output_shape(x.shape, _unflat(window)))
 
 
 @_mean_pool2d_gradient.register_fake
@@ -131,7 +80,7 @@ def _max_backward(ctx: Any, output_gradient: Tensor | None, _: object) -> tuple[
     if output_gradient is None:
         return None, None, None
     (winner,) = ctx.saved_tensors
-    return _max_pool2d_gradient(output_gradient, winner, list(ctx.input_shape), ctx.window), None, None
+    return _max_pool2d_gradient(batch_last(output_gradient), winner, list(ctx.input_shape), ctx.window), None, None
 
 
 def _setup_mean(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -140,7 +89,8 @@ def _setup_mean(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _mean_backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, None]:
-    return _mean_pool2d_gradient(output_gradient, list(ctx.input_shape), ctx.window, ctx.divisor), None, None
+    gradient = batch_last(output_gradient)
+    return _mean_pool2d_gradient(gradient, list(ctx.input_shape), ctx.window, ctx.divisor), None, None
 
 
 _max_pool2d.register_autograd(_max_backward, setup_context=_setup_max)
@@ -154,29 +104,6 @@ def _flat(window: Window) -> list[int]:
     return [*window.kernel, *window.stride, *window.padding]
 
 
-def _output_size(size: int, window: list[int], axis: int) -> int:
-    return (size + 2 * window[4 + axis] - window[axis]) // window[2 + axis] + 1
-
-
-def _output_shape(x: Tensor, window: list[int]) -> tuple[int, ...]:
-    return (*x.shape[:2], *(_output_size(x.shape[2 + axis], window, axis) for axis in (0, 1)))
-
-
-def _empty_winner(x: Tensor, window: list[int], wants_gradient: bool) -> Tensor:
-    count, *others = _output_shape(x, window)
-    return x.new_empty((*others, count) if wants_gradient else (0,), dtype=torch.uint8)
-
-
-def _geometry(input_shape: list[int], window: list[int]) -> Any:
-    height, width = (
-        kernels().Axis(
-            input=input_shape[2 + axis],
-            output=_output_size(input_shape[2 + axis], window, axis),
-            kernel=window[axis],
-            stride=window[2 + axis],
-            padding=window[4 + axis],
-            dilation=1,
-        )
-        for axis in (0, 1)
-    )
-    return kernels().Geometry(batch=input_shape[0], height=height, width=width, transposed=False)
+def _unflat(flat: list[int]) -> Window:
+    """Return the window that `_flat` made numbers of."""
+    return Window(*((flat[at], flat[at + 1]) for at in (0, 2, 4)))

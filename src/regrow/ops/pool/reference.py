@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from regrow.ops.pool.operators import Window
+from regrow.ops.pool.run import Window
 
 
 def max_pool2d_reference(x: Tensor, window: Window) -> Tensor:
