@@ -70,3 +70,9 @@ def test_ratios_are_to_dense():
 
 def test_a_kind_that_does_not_exist_is_refused():
     refused(command("bench", "memory", "--kinds", "sparse"), "there is no growth 'sparse'", "masked")
+
+
+def test_a_layer_that_fits_in_what_was_held_has_no_share():
+    dense = Memory("dense", 4, 0, 4, 4, 0, peak=0, largest=4)
+    (cells,) = table(Problem(1, 0.5, 1), [dense]).rows
+    assert cells[-2] == "-"

@@ -26,7 +26,18 @@ def headline(rows: Iterable[Row]) -> Table:
     rows = list(rows)
     others = list(dict.fromkeys(name for row in rows for name in row.ratio if name not in (DENSE, BFLOAT16)))
     columns = (
-        *("preset", "density", "batch", "growth", "dense ms", "form", "bfloat16 ms", "form", "sparse ms"),
+        *(
+            "preset",
+            "density",
+            "batch",
+            "growth",
+            "stored sparsely",
+            "dense ms",
+            "form",
+            "bfloat16 ms",
+            "form",
+            "sparse ms",
+        ),
         *("dense / sparse", "bfloat16 / sparse", *(f"{name} / sparse" for name in others)),
         *("share of updates", "model state of dense"),
     )
@@ -34,6 +45,7 @@ def headline(rows: Iterable[Row]) -> Table:
     def cells(row: Row) -> tuple[str, ...]:
         return (
             *(row.preset, f"{row.density:.3g}", str(row.batch), row.growth),
+            f"{sum(layer.storage == SPARSE for layer in row.layers)} of {len(row.layers)}",
             *(_short(row.milliseconds[DENSE].median), row.dense_form),
             *(_short(row.milliseconds[BFLOAT16].median), row.bfloat16_form),
             _short(row.sparse_step),
@@ -174,7 +186,8 @@ def _state(rows: Iterable[Row]) -> Table:
 def _peaks(rows: Iterable[Row]) -> Table:
     def cells(row: Row) -> Iterable[tuple[str, ...]]:
         for name, peak in row.peak.items():
-            share = f"{peak / row.peak[DENSE]:.1%}" if DENSE in row.peak else "-"
+            dense = row.peak.get(DENSE)  # none if it failed, 0 if it fits in what the process held already
+            share = f"{peak / dense:.1%}" if dense else "-"
             yield (f"{row.preset} {row.density:.3g} {name}", f"{peak / _MIB:.0f}", share)
 
     columns = ("network", "peak", "of dense")
