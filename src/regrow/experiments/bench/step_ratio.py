@@ -9,6 +9,7 @@ from statistics import median
 import torch
 
 from regrow.experiments.bench.measure import Spread, spread
+from regrow.experiments.bench.step_check import check
 from regrow.experiments.bench.steps import (
     DENSE,
     SPARSE,
@@ -19,7 +20,6 @@ from regrow.experiments.bench.steps import (
     sparse_training,
     take_turns,
 )
-from regrow.experiments.bench.train import check
 from regrow.experiments.bench.update_cost import update_cost
 from regrow.experiments.config import TrainConfig
 

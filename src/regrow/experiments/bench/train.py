@@ -9,16 +9,15 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from torch import nn
-
 import regrow
 from regrow.experiments.bench.breakdown import profile
 from regrow.experiments.bench.estimate import Estimated, estimate, observe
 from regrow.experiments.bench.machine import Machine
-from regrow.experiments.bench.measure import FEWEST_ROUNDS, Spread, WrongResultError, spread
+from regrow.experiments.bench.measure import FEWEST_ROUNDS, Spread, spread
 from regrow.experiments.bench.peak import peaks
 from regrow.experiments.bench.peer_networks import PEERS
 from regrow.experiments.bench.report_file import ReportFile
+from regrow.experiments.bench.step_check import check
 from regrow.experiments.bench.steps import (
     BFLOAT16,
     DENSE,
@@ -56,7 +55,6 @@ TARGETS: Mapping[str, tuple[float, ...]] = {
 """The presets that are measured if none is named, at the densities of the paper's tables and of thin and wide nets."""
 
 EAGER, COMPILED = "eager", "torch.compile"
-LOSS_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -299,35 +297,6 @@ def measure(config: TrainConfig, settings: Settings) -> Row:
         bfloat16_forms=half.milliseconds,
         peak=peak,
     )
-
-
-def check(dense: nn.Module, sparse: nn.Module, batches: Batches, config: TrainConfig) -> None:
-    """Compare the sparse network's loss, before and after one step, with that of masked storage.
-
-    Dropout is left out: what it drops depends on the layout of the activations.
-
-    Raises:
-        WrongResultError: if they differ by more than rounding.
-    """
-    masks = regrow.masks(sparse)
-    pair = (deepcopy(sparse), regrow.sparsify(deepcopy(dense), masks=masks, backend="masked"))
-    losses: list[list[float]] = []
-    for model in pair:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout | nn.Dropout2d):
-                module.p = 0.0
-        same = Batches(batches.images[:1], batches.labels[:1])
-        training = sparse_training(config, model, same)
-        losses.append([float(training.step()) for _ in range(2)])
-    (first, second), (expected, expected_second) = losses
-    # The second loss shows the gradients; a step makes of a rounding error a larger one.
-    for name, loss, right, tolerance in (
-        ("the loss", first, expected, LOSS_TOLERANCE),
-        ("the loss after a step", second, expected_second, 100 * LOSS_TOLERANCE),
-    ):
-        if not abs(loss - right) <= tolerance * max(abs(right), 1.0):
-            found = f"{name} is {loss:.7g}, and {right:.7g} in masked storage"
-            raise WrongResultError(f"{config.preset} at {config.density:g}: {found}; not timed")
 
 
 def _ratio(times: Sequence[float], sparse: Sequence[float], factor: float) -> Spread:
