@@ -6,7 +6,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .PHONY: demo test test-slow sanitize lint format clean
 
-demo: $(VENV)/.demo ## train a dense and a sparse LeNet on Fashion-MNIST and compare them (minutes)
+demo: $(VENV)/.demo ## train a dense and a sparse LeNet on Fashion-MNIST and compare them, then time steps of a wide network (minutes)
 	$(BIN)/regrow demo
 
 test: $(VENV)/.dev lint ## style, types and every test but the slow ones

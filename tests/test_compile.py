@@ -122,10 +122,19 @@ def test_the_operators_keep_the_rules_of_torch_library(shape, x, output, geometr
     pattern = Pattern(shape, torch.randperm(numel)[: round(share * numel)].sort().values.int())
     x, output = torch.randn(x, dtype=dtype), torch.randn(output, dtype=dtype, requires_grad=True)
     absent = torch.zeros(pattern.nonzeros, dtype=dtype, requires_grad=True)
-    arguments = gradient._arguments(output, x, pattern, geometry)
-    assert bool(arguments[0]) is (share < 0.5 and dtype == torch.float32)
-    torch.library.opcheck(gradient._watch, (output, x, absent, pattern.positions, *arguments))
-    torch.library.opcheck(gradient._gradient_at, (output.detach(), x, pattern.positions, *arguments))
+    arguments = gradient._arguments(output, x, pattern, shape, geometry)
+    assert bool(arguments[1]) is (share < 0.5 and dtype == torch.float32)
+    torch.library.opcheck(gradient._watch, (output, x, absent, *arguments))
+    torch.library.opcheck(gradient._gradient_at, (output.detach(), x, *arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_so_does_the_one_for_every_position(dtype):
+    x, output = torch.randn(4, 7, dtype=dtype), torch.randn(4, 3, dtype=dtype, requires_grad=True)
+    absent = torch.zeros(21, dtype=dtype, requires_grad=True)
+    arguments = gradient._arguments(output, x, None, (3, 7), Geometry())
+    torch.library.opcheck(gradient._watch, (output, x, absent, *arguments))
+    torch.library.opcheck(gradient._gradient_at, (output.detach(), x, *arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

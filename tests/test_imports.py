@@ -17,8 +17,19 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 LIBRARY = [name for name in MODULES if not name.startswith("regrow.experiments")]
-CORE = ("entries", "positions", "growth", "score", "redistribute", "distribution", "schedule", "recipe", "methods")
-ORDER = (*CORE, "blocking", "pattern", "ops", "storage", "nn", "momentum", "absent", "shadow", "topology")
+CORE = (
+    "entries",
+    "positions",
+    "complement",
+    "growth",
+    "score",
+    "redistribute",
+    "distribution",
+    "schedule",
+    "recipe",
+    "methods",
+)
+ORDER = (*CORE, "native", "blocking", "pattern", "ops", "storage", "nn", "momentum", "absent", "shadow", "topology")
 CORE_MODULES = [name for name in LIBRARY if name != "regrow" and name.split(".")[1] in CORE]
 NOT_OF_THE_LIBRARY = ("argparse", "typer", "click", "rich", "matplotlib", "pydantic", "yaml", "sklearn", "wandb")
 

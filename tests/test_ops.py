@@ -56,6 +56,13 @@ CASES = {
     "no padding": Case(17, 8, 8, (7, 7), geometry=Geometry()),
     "padding beyond the kernel": Case(5, 2, 3, (3, 3), geometry=Geometry(padding=(4, 3))),
     "one row": Case(33, 17, 9, (1, 30), (1, 3), Geometry(padding=(0, 1))),
+    "four positions": Case(35, 17, 19, (2, 2)),
+    "one position": Case(100, 12, 8, (1, 1)),
+    "four positions in groups": Case(64, 12, 8, (2, 2), (2, 3), Geometry((2, 1), (1, 2), (1, 2), 4)),
+    "from four positions to one": Case(
+        33, 70, 40, (2, 2), geometry=Geometry(stride=(2, 2), padding=(1, 1)), density=0.1
+    ),
+    "a line of positions": Case(130, 6, 9, (1, 4), (1, 3), Geometry(padding=(0, 1))),
     "large kernel": Case(16, 3, 4, (12, 12), (11, 11), Geometry(stride=(4, 4), padding=(2, 2))),
 }
 
@@ -130,6 +137,25 @@ def test_linear_is_the_dense_one(batch: int, inputs: int, outputs: int) -> None:
         [x, values, bias],
         scale=math.sqrt(output.numel()),
     )
+
+
+@pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("batch", [16, 70, 128])
+def test_linear_with_threads_that_share_rows(threads: int, batch: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pattern = random_pattern((40, 4000), 0.01, generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for way in (pattern, random_pattern((4000, 40), 0.01, generator)):
+            x = torch.randn(batch, way.shape[1], generator=generator).requires_grad_()
+            values = torch.randn(way.nonzeros, generator=generator).requires_grad_()
+            output = sparse_linear(x, values, None, way)
+            expected = linear_reference(x.double(), values.double(), None, way)
+            compare(output, expected, [x, values], scale=math.sqrt(output.numel()))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_linear_takes_any_number_of_leading_dimensions() -> None:

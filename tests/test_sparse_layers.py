@@ -170,6 +170,16 @@ def test_dtypes_follow_and_positions_stay_whole_numbers():
     assert sparse(model("conv2d").inputs(0).bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(8, 12), (4, 8)), (nn.Conv2d(3, 4, 3), (4, 3, 8, 8))])
+def test_what_follows_may_work_in_place(layer, shape):
+    sparse = regrow.sparsify(nn.Sequential(layer), 0.3, backend="cpu")
+    x = torch.randn(shape)
+    copied, in_place = (sparse(x) for _ in range(2))
+    expected = torch.autograd.grad(copied.relu().square().sum(), list(sparse.parameters()))
+    actual = torch.autograd.grad(in_place.relu_().square().sum(), list(sparse.parameters()))
+    torch.testing.assert_close(actual, expected)
+
+
 def test_what_follows_may_work_in_place_on_a_watched_output():
     plain = nn.Sequential(nn.Linear(8, 12), nn.ReLU(inplace=True), nn.Linear(12, 5))
     sparse = regrow.sparsify(plain, 0.3, backend="cpu")
@@ -274,7 +284,7 @@ def test_what_cannot_be_stored_is_refused_with_its_name_and_the_mend(build, name
 def test_without_the_kernels_or_off_the_cpu_it_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"'0.weight': it is on meta, and the kernels compute on the CPU"):
         regrow.sparsify(nn.Sequential(nn.Linear(7, 5, device="meta")), 0.5, backend="cpu")
-    monkeypatch.setattr("regrow.ops.native._kernels", None)
+    monkeypatch.setattr("regrow.native._kernels", None)
     with pytest.raises(ValueError, match=r"'0.weight': regrow was installed without its compiled kernels; reinstall"):
         regrow.sparsify(nn.Sequential(nn.Linear(7, 5)), 0.5, backend="cpu")
 

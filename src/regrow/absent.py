@@ -1,4 +1,4 @@
-"""Some absent weights of one layer as a parameter at zero: it has the gradient that they would have."""
+"""Absent weights of one layer, all or some, as a parameter at zero: it has the gradient that they would have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.positions import compact, find, lookup
+from regrow.positions import compact, find
 from regrow.storage import Weight
 from regrow.storage.layer import SparseLayer, rebind
 
@@ -18,15 +18,23 @@ class Absent:
     Where the layer is stored densely it is read off the dense gradient. Where it is stored sparsely, it is computed
     during the backward pass from the layer's input and the gradient of its output.
 
+    Where all absent weights are looked at, the parameter has a number for every position of the dense weight: those of
+    weights that exist mean nothing, and in return no position is stored or looked up.
+
     Args:
         weight: the weight.
-        positions: flat positions of absent weights, sorted int64.
+        positions: flat positions of absent weights, sorted; None for all.
+        existing: where all are looked at, the sorted flat positions of the weights that exist; None for those that do.
     """
 
-    def __init__(self, weight: Weight, positions: Tensor) -> None:
+    def __init__(self, weight: Weight, positions: Tensor | None, existing: Tensor | None = None) -> None:
         self.weight = weight
-        self.parameter = nn.Parameter(weight.weight.new_zeros(len(positions)))
-        self._positions = compact(positions, weight.numel)
+        count = weight.numel if positions is None else len(positions)
+        self.parameter = nn.Parameter(weight.weight.new_zeros(count))
+        self._positions = None if positions is None else compact(positions, weight.numel)
+        self._existing: Tensor | None = None
+        if positions is None:
+            self._existing = compact(weight.index() if existing is None else existing, weight.numel)
         self._handles: list[Any] = []
         # The layer's own gradient after the last pass: its version, the place of its largest entry, and that entry.
         self._last: tuple[int, Tensor, Tensor] | None = None
@@ -34,9 +42,28 @@ class Absent:
         self._ahead = False
 
     @property
-    def positions(self) -> Tensor:
-        """Flat positions of the absent weights, sorted int64."""
-        return self._positions.long()
+    def positions(self) -> Tensor | None:
+        """Flat positions of the absent weights, sorted int64; None for all."""
+        return None if self._positions is None else self._positions.long()
+
+    @property
+    def existing(self) -> Tensor | None:
+        """Flat positions of the weights that exist, sorted int32 or int64; None where some positions are looked at."""
+        return self._existing
+
+    def fits(self, index: Tensor) -> bool:
+        """Return whether what is looked at is absent if the weights at `index`, sorted int64, exist."""
+        if self._existing is not None:
+            return torch.equal(self._existing.long(), index)
+        assert self._positions is not None
+        return not find(index, self._positions.long())[1].any()
+
+    def find(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the place of flat positions in the parameter, and whether each is looked at at all."""
+        if self._existing is not None:
+            return positions, ~find(positions, self._existing.long())[1]
+        assert self._positions is not None
+        return find(positions, self._positions.long())
 
     def open(self) -> None:
         """Begin to gather."""
@@ -64,7 +91,7 @@ class Absent:
         """
         own = self.weight.weight.grad
         if self.weight.holds_absent:
-            self.parameter.grad = None if own is None else self.weight.at(own, self.positions)
+            self.parameter.grad = None if own is None else self._of_dense(own)
         else:
             self._forget_what_was_cleared()
             if self.parameter.grad is not None and own is not None:
@@ -72,20 +99,22 @@ class Absent:
         if scale is not None and self.parameter.grad is not None:
             self.parameter.grad.div_(scale.to(self.parameter.device))
 
-    def follow(self, positions: Tensor) -> None:
-        """Look at other positions from now on."""
-        self._positions = compact(positions, self.weight.numel)
-        rebind(self.parameter, self.parameter.new_zeros(len(positions)))
-        if isinstance(self.weight.module, SparseLayer):
-            self._watch(self.weight.module)
+    def follow(self) -> None:
+        """Look at what is absent now; call it when the weight has changed, where all absent weights are looked at."""
+        self.parameter.grad = None
+        self._existing = compact(self.weight.index(), self.weight.numel)
 
     def empty(self) -> None:
         """Let go of all positions; call it when nothing is gathered any more."""
-        self._positions = self._positions.new_empty(0)
+        self._positions, self._existing = self.parameter.new_empty(0, dtype=torch.int32), None
         rebind(self.parameter, self.parameter.new_zeros(0))
 
+    def _of_dense(self, own: Tensor) -> Tensor:
+        positions = self.positions
+        # The optimizer may change its gradients when it steps.
+        return own.reshape(-1).clone() if positions is None else self.weight.at(own, positions)
+
     def _watch(self, layer: SparseLayer) -> None:
-        layer.watched = None
         layer.watched = layer.watching(self.parameter, self._positions)
 
     # Within a pass either gradient may come first; what was cleared is let go of before either is added.
@@ -125,24 +154,3 @@ class Absent:
         if self._last is not None:
             _, place, before = self._last
             self.parameter.grad.mul_(torch.where(before == 0, 1, own[place] / before))
-
-
-def moved(numbers: Tensor, before: Tensor, after: Tensor, joining: Tensor, leaving: Tensor) -> Tensor:
-    """Return numbers of absent weights after a change, shape (after,).
-
-    Args:
-        numbers: one number for each position in `before`.
-        before: positions of the absent weights before, sorted.
-        after: positions of the absent weights after, sorted.
-        joining: positions of weights that were dropped, some of which may have come back.
-        leaving: the number that each of those had.
-
-    Example:
-        >>> before, after = torch.tensor([0, 2]), torch.tensor([1, 2])
-        >>> moved(torch.tensor([5.0, 6.0]), before, after, joining=torch.tensor([1]), leaving=torch.tensor([7.0]))
-        tensor([7., 6.])
-    """
-    result = lookup(after, before, numbers)
-    place, found = find(joining, after)
-    result[place[found]] = leaving[found]
-    return result

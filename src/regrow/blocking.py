@@ -21,6 +21,7 @@ _PLACES = 1 << 15
 _LINE_BYTES = 64
 _SWEEP_VECTORS = 8
 _TILE_VECTORS = 16
+_LINEAR_VECTORS = 4
 # Nanoseconds on one core (AMD Zen 5): for a nonzero of a tile (and in a block of twice the size), for a segment (with
 # sums that fit the second-level cache, and with more), for a packed line that no earlier tile read, for one that some
 # did, for a line of outputs, and for a line of sums that is read and written once more.
@@ -40,7 +41,7 @@ class Blocking(NamedTuple):
 
 def choose_blocking(
     rows: int, channels: int, nonzeros: float, kernel: Sequence[int], dilation: Sequence[int], stride: Sequence[int],
-    transposed: bool = False,
+    transposed: bool = False, linear: bool = False,
 ) -> Blocking:  # fmt: skip
     """Return the grouping that should be fastest, by a model of the time for one tile of outputs.
 
@@ -52,6 +53,7 @@ def choose_blocking(
         dilation: distance between taps, height and width.
         stride: of the convolution, height and width.
         transposed: whether this is the direction of the input's gradient.
+        linear: whether the plane has one position.
 
     Example:
         >>> choose_blocking(512, 512, 0.05 * 512 * 512 * 9, (3, 3), (1, 1), (1, 1))
@@ -60,6 +62,10 @@ def choose_blocking(
         Blocking(channels_per_block=64, sweep=True)
     """
     places = _PLACES // prod(kernel)
+    if linear:
+        # Lines of a few lanes: as many blocks as the second-level cache makes needed, of one size.
+        blocks = ceil(channels / min(_SECOND_LEVEL_BYTES // (_LINEAR_VECTORS * _LINE_BYTES), places))
+        return Blocking(max(1, ceil(channels / max(1, blocks))), True)
     reach = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilation, strict=True)]
     if transposed:
         # Each output belongs to one phase, and has that phase's share of the nonzeros.

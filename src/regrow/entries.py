@@ -31,7 +31,7 @@ class Entries:
         ValueError: these entries hold no momentum: name "momentum" in the recipe's `needs`
     """
 
-    __slots__ = ("_generator", "_grad", "_momentum", "index", "weight")
+    __slots__ = ("_generator", "_grad", "_index", "_momentum", "_weight")
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class Entries:
                     f"{name} has shape {tuple(field.shape)}, but index has {tuple(index.shape)}: "
                     "entries are 1-D tensors of equal length"
                 )
-        self.index = index
-        self.weight = weight
+        self._index: Tensor | None = index
+        self._weight: Tensor | None = weight
         self._grad = grad
         self._momentum = momentum
         self._generator = generator
@@ -57,7 +57,24 @@ class Entries:
         return self.index.numel()
 
     def __repr__(self) -> str:
-        return f"Entries({len(self)} of dtype {self.weight.dtype} on {self.weight.device})"
+        return f"Entries({len(self)} of dtype {self.weight.dtype} on {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.index.device
+
+    @property
+    def index(self) -> Tensor:
+        """Flat positions, int64, shape (entries,)."""
+        assert self._index is not None
+        return self._index
+
+    @property
+    def weight(self) -> Tensor:
+        """Values of the weights, shape (entries,)."""
+        assert self._weight is not None
+        return self._weight
 
     @property
     def grad(self) -> Tensor:
@@ -73,13 +90,27 @@ class Entries:
             raise ValueError('these entries hold no momentum: name "momentum" in the recipe\'s `needs`')
         return self._momentum
 
+    @property
+    def holds_grad(self) -> bool:
+        """Whether there is a gradient."""
+        return self._grad is not None
+
+    @property
+    def holds_momentum(self) -> bool:
+        """Whether there is momentum."""
+        return self._momentum is not None
+
+    def index_at(self, places: Tensor) -> Tensor:
+        """Return the flat positions at ascending places, int64."""
+        return self.index[places]
+
     def noise(self) -> Tensor:
         """Draw a fresh uniform number in [0, 1) for every entry, float64, shape (entries,)."""
         if self._generator is None:
             raise ValueError("these entries hold no generator, so they cannot be scored at random")
         device = self._generator.device
         drawn = torch.rand(len(self), generator=self._generator, dtype=torch.float64, device=device)
-        return drawn.to(self.weight.device)
+        return drawn.to(self.device)
 
     def with_generator(self, generator: torch.Generator) -> Entries:
         """Return the same entries with `generator` as the source of `noise`."""

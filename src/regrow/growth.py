@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regrow.positions import absent, draw_absent
+from regrow.positions import draw_absent
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def candidates(steps: int, per_nonzero: float) -> Growth:
     return Growth(steps=steps, per_nonzero=per_nonzero)
 
 
-def wanted(growth: Growth, index: Tensor, numel: int, generator: torch.Generator) -> Tensor:
-    """Return the absent positions to look at in one layer, sorted.
+def wanted(growth: Growth, index: Tensor, numel: int, generator: torch.Generator) -> Tensor | None:
+    """Return the absent positions to look at in one layer, sorted; None for all of them.
 
     Args:
         growth: the source.
@@ -95,9 +95,9 @@ def wanted(growth: Growth, index: Tensor, numel: int, generator: torch.Generator
         generator: source of the draw, where there is one.
 
     Example:
-        >>> wanted(exact(), torch.tensor([1, 3]), numel=5, generator=torch.Generator())
+        >>> wanted(candidates(1, per_nonzero=9), torch.tensor([1, 3]), numel=5, generator=torch.Generator())
         tensor([0, 2, 4])
     """
     if growth.per_nonzero is None:
-        return absent(index, numel)
+        return None
     return draw_absent(index, numel, max(1, round(growth.per_nonzero * len(index))), generator)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regrow.blocking import Blocking, choose_blocking
+from regrow.blocking import choose_blocking
+from regrow.native import kernels
 
 # A place within a block is stored in 16 bits.
 _PLACES = 1 << 15
@@ -70,6 +71,7 @@ class Pattern:
     shape: tuple[int, ...]
     positions: Tensor
     _cache: dict[object, Blocks] = field(default_factory=dict, init=False, repr=False)
+    _spread: dict[object, SpreadPattern] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         positions = self.positions
@@ -104,7 +106,8 @@ class Pattern:
     @property
     def nbytes(self) -> int:
         """Bytes of the positions and of the groupings made so far."""
-        return self.positions.nbytes + sum(tensor.nbytes for blocks in self._cache.values() for tensor in blocks)
+        blocks = [*self._cache.values(), *(blocks for spread in self._spread.values() for blocks in spread.made())]
+        return self.positions.nbytes + sum(tensor.nbytes for each in blocks for tensor in each)
 
     @property
     def density(self) -> float:
@@ -131,107 +134,140 @@ class Pattern:
         """Return the grouping by output row, which the forward pass and the values' gradient use."""
         key = ("forward", geometry.dilation, geometry.stride, geometry.groups)
         if key not in self._cache:
-            row, channel, tap = self._coordinates(geometry.groups)
-            channels = self.shape[1] * geometry.groups
-            self._cache[key] = self._group(row, channel, tap, None, self.shape[0], channels, geometry, transposed=False)
+            self._cache[key] = self._group(geometry, transposed=False)
         return self._cache[key]
 
     def transposed_blocks(self, geometry: Geometry) -> Blocks:
         """Return the grouping by input channel, which the input's gradient uses."""
         key = ("transposed", geometry)
         if key not in self._cache:
-            row, channel, tap = self._coordinates(geometry.groups)
-            phase = self._phase(tap, geometry) if geometry.stride != (1, 1) else None
-            channels = self.shape[1] * geometry.groups
-            self._cache[key] = self._group(channel, row, tap, phase, channels, self.shape[0], geometry, transposed=True)
+            self._cache[key] = self._group(geometry, transposed=True)
         return self._cache[key]
 
-    def _group(
-        self, row: Tensor, channel: Tensor, tap: Tensor, phase: Tensor | None, rows: int, channels: int,
-        geometry: Geometry, transposed: bool,
-    ) -> Blocks:  # fmt: skip
-        """Group the nonzeros, whose coordinates are changed, by phase, block of channels and row."""
+    def spread(self, geometry: Geometry, plane: tuple[int, int]) -> SpreadPattern:
+        """Return the convolution on an input of this height and width as a linear layer."""
+        key = (geometry, plane)
+        if key not in self._spread:
+            self._spread[key] = SpreadPattern(self, geometry, plane)
+        return self._spread[key]
+
+    def _group(self, geometry: Geometry, *, transposed: bool) -> Blocks:
+        """Group the nonzeros by phase, block of channels and row."""
+        inputs = self.shape[1] * geometry.groups
+        rows, channels = (inputs, self.shape[0]) if transposed else (self.shape[0], inputs)
         blocking = choose_blocking(
-            rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed
-        )
-        per_block = blocking.channels_per_block
-        phases, blocks = 1 if phase is None else prod(geometry.stride), -(-channels // per_block)
-        place = tap.add_(channel % per_block, alpha=prod(self.kernel)).short()
-        # Sorting is most of the work, and takes half as long where 32 bits are enough.
-        fits = phases * blocks * rows <= torch.iinfo(torch.int32).max
-        key = (channel if fits else channel.long()).floor_divide_(per_block).mul_(rows).add_(row)
-        if phase is not None:
-            key.add_(phase, alpha=blocks * rows)
-        return _sorted_blocks(key, place, rows, phases, blocks, blocking)
+            rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed,
+            linear=len(self.shape) == 2,
+        )  # fmt: skip
+        phase = self._phase(geometry) if transposed and geometry.stride != (1, 1) else None
+        positions = self.positions.contiguous()
+        made = kernels().group(
+            positions=positions.data_ptr(), wide=positions.dtype == torch.int64, nonzeros=self.nonzeros,
+            outputs=self.shape[0], channels=self.shape[1], taps=prod(self.kernel), groups=geometry.groups,
+            transposed=transposed, channels_per_block=blocking.channels_per_block,
+            phase=0 if phase is None else phase.data_ptr(), phases=1 if phase is None else prod(geometry.stride),
+        )  # fmt: skip
+        order, place, segment_row, segment_start, block_start = made
+        choice = torch.tensor(blocking, dtype=torch.int32)
+        return Blocks(order, place, segment_row, segment_start, block_start, choice)
 
-    def _coordinates(self, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return output row, input channel (over all groups) and tap of each nonzero, int32 each and new."""
-        taps = prod(self.kernel)
-        tap = (self.positions % taps).int()
-        channel = self.positions // taps
-        row = (channel // self.shape[1]).int()
-        channel = channel.remainder_(self.shape[1]).int()
-        if groups > 1:
-            channel += row // (self.shape[0] // groups) * self.shape[1]
-        return row, channel, tap
-
-    def _phase(self, tap: Tensor, geometry: Geometry) -> Tensor:
-        """Return which inputs, modulo the stride, a tap's outputs read: inputs of one phase share their taps."""
+    def _phase(self, geometry: Geometry) -> Tensor:
+        """Return which inputs, modulo the stride, each tap's outputs read, int32: inputs of one phase share taps."""
         height, width = (
-            (torch.arange(taps) * dilation - padding) % stride
+            (torch.arange(taps, dtype=torch.int32) * dilation - padding) % stride
             for taps, dilation, padding, stride in zip(
                 self.kernel, geometry.dilation, geometry.padding, geometry.stride, strict=True
             )
         )
-        return (height[:, None] * geometry.stride[1] + width).reshape(-1)[tap]
+        return (height[:, None] * geometry.stride[1] + width).reshape(-1)
 
 
-def _sorted_blocks(key: Tensor, place: Tensor, rows: int, phases: int, blocks: int, blocking: Blocking) -> Blocks:
-    """Return the blocks of nonzeros, given in the order of the values.
+@dataclass(frozen=True, eq=False)
+class SpreadPattern:
+    """A convolution on a plane of few positions as a linear layer, with values that several of its weights share.
+
+    A nonzero stands once for each output position that it reaches, between input and output positions that count as
+    features. Where padding is most of what a kernel sees, as on planes of 2 x 2, that is less work.
 
     Args:
-        key: (phase * blocks + block) * rows + row of each nonzero.
-        place: place of each nonzero within its block.
-        rows: output rows.
-        phases: of the output.
-        blocks: blocks of one phase.
-        blocking: what was chosen for them.
+        pattern: of the convolution.
+        geometry: its stride, padding, dilation and groups.
+        plane: height and width of its input.
     """
-    key, long_order = torch.sort(key, stable=True)
-    order = long_order.int()
-    del long_order
-    segment, length = torch.unique_consecutive(key, return_counts=True)
-    del key
-    start = length.cumsum(0) - length
-    missing = _rows_without_segment(segment, rows, blocks, phases)
-    segment = torch.cat([segment, missing.to(segment.dtype)])
-    length, start = (torch.cat([tensor, torch.zeros_like(missing)]) for tensor in (length, start))
 
-    # Segments anew: within a group from the longest to the shortest.
-    group = (segment // max(1, rows)).long()
-    longest = int(length.max()) if len(length) else 0
-    by_length = torch.argsort(group * (longest + 1) + longest - length, stable=True)
-    segment, length, start, group = segment[by_length], length[by_length], start[by_length], group[by_length]
-    new_start = torch.zeros(len(length) + 1, dtype=torch.int64)
-    torch.cumsum(length, 0, out=new_start[1:])
-    source = (start - new_start[:-1]).int().repeat_interleave(length, output_size=len(order))
-    order = order[source.add_(torch.arange(len(order), dtype=torch.int32))]
-    del source
+    pattern: Pattern
+    geometry: Geometry
+    plane: tuple[int, int]
+    _cache: dict[bool, Blocks] = field(default_factory=dict, init=False, repr=False)
 
-    return Blocks(
-        order=order,
-        place=place[order],
-        segment_row=(segment % max(1, rows)).int(),
-        segment_start=new_start.int(),
-        block_start=torch.searchsorted(group, torch.arange(phases * blocks + 1)).int(),
-        blocking=torch.tensor(blocking, dtype=torch.int32),
-    )
+    @property
+    def output_plane(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        height, width = (
+            (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+            for size, taps, stride, padding, dilation in zip(
+                self.plane, self.pattern.kernel, *self.geometry[:3], strict=True
+            )
+        )
+        return height, width
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Features of the output and of the input."""
+        outputs, channels = self.pattern.shape[:2]
+        return outputs * prod(self.output_plane), channels * self.geometry.groups * prod(self.plane)
 
-def _rows_without_segment(segment: Tensor, rows: int, blocks: int, phases: int) -> Tensor:
-    """Return the keys of the segments that the first block of each phase lacks, int64."""
-    first = segment[segment // max(1, rows) % max(1, blocks) == 0].long()
-    has = torch.zeros(phases * rows, dtype=torch.bool)
-    has[first // max(1, blocks * rows) * rows + first % max(1, rows)] = True
-    row = (~has).nonzero().squeeze(1)
-    return row // max(1, rows) * (blocks * rows) + row % max(1, rows)
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """One tap, as that of a linear layer."""
+        return (1, 1)
+
+    def forward_blocks(self, _: Geometry) -> Blocks:
+        """Return the grouping by output feature."""
+        return self._blocks(transposed=False)
+
+    def transposed_blocks(self, _: Geometry) -> Blocks:
+        """Return the grouping by input feature."""
+        return self._blocks(transposed=True)
+
+    def made(self) -> list[Blocks]:
+        """Return the groupings made so far."""
+        return list(self._cache.values())
+
+    def _blocks(self, *, transposed: bool) -> Blocks:
+        if transposed not in self._cache:
+            source, positions = self._connections()
+            linear = Pattern(self.shape, positions)
+            blocks = linear.transposed_blocks(Geometry()) if transposed else linear.forward_blocks(Geometry())
+            self._cache[transposed] = blocks._replace(order=source[blocks.order])
+        return self._cache[transposed]
+
+    def _connections(self) -> tuple[Tensor, Tensor]:
+        """Return which value each weight of the linear layer has, int32, and where it stands, sorted int64."""
+        taps = prod(self.pattern.kernel)
+        positions = self.pattern.positions.long()
+        tap, channel = positions % taps, positions // taps % self.pattern.shape[1]
+        row = positions // (taps * self.pattern.shape[1])
+        channel += row // (self.pattern.shape[0] // self.geometry.groups) * self.pattern.shape[1]
+        outputs, inputs = prod(self.output_plane), prod(self.plane)
+        source, where = [], []
+        for output, reads in enumerate(self._reads()):
+            place = reads[tap]
+            here = (place >= 0).nonzero().squeeze(1)
+            source.append(here.int())
+            where.append((row[here] * outputs + output) * self.shape[1] + channel[here] * inputs + place[here])
+        positions, order = torch.cat(where).sort()
+        return torch.cat(source)[order], positions
+
+    def _reads(self) -> Tensor:
+        """Return which input position each output position reads for each tap, or -1: int64, (positions, taps)."""
+        height, width = (
+            torch.arange(outputs)[:, None] * stride - padding + torch.arange(taps) * dilation
+            for outputs, taps, stride, padding, dilation in zip(
+                self.output_plane, self.pattern.kernel, *self.geometry[:3], strict=True
+            )
+        )
+        row, column = height[:, None, :, None], width[None, :, None, :]
+        inside = (row >= 0) & (row < self.plane[0]) & (column >= 0) & (column < self.plane[1])
+        place = torch.where(inside, row * self.plane[1] + column, -1)
+        return place.reshape(prod(self.output_plane), prod(self.pattern.kernel))

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+_IN_NUMPY = (torch.float16, torch.float32, torch.float64)
+
 # Below this many numbers a permutation of all is quicker.
 _FEW = 256
-# Numbers drawn at a time.
+# Numbers drawn, or moved, at a time.
 _AT_ONCE = 1 << 20
 
 
@@ -73,7 +76,41 @@ def absent(index: Tensor, numel: int) -> Tensor:
         >>> absent(torch.tensor([1, 3]), numel=5)
         tensor([0, 2, 4])
     """
-    return _of_ranks(torch.arange(numel - len(index), device=index.device), index)
+    return of_ranks(torch.arange(numel - len(index), device=index.device), index)
+
+
+def leave_out(numbers: Tensor, index: Tensor, room: int = 0) -> Tensor:
+    """Return numbers of all positions without those at the sorted `index`, and room for some more behind them.
+
+    Example:
+        >>> leave_out(torch.tensor([5.0, 6.0, 7.0]), torch.tensor([1]))
+        tensor([5., 7.])
+    """
+    result = numbers.new_empty(len(numbers) - len(index) + room)
+    starts = range(0, len(numbers), _AT_ONCE)
+    bounds = torch.searchsorted(index, torch.tensor([*starts, len(numbers)], device=index.device)).tolist()
+    for number, start in enumerate(starts):
+        first, last = bounds[number : number + 2]
+        part = numbers[start : start + _AT_ONCE]
+        stays = torch.ones(len(part), dtype=torch.bool, device=part.device)
+        stays[index[first:last] - start] = False
+        result[start - first : start + len(part) - last] = chosen(part, stays)
+    return result
+
+
+def where(mask: Tensor) -> Tensor:
+    """Return the ascending places where a 1-D bool tensor is true, int64."""
+    if mask.device.type != "cpu":
+        return mask.nonzero().squeeze(1)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def chosen(numbers: Tensor, mask: Tensor) -> Tensor:
+    """Return the numbers where a bool tensor is true, both 1-D."""
+    # NumPy makes no list of the places, which would be larger than the numbers.
+    if numbers.device.type != "cpu" or numbers.dtype not in _IN_NUMPY:
+        return numbers[mask]
+    return torch.from_numpy(numbers.detach().numpy()[mask.numpy()])
 
 
 def draw_absent(index: Tensor, numel: int, count: int, generator: torch.Generator) -> Tensor:
@@ -92,11 +129,16 @@ def draw_absent(index: Tensor, numel: int, count: int, generator: torch.Generato
     total = numel - len(index)
     if count >= total:
         return absent(index, numel)
-    return _of_ranks(_draw(total, count, generator).to(index.device), index)
+    return of_ranks(_draw(total, count, generator).to(index.device), index)
 
 
-def _of_ranks(ranks: Tensor, index: Tensor) -> Tensor:
-    """Return the absent positions with these ranks, sorted, among all absent ones."""
+def of_ranks(ranks: Tensor, index: Tensor) -> Tensor:
+    """Return the positions with these ranks, sorted, among all that are not in the sorted `index`.
+
+    Example:
+        >>> of_ranks(torch.tensor([0, 2]), torch.tensor([1, 3]))
+        tensor([0, 4])
+    """
     # Before the i-th existing position there are index[i] - i absent ones; each existing position moves all those of
     # that rank and above on by one.
     absent_before = index - torch.arange(len(index), device=index.device)

@@ -12,10 +12,14 @@ from torch import Tensor
 
 from regrow.entries import Change, Entries, LayerState
 from regrow.growth import Growth, exact
-from regrow.positions import find
+from regrow.positions import chosen, find, where
 from regrow.redistribute import Redistribute, apportion, room_to_grow
 from regrow.schedule import Schedule, Timing
 from regrow.score import Score
+
+# From this many scores on a sample is taken, of about so many, in strides that no layer's sides are multiples of.
+_MANY, _SAMPLE = 1 << 17, 1 << 14
+_STRIDES = (7, 13, 31, 61, 127, 251, 509, 1021, 2039, 4093, 8191)
 
 Information = Literal["gradient", "momentum"]
 
@@ -124,7 +128,7 @@ def update(
     for name, layer in layers.items():
         absent = layer.candidates.join(dropped[name])
         joining = _extreme(recipe.grow(absent), grow_counts[name], absent, largest=True)
-        drop, grow = dropped[name].index, absent.index[joining].sort().values
+        drop, grow = dropped[name].index, absent.index_at(joining).sort().values
         if recipe.keep_returning:
             (_, drop_returns), (_, grow_returns) = find(drop, grow), find(grow, drop.sort().values)
             drop, grow = drop[~drop_returns], grow[~grow_returns]
@@ -174,18 +178,36 @@ def _check_counts(counts: Mapping[str, int], total: int, room: Mapping[str, int]
 
 def _extreme(score: Tensor, count: int, entries: Entries, *, largest: bool) -> Tensor:
     """Return the ascending places of the `count` highest or lowest scores, ties to the lower index."""
-    if score.shape != entries.index.shape:
+    if score.shape != (len(entries),):
         raise ValueError(f"a score of shape {tuple(score.shape)} for {len(entries)} entries: give one for each")
     if count == 0:
-        return entries.index.new_empty(0)
-    if score.isnan().any():
+        return score.new_empty(0, dtype=torch.int64)
+    if score.amin().isnan():  # as is the least of any numbers of which one is
         raise ValueError("a score is NaN: the weights, gradients or momentum have diverged; lower the learning rate")
-    best = torch.topk(score, count, largest=largest, sorted=False).values
-    # topk breaks ties as it likes, so it only provides the threshold
-    threshold = best.min() if largest else best.max()
-    beyond = (score > threshold if largest else score < threshold).nonzero().squeeze(1)
-    ties = (score == threshold).nonzero().squeeze(1)
+    threshold = _nth(score, count, largest=largest)
+    reached = where(score >= threshold if largest else score <= threshold)
+    if len(reached) == count:
+        return reached
+    tied = score[reached] == threshold
+    beyond, ties = reached[~tied], reached[tied]
     wanted = count - len(beyond)
-    if wanted < len(ties):
-        ties = ties[entries.index[ties].argsort()[:wanted]]
+    ties = ties[entries.index_at(ties).argsort()[:wanted]]
     return torch.cat((beyond, ties)).sort().values
+
+
+def _nth(score: Tensor, count: int, *, largest: bool) -> Tensor:
+    """Return the score that the `count` highest or lowest reach, shape ()."""
+    if largest and len(score) >= _MANY and count <= len(score) // 4:
+        # topk moves all of them with their places, so those that a sample tells to be too low are left out first.
+        step = max(prime for prime in _STRIDES if prime * _SAMPLE <= len(score))
+        sample = score[::step]
+        expected = count / step
+        take = min(len(sample), math.ceil(expected + 4 * math.sqrt(expected) + 8))
+        low = torch.topk(sample, take, sorted=False).values.min()
+        above = score > low
+        if (reached := int(above.count_nonzero())) >= count:
+            score = chosen(score, above)
+        elif reached + int((score == low).count_nonzero()) >= count:
+            return low
+    best = torch.topk(score, count, largest=largest, sorted=False).values
+    return best.min() if largest else best.max()

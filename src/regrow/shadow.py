@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.absent import Absent, moved
+from regrow.absent import Absent
 from regrow.entries import Change
 from regrow.momentum import correction, momentum
-from regrow.positions import find
 from regrow.storage import Weight
 
 _NOT_SETTINGS = ("params", "param_names")
@@ -28,18 +27,28 @@ class Shadow:
     Args:
         optimizer: the user's optimizer.
         weights: the weights whose absent positions are looked at.
-        positions: the positions by name of the weight, each sorted int64.
+        positions: the positions by name of the weight, each sorted; None for all that are absent.
         with_momentum: whether momentum is wanted, or the gradient alone.
+        existing: by name the positions of the weights that exist, where they are others than now.
 
     Raises:
         ValueError: if a second optimizer cannot be made from the settings of the first.
     """
 
     def __init__(
-        self, optimizer: Optimizer, weights: Iterable[Weight], positions: Mapping[str, Tensor], *, with_momentum: bool
+        self,
+        optimizer: Optimizer,
+        weights: Iterable[Weight],
+        positions: Mapping[str, Tensor | None],
+        *,
+        with_momentum: bool,
+        existing: Mapping[str, Tensor | None] | None = None,
     ) -> None:
         self._first = optimizer
-        self._absent = {weight.name: Absent(weight, positions[weight.name]) for weight in weights}
+        existing = existing or {}
+        self._absent = {
+            weight.name: Absent(weight, positions[weight.name], existing.get(weight.name)) for weight in weights
+        }
         self._second = _like(optimizer, self._absent.values()) if with_momentum else None
         for absent in self._absent.values():
             absent.open()
@@ -47,12 +56,24 @@ class Shadow:
     def __contains__(self, weight: Weight) -> bool:
         return weight.name in self._absent
 
-    def positions(self, weight: Weight) -> Tensor:
-        """Return the absent positions that are looked at, sorted int64."""
+    @property
+    def sees_all(self) -> bool:
+        """Whether all absent positions are looked at."""
+        return all(absent.positions is None for absent in self._absent.values())
+
+    def positions(self, weight: Weight) -> Tensor | None:
+        """Return the absent positions that are looked at, sorted int64; None for all."""
         return self._absent[weight.name].positions
 
+    def fits(self, weight: Weight, index: Tensor) -> bool:
+        """Return whether what is looked at is absent if the weights at `index`, sorted int64, exist."""
+        return self._absent[weight.name].fits(index)
+
     def gradient(self, weight: Weight) -> Tensor:
-        """Return the gradient at the positions; call it after `collect` and before `step`."""
+        """Return the gradient at the positions, or at every position of the dense weight where all are looked at.
+
+        Call it after `collect` and before `step`.
+        """
         parameter = self._absent[weight.name].parameter
         if parameter.grad is None:
             return torch.zeros_like(parameter)
@@ -60,7 +81,7 @@ class Shadow:
         return parameter.grad if self._second is None else parameter.grad.clone()
 
     def momentum(self, weight: Weight) -> Tensor:
-        """Return the momentum at the positions."""
+        """Return the momentum at the positions, or at every position of the dense weight where all are looked at."""
         assert self._second is not None
         parameter = self._absent[weight.name].parameter
         return momentum(self._second, parameter, groups_of(self._second)[id(parameter)])
@@ -95,18 +116,19 @@ class Shadow:
             tensor: that state of the weight, in the parameter's shape.
             grow: flat positions that join.
         """
-        own = weight.at(tensor, grow)
         absent = self._absent[weight.name]
+        if self._second is None or not len(absent.parameter):
+            return weight.at(tensor, grow)
         numbers = self._state(absent).get(key)
-        place, found = find(grow, absent.positions)
-        if self._second is None or not len(absent.positions):
-            return own
-        if numbers is None:
-            return own.masked_fill(found, 0)
-        return torch.where(found, numbers[place] * self._correction(weight, key), own)
+        place, found = absent.find(grow)
+        joining = tensor.new_zeros(len(grow)) if numbers is None else numbers[place]
+        joining.mul_(self._correction(weight, key))
+        # weights that were just dropped
+        joining[~found] = weight.at(tensor, grow[~found])
+        return joining
 
     def follow(self, weight: Weight, change: Change, leaving: Mapping[str, Tensor]) -> None:
-        """Take over what was dropped and let go of what grew; call it when the weight has changed.
+        """Take over what was dropped; call it when the weight has changed, where all absent positions are looked at.
 
         Args:
             weight: the weight, changed.
@@ -114,12 +136,11 @@ class Shadow:
             leaving: by name of the state, the numbers of the weights in `change.drop`.
         """
         absent = self._absent[weight.name]
-        state = self._state(absent)
-        after = _absent_after(absent.positions, change)
-        for key, numbers in numbers_of(state, absent.parameter).items():
+        for key, numbers in numbers_of(self._state(absent), absent.parameter).items():
             left = leaving.get(key, numbers.new_zeros(len(change.drop))) / self._correction(weight, key)
-            state[key] = moved(numbers, absent.positions, after, change.drop, left)
-        absent.follow(after)
+            # a position that was dropped and came back exists: its number means nothing
+            numbers[change.drop] = left
+        absent.follow()
 
     def forget(self, weight: Weight) -> None:
         """Let go of all that is kept for a weight, which is looked at no more."""
@@ -138,6 +159,7 @@ class Shadow:
         """Return the positions and what the second optimizer keeps for them."""
         return {
             "positions": {name: absent.positions for name, absent in self._absent.items()},
+            "existing": {name: absent.existing for name, absent in self._absent.items()},
             "optimizer": None if self._second is None else self._second.state_dict(),
         }
 
@@ -166,13 +188,6 @@ def groups_of(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
 def numbers_of(state: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
     """Return every tensor of a parameter's optimizer state that has a number for each of its elements."""
     return {key: value for key, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
-
-
-def _absent_after(positions: Tensor, change: Change) -> Tensor:
-    """Return all absent positions after a change from all before."""
-    _, grown = find(positions, change.grow)
-    _, back = find(change.drop, change.grow)
-    return torch.cat((positions[~grown], change.drop[~back])).sort().values
 
 
 def _like(optimizer: Optimizer, absent: Iterable[Absent]) -> Optimizer:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from regrow.complement import Complement
 from regrow.entries import Change, Entries, LayerState
 from regrow.growth import wanted
 from regrow.momentum import check_momentum, momentum
-from regrow.positions import find
 from regrow.recipe import Recipe, update
 from regrow.shadow import Shadow, groups_of, numbers_of
 from regrow.storage import Weight, sparse_weights
 from regrow.storage.masked import MaskedWeight, enforce
+
+# What the state of growth holds of positions.
+_POSITIONS = ("positions", "existing")
 
 OnUpdate = Callable[[int, Mapping[str, Change]], None]
 
@@ -145,8 +149,9 @@ class TopologyUpdater:
         if growth is not None:
             weights = [weight for weight in self._weights if weight.name in growth["positions"]]
             # copies: the state that was loaded from stays as it is
-            positions = {w.name: growth["positions"][w.name].to(w.weight.device, copy=True) for w in weights}
-            self._shadow = Shadow(self._optimizer, weights, positions, with_momentum=growth["optimizer"] is not None)
+            positions, existing = ({w.name: _copy(growth[key][w.name], w) for w in weights} for key in _POSITIONS)
+            with_momentum = growth["optimizer"] is not None
+            self._shadow = Shadow(self._optimizer, weights, positions, with_momentum=with_momentum, existing=existing)
             self._shadow.load_optimizer(growth["optimizer"])
 
     def _masked(self) -> list[MaskedWeight]:
@@ -252,35 +257,44 @@ class TopologyUpdater:
             positions = wanted(self._recipe.growth, index, weight.numel, self._generator)
         else:
             positions = shadow.positions(weight)
-            if find(index, positions)[1].any():
+            if not shadow.fits(weight, index):
                 raise RuntimeError(
                     f"the positions of {weight.name!r} changed under its TopologyUpdater: load the updater's state "
                     "beside the model's, or make a new updater"
                 )
 
         existing: dict[str, Tensor] = {}
-        missing: dict[str, Tensor] = {}
+        missing: dict[str, Callable[[], Tensor]] = {}
         if "gradient" in self._recipe.needs:
-            dense = self._gradients.get(weight.name)
-            dense = _gradient(weight) if dense is None else dense
-            existing["grad"] = weight.existing(dense)
+            grad = self._gradients.get(weight.name)
+            grad = _gradient(weight) if grad is None else grad
+            existing["grad"] = weight.existing(grad)
             if shadow is None:
-                missing["grad"] = weight.at(dense, positions)
+                missing["grad"] = partial(_absent_numbers, weight, grad, positions)
             elif weight.name in self._absent_gradients:
-                missing["grad"] = self._absent_gradients[weight.name]
+                missing["grad"] = partial(torch.Tensor.detach, self._absent_gradients[weight.name])
             else:
                 raise self._nothing_gathered(weight)
         if "momentum" in self._recipe.needs:
             group = groups_of(self._optimizer)[id(weight.weight)]
-            dense = momentum(self._optimizer, weight.weight, group)
-            existing["momentum"] = weight.existing(dense)
-            missing["momentum"] = weight.at(dense, positions) if shadow is None else shadow.momentum(weight)
+            kept = momentum(self._optimizer, weight.weight, group)
+            existing["momentum"] = weight.existing(kept)
+            if shadow is None:
+                missing["momentum"] = partial(_absent_numbers, weight, kept, positions)
+            else:
+                missing["momentum"] = partial(shadow.momentum, weight)
 
-        # an absent weight is zero: one zero seen from everywhere needs no memory
-        zeros = parameter.new_zeros(()).expand(len(positions))
+        zero = parameter.new_zeros(())
+        candidates: Entries
+        if positions is None:
+            candidates = Complement(index, weight.numel, zero, missing.get("grad"), missing.get("momentum"))
+        else:
+            numbers = {name: read() for name, read in missing.items()}
+            zeros = zero.expand(len(positions))
+            candidates = Entries(positions, zeros, numbers.get("grad"), numbers.get("momentum"))
         return LayerState(
             active=Entries(index, weight.existing(parameter), existing.get("grad"), existing.get("momentum")),
-            candidates=Entries(positions, zeros, missing.get("grad"), missing.get("momentum")),
+            candidates=candidates,
             numel=weight.numel,
             shape=weight.shape,
         )
@@ -327,7 +341,7 @@ class TopologyUpdater:
 
     def _goes_on(self) -> bool:
         """Return whether what is gathered now serves the next update too; candidates are drawn anew for each."""
-        return self._shadow is not None and self._recipe.growth.per_nonzero is None and self._gathers()
+        return self._shadow is not None and self._shadow.sees_all and self._gathers()
 
     def _look_ahead(self) -> None:
         """Begin or end to gather, as the steps that come want."""
@@ -350,3 +364,14 @@ class TopologyUpdater:
 def _gradient(weight: Weight) -> Tensor:
     grad = weight.weight.grad
     return torch.zeros_like(weight.weight) if grad is None else grad.detach()
+
+
+def _absent_numbers(weight: Weight, numbers: Tensor, positions: Tensor | None) -> Tensor:
+    """Return numbers in the parameter's shape at absent positions; for all of them, at every position of the weight."""
+    if positions is not None:
+        return weight.at(numbers, positions)
+    return numbers.reshape(-1)
+
+
+def _copy(positions: Tensor | None, weight: Weight) -> Tensor | None:
+    return None if positions is None else positions.to(weight.weight.device, copy=True)

@@ -46,7 +46,9 @@ def test_the_command_trains_both_and_goes_on(tmp_path, monkeypatch):
     figures = json.loads((out / "accuracy.json").read_text())
     assert [(run["kind"], len(run["points"])) for run in figures["runs"]] == [("dense", 2), ("sparse", 2)]
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
-    assert "| dense, seed 0 |" in (out / "accuracy.md").read_text()
+    page = (out / "accuracy.md").read_text()
+    assert "| dense, seed 0 |" in page
+    assert "Sparse: sparse-momentum at 0.3, backend cpu, growth window:44." in page
     (result,) = [json.loads(path.read_text()) for path in out.glob("sparse-momentum*/result.json")]
     assert (result["backend"], result["density"], result["epochs"]) == ("cpu", 0.3, 2)
     metrics = next(out.glob("dense*/metrics.jsonl")).read_text().splitlines()

@@ -2,8 +2,7 @@
 
 import json
 import time
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +13,6 @@ import regrow
 from regrow.experiments import data
 from regrow.experiments.bench import steps as stepping
 from regrow.experiments.bench import train as training_steps
-from regrow.experiments.bench.breakdown import by_kind, kind_of, profile
-from regrow.experiments.bench.estimate import Estimated, LayerWork, estimate, input_shares, observe, weight_shares
 from regrow.experiments.bench.machine import describe
 from regrow.experiments.bench.measure import WrongResultError
 from regrow.experiments.bench.peer_networks import PEERS
@@ -32,13 +29,13 @@ from regrow.experiments.bench.steps import (
     update_interval,
 )
 from regrow.experiments.bench.train import FILE, Settings, check, measure, step_configs
-from regrow.experiments.bench.train_tables import speed_points, tables
+from regrow.experiments.bench.train_tables import markdown, speed_points, tables
 from regrow.experiments.bench.update_cost import cost_per_step, looking_steps
 from regrow.experiments.presets import preset
 
 CONFIG = tiny(density=0.3, batch_size=16, growth="window:3")
-QUICK = Settings(backend="cpu", growth="window:3", batch=16, rounds=2, compile_seconds=0, profiled=1)
-OPTIONS = ("--batch", 16, "--rounds", 2, "--compile-seconds", 0, "--backend", "cpu")
+QUICK = Settings(backend="cpu", growth="window:3", batch=16, rounds=2, compile_seconds=0, profiled=1, peaks=False)
+OPTIONS = ("--batch", 16, "--rounds", 2, "--compile-seconds", 0, "--backend", "cpu", "--no-peaks")
 
 
 @pytest.fixture(scope="module")
@@ -50,98 +47,6 @@ def row():
 def networks(config=CONFIG, backend="cpu"):
     batches, dense = make_batches(config), dense_model(config)
     return batches, dense, sparse_model(config, dense, batches, backend)
-
-
-# The estimate
-
-
-def test_estimates_weigh_layers_by_their_dense_time():
-    layers = [LayerWork(6.0, 0.1, 0.5, 0.5, 0.0), LayerWork(2.0, 0.5, 0.0, 1.0, 0.5)]
-    assert estimate(layers) == Estimated(8 / (3.0 + 1.0), 8 / (0.3 + 1.0))
-
-
-def test_what_computes_nothing_has_no_speed_up():
-    assert estimate([LayerWork(6.0, 0.0, 1.0, 0.5, 0.0)]) == Estimated(None, None)
-
-
-def test_empty_channels_are_those_no_weight_reads_and_those_all_zero_in_a_sample():
-    mask = torch.zeros(4, 5, 3, 3, dtype=torch.bool)
-    mask[2, 1, 0, 2] = mask[3, 1, 1, 1] = mask[0, 4, 0, 0] = True
-    assert weight_shares(mask) == pytest.approx((3 / 180, 3 / 5))
-    x = torch.zeros(2, 3, 2, 2)
-    x[0, 1, 0, 0] = x[1, 1, 1, 1] = x[1, 2, 0, 1] = 1.0
-    assert input_shares(x) == pytest.approx((3 / 24, 3 / 6))
-
-
-def test_observed_are_convolutions_and_linear_layers_only_where_there_are_none():
-    torch.manual_seed(0)
-    convolutions = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(32, 5))
-    images = torch.rand(2, 3, 8, 8) + 0.1
-    sparse = regrow.sparsify(deepcopy(convolutions), 0.5, backend="cpu")
-    first, second = observe(convolutions, sparse, images)
-    assert first.input_density == 1
-    assert 0 < second.input_density < 1
-    assert first.weight_density == pytest.approx(0.5, abs=0.01)
-    assert first.milliseconds > 0
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    assert len(observe(linear, regrow.sparsify(deepcopy(linear), 0.5), images)) == 1
-
-
-# Kinds of operation
-
-
-@dataclass
-class Event:
-    name: str
-    self_cpu_time_total: float
-    cpu_children: list = field(default_factory=list)
-
-
-def test_an_operation_counts_for_the_outermost_kind_and_the_rest_is_what_remains():
-    copy = Event("aten::copy_", 3.0)
-    roots = [
-        Event("autograd::engine: NativeBatchNormBackward0", 1.0, [Event("aten::relu", 2.0)]),
-        Event("anything", 5.0, [Event("_Convolution", 1.0, [copy]), Event("aten::add", 7.0)]),
-    ]
-    found = by_kind(roots, 30.0)
-    assert {kind: time for kind, time in found.items() if time} == {
-        "normalisation": 3.0,
-        "convolution and linear": 4.0,
-        "rest": 23.0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("aten::mkldnn_convolution", "convolution and linear"),
-        ("aten::addmm", "convolution and linear"),
-        ("AddmmBackward0", "convolution and linear"),
-        ("_ConvolutionBackward", "convolution and linear"),
-        ("aten::native_batch_norm", "normalisation"),
-        ("MaxPool2DWithIndicesBackward0", "pooling"),
-        ("aten::adaptive_avg_pool2d", "pooling"),
-        ("aten::threshold_backward", "activation"),
-        ("aten::dropout", "activation"),
-        ("_DropoutBackward", "activation"),
-        ("_NormalisationBackward", "normalisation"),
-        ("_MaxPool", "pooling"),
-        ("Optimizer.step#SGD.step", "optimizer"),
-        ("aten::add_", None),
-        ("aten::cross_entropy_loss", None),
-    ],
-)
-def test_operations_have_their_kind(name, kind):
-    assert kind_of(name) == kind
-
-
-def test_the_kinds_of_real_steps_are_seen():
-    batches, _, sparse = networks()
-    training = sparse_training(CONFIG, sparse, batches)
-    training.step()
-    found = profile(training.step, 2)
-    assert min(found[kind] for kind in ("convolution and linear", "activation", "optimizer", "rest")) > 0
-    assert found["normalisation"] == found["pooling"] == 0
 
 
 # Steps, updates, state
@@ -254,7 +159,7 @@ def test_compilation_is_bounded(monkeypatch):
 
 
 def test_the_faster_form_of_dense_stands_beside(monkeypatch):
-    def slow(training, config, batches, seconds):
+    def slow(training, config, batches, seconds, *, bfloat16):
         step = training.step
         return replace(training, step=lambda: time.sleep(0.05) or step())
 
@@ -262,8 +167,37 @@ def test_the_faster_form_of_dense_stands_beside(monkeypatch):
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     found = measure(config, replace(QUICK, compile_seconds=1))
     assert found.dense_form == "eager"
-    assert set(found.dense_forms) == {"eager", "torch.compile"}
+    assert set(found.dense_forms) == set(found.bfloat16_forms) == {"eager", "torch.compile"}
+    assert found.bfloat16_form == "eager"
     assert found.milliseconds["dense"].median < 50
+
+
+def test_what_is_left_out_is_told(monkeypatch):
+    def fails(training, config, batches, seconds, *, bfloat16):
+        raise CompileError(f"no compiler for {'half' if bfloat16 else 'full'}")
+
+    monkeypatch.setattr(training_steps, "compile_training", fails)
+    (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
+    found = measure(config, replace(QUICK, compile_seconds=1))
+    assert found.left_out == {
+        "dense compiled": "no compiler for full",
+        "bfloat16 compiled": "no compiler for half",
+    }
+    page = markdown([training_steps.Report(describe(), QUICK, [found])], "regrow")
+    assert "- digits-mlp at 0.3, dense compiled: no compiler for full." in page
+
+
+def test_compiled_training_is_that_of_its_precision(monkeypatch):
+    batches, dense, _ = networks()
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda model: lambda x: seen.append(autocast()) or model(x))
+    for bfloat16 in (False, True):
+        compile_training(dense_training(CONFIG, dense, batches), CONFIG, batches, 60.0, bfloat16=bfloat16)
+    assert seen == [False, False, True, True]
+
+
+def autocast():
+    return torch.is_autocast_enabled("cpu")
 
 
 # The measurement
@@ -278,12 +212,13 @@ def test_a_row_holds_all_that_is_told(row):
     assert row.state["sparse"].weights < row.state["dense"].weights
     assert row.estimated.sparse_convolution > 1 / 0.3
     assert set(row.breakdown) == {"sparse", "dense eager"}
+    assert (row.dense_form, row.bfloat16_form, row.peak) == ("eager", "eager", {})
 
 
 def test_what_auto_chose_is_told():
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     found = measure(config, replace(QUICK, backend="auto"))
-    chosen = tables(training_steps.Report(describe(), QUICK, [found]))[-1]
+    chosen = tables([found])[-1]
     assert [cells[0] for cells in chosen.rows] == ["fc1.weight", "fc2.weight", "fc3.weight"]
     assert all("ms dense" in cells[-1] for cells in chosen.rows)
 
@@ -291,7 +226,7 @@ def test_what_auto_chose_is_told():
 def test_where_everything_is_masked_growth_reads_all():
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     found = measure(config, replace(QUICK, backend="masked"))
-    assert found.growth == str(regrow.growth.exact())
+    assert found.growth == "exact"
     assert found.updates.looking_steps == 0
 
 
@@ -331,11 +266,30 @@ def test_another_library_takes_the_same_steps():
 
 
 def test_tables_and_points_are_of_the_rows(row):
-    report = training_steps.Report(describe(), QUICK, [row])
-    assert len(tables(report)) == 4
-    assert all(len(cells) == len(table.columns) for table in tables(report) for cells in table.rows)
+    whole = replace(row, peak={"sparse": 1 << 20, "dense": 4 << 20})
+    assert len(tables([row])) == 5
+    assert all(len(cells) == len(table.columns) for table in tables([whole]) for cells in table.rows)
+    assert [cells[1:] for cells in tables([whole])[-1].rows] == [("1", "25.0%"), ("4", "100.0%")]
+    compiled = replace(row, dense_forms={"eager": 2.0, "torch.compile": 3.0}, bfloat16_forms={"eager": 4.0})
+    assert tables([compiled])[1].rows == (("digits-mlp", "0.3", "2.00", "3.00", "4.00", "-"),)
     ratio = row.ratio["dense"]
     assert speed_points([row]) == {"digits-mlp": [(0.3, ratio.median, ratio.low, ratio.high)]}
+    assert list(speed_points([row, replace(row, growth="other")])) == ["digits-mlp, window:3", "digits-mlp, other"]
+
+
+def test_measurements_in_several_files_are_shown_as_one(row, tmp_path):
+    paths = [tmp_path / "first.json", tmp_path / "second.json", tmp_path / "elsewhere.json"]
+    here, there = describe(), replace(describe(), processor="another")
+    for path, machine, density in zip(paths, (here, here, there), (0.3, 0.5, 0.7), strict=True):
+        FILE.save(training_steps.Report(machine, QUICK, [replace(row, density=density)]), path)
+    page, plot = tmp_path / "page.md", tmp_path / "plot.png"
+    done = command("bench", "show", *paths[:2], "--markdown", page, "--plot", plot)
+    assert done.exit_code == 0, done.output
+    first = page.read_text().split("###")[1]
+    assert [line.split("|")[2].strip() for line in first.splitlines() if line.startswith("| digits")] == ["0.3", "0.5"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    refused(command("bench", "show", *paths), "elsewhere.json was measured with another", "one by one")
+    refused(command("bench", "show", tmp_path / "none.json"), "is no measurement of")
 
 
 def test_the_command_measures_writes_and_goes_on(tmp_path, monkeypatch):

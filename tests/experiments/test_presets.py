@@ -19,7 +19,7 @@ from regrow.experiments.run import Run
 
 CIFAR10 = (
     *("alexnet-s", "alexnet-b", "vgg16-c", "vgg16-d", "vgg16-like", "vgg-small"),
-    *("wrn-28-2", "wrn-22-8", "wrn-16-8", "wrn-16-10"),
+    *("wrn-28-2", "wrn-22-8", "wrn-16-4", "wrn-16-8", "wrn-16-10"),
 )
 PROMISED = {
     "digits-mlp",

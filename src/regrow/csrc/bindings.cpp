@@ -6,8 +6,10 @@
 
 #include <new>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
+#include "group.h"
 #include "kernels.h"
 #include "memory.h"
 
@@ -39,6 +41,15 @@ Floats allocate(const std::vector<size_t>& shape, const std::vector<int64_t>& st
         delete back;
     });
     return Floats(static_cast<float*>(memory.data), shape.size(), shape.data(), owner, strides.data());
+}
+
+// A tensor that takes over the memory of a vector.
+template <class T>
+nb::ndarray<nb::pytorch, T, nb::ndim<1>, nb::c_contig, nb::device::cpu> own(std::vector<T>&& numbers) {
+    numbers.shrink_to_fit();
+    auto* kept = new std::vector<T>(std::move(numbers));
+    const nb::capsule owner(kept, [](void* vector) noexcept { delete static_cast<std::vector<T>*>(vector); });
+    return {kept->data(), {kept->size()}, owner};
 }
 
 void must(bool complete) {
@@ -75,6 +86,26 @@ NB_MODULE(_kernels, module) {
             nb::arg("blocking"), nb::arg("nonzeros"), nb::arg("rows"), nb::arg("channels"));
 
     module.def(
+        "group",
+        [](uintptr_t positions, bool wide, int64_t nonzeros, int64_t outputs, int64_t channels, int64_t taps,
+           int64_t groups, bool transposed, int64_t channels_per_block, uintptr_t phase, int64_t phases) {
+            const Grouping grouping{outputs, channels, taps, groups, transposed, channels_per_block,
+                                    pointer<const int32_t>(phase), phases};
+            Groups made;
+            {
+                nb::gil_scoped_release release;
+                made = wide ? group(grouping, pointer<const int64_t>(positions), nonzeros)
+                            : group(grouping, pointer<const int32_t>(positions), nonzeros);
+            }
+            return nb::make_tuple(own(std::move(made.order)), own(std::move(made.place)),
+                                  own(std::move(made.segment_row)), own(std::move(made.segment_start)),
+                                  own(std::move(made.block_start)));
+        },
+        nb::arg("positions"), nb::arg("wide"), nb::arg("nonzeros"), nb::arg("outputs"), nb::arg("channels"),
+        nb::arg("taps"), nb::arg("groups"), nb::arg("transposed"), nb::arg("channels_per_block"), nb::arg("phase"),
+        nb::arg("phases"), "Group the nonzeros at sorted positions: the tensors of regrow.pattern.Blocks but the last.");
+
+    module.def(
         "gather",
         [](const Geometry& geometry, const Index& index, uintptr_t values, uintptr_t bias, uintptr_t input,
            uintptr_t output, int threads) {
@@ -87,14 +118,15 @@ NB_MODULE(_kernels, module) {
 
     module.def(
         "values_gradient",
-        [](const Geometry& geometry, const Index& index, uintptr_t output_gradient, uintptr_t input, uintptr_t gradient,
-           int threads) {
+        [](const Geometry& geometry, const Index& index, int64_t shared, uintptr_t output_gradient, uintptr_t input,
+           uintptr_t gradient, uintptr_t bias_gradient, int threads) {
             nb::gil_scoped_release release;
-            must(kernels().values_gradient(geometry, index, pointer<const float>(output_gradient),
-                                           pointer<const float>(input), pointer<float>(gradient), threads));
+            must(kernels().values_gradient(geometry, index, shared, pointer<const float>(output_gradient),
+                                           pointer<const float>(input), pointer<float>(gradient),
+                                           pointer<float>(bias_gradient), threads));
         },
-        nb::arg("geometry"), nb::arg("index"), nb::arg("output_gradient"), nb::arg("input"), nb::arg("gradient"),
-        nb::arg("threads"));
+        nb::arg("geometry"), nb::arg("index"), nb::arg("shared"), nb::arg("output_gradient"), nb::arg("input"),
+        nb::arg("gradient"), nb::arg("bias_gradient"), nb::arg("threads"));
 
     module.def(
         "transpose",

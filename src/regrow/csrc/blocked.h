@@ -168,8 +168,9 @@ static bool blocked_gather(const Geometry& geometry, const Index& index, const f
     return true;
 }
 
-static bool values_gradient_by_tile(const Geometry& geometry, const Index& index, const float* output_gradient,
-                                    const float* input, float* gradient, int threads, const Tile& tile) {
+static bool values_gradient_by_tile(const Geometry& geometry, const Index& index, int64_t shared,
+                                    const float* output_gradient, const float* input, float* gradient,
+                                    float* bias_gradient, int threads, const Tile& tile) {
     Buffer<int32_t> scratch(scratch_size(geometry));
     if (!scratch) return false;
     const PhasePlan plan = plan_phase(geometry, tile, 0, scratch.data());
@@ -178,7 +179,8 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
                            geometry.width.kernel);
     Buffer<int32_t> offsets(index.nonzeros);
     Buffer<float> sums(index.nonzeros * threads);
-    if (!places || !offsets || !sums) return false;
+    Buffer<float> row_sums(bias_gradient ? index.rows * kLanes * threads : 0);
+    if (!places || !offsets || !sums || !row_sums) return false;
     tabulate_places(plan, geometry, tile, index.channels_per_block, places.data());
     const int64_t items = item_count(plan, tile, geometry.batch);
 
@@ -199,6 +201,8 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
 
         float* mine = sums.data() + thread * index.nonzeros;
         std::memset(mine, 0, static_cast<size_t>(index.nonzeros) * sizeof(float));
+        float* const my_rows = bias_gradient ? row_sums.data() + thread * index.rows * kLanes : nullptr;
+        if (my_rows) std::memset(my_rows, 0, static_cast<size_t>(index.rows * kLanes) * sizeof(float));
         const int64_t end = complete ? items * (thread + 1) / team : 0;
         for (int64_t number = items * thread / team; number < end; ++number) {
             const Item item = item_at(number, plan, tile, geometry.batch);
@@ -207,18 +211,20 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
                 std::memset(tiles.data(), 0, static_cast<size_t>(index.rows * kTileFloats) * sizeof(float));
             pack(tiles.data(), kTileFloats, output_gradient + item.lane, walk.output_pitch(), index.rows, targets, tile,
                  geometry.batch - item.lane);
-            walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, bool, Ahead& ahead) {
+            walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, bool first, Ahead& ahead) {
                 with_rows(tile.height, [&](auto rows) {
                     constexpr int kRows = decltype(rows)::value;
                     const auto sources = tile_rows<kRows, const float>(tiles.data());
                     with_pitch<kPitch3x3>(plan.line_pitch, [&](auto pitch) {
                         values_segments<kRows, kAccumulators / kRows, Access::kAll>(
-                            segments, offsets.data(), packed.data(), pitch, sources, partials.data(), mine, ahead);
+                            segments, offsets.data(), packed.data(), pitch, sources, partials.data(), mine,
+                            first ? my_rows : nullptr, ahead);
                     });
                 });
             });
         }
-        add_sums(index, sums.data(), workers, gradient);
+        add_sums(index, shared, sums.data(), workers, gradient);
+        if (bias_gradient) add_row_sums(index.rows, row_sums.data(), workers, bias_gradient);
     }
     return complete;
 }
@@ -230,17 +236,21 @@ static bool all_finite(const float* numbers, int64_t count) {
     return sum == 0.0f;
 }
 
-static bool blocked_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
-                                    const float* input, float* gradient, int threads) {
+static bool blocked_values_gradient(const Geometry& geometry, const Index& index, int64_t shared,
+                                    const float* output_gradient, const float* input, float* gradient,
+                                    float* bias_gradient, int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     const Tile tile = choose_tile(height.output, width.output);
-    if (!values_gradient_by_tile(geometry, index, output_gradient, input, gradient, threads, tile)) return false;
+    const auto by_tile = [&](const Tile& shape) {
+        return values_gradient_by_tile(geometry, index, shared, output_gradient, input, gradient, bias_gradient, threads,
+                                       shape);
+    };
+    if (!by_tile(tile)) return false;
     // Beyond the plane a tile has gradients of zero, which a NaN or an infinity among its inputs would turn into NaN.
     // That must show in the result, which is then computed anew, one position at a time.
     const bool whole = height.output % tile.height == 0 && width.output % tile.width == 0;
-    if (whole || all_finite(gradient, index.nonzeros)) return true;
-    const Tile one{1, 1, kAccumulators};
-    return values_gradient_by_tile(geometry, index, output_gradient, input, gradient, threads, one);
+    if (whole || all_finite(gradient, shared < 0 ? index.nonzeros : shared)) return true;
+    return by_tile(Tile{1, 1, kAccumulators});
 }
 
 }  // namespace regrow::REGROW_VARIANT

@@ -5,6 +5,8 @@
 // with a memory operand.
 #pragma once
 
+#include <omp.h>
+
 #include <type_traits>
 #include <utility>
 
@@ -212,10 +214,11 @@ static __attribute__((noinline)) void flush_partials(const float* partials, int6
     }
 }
 
-// gradient[entry] += the sum over the tile of sources[row] * packed[offset], for every entry of every segment.
+// gradient[entry] += the sum over the tile of sources[row] * packed[offset], for every entry of every segment; and, if
+// not null, row_sums[row] += the tile of sources[row], lane by lane, for every segment.
 template <int kRows, int kRun, Access kAccess, class Pitch, class Ahead>
 void values_segments(const Segments& segments, const int32_t* offsets, const float* packed, Pitch line_pitch,
-                     const Rows<const float> sources, float* partials, float* gradient, Ahead& ahead) {
+                     const Rows<const float> sources, float* partials, float* gradient, float* row_sums, Ahead& ahead) {
     const int32_t* start = segments.start;
     int64_t flushed = start[segments.first];
     float* partial = partials;
@@ -227,6 +230,12 @@ void values_segments(const Segments& segments, const int32_t* offsets, const flo
             for (int j = 0; j < kRun; ++j)
                 factor[i][j] =
                     read<kAccess>(source + i * sources.line_pitch + j * kLanes, sources.lanes - j * kLanes);
+        if (row_sums) {
+            float* const row_sum = row_sums + segments.row[segment] * kLanes;
+            Vector sum = load(row_sum);
+            for (int n = 0; n < kRows * kRun; ++n) sum += factor[n / kRun][n % kRun];
+            store(row_sum, sum);
+        }
         for (int64_t entry = start[segment]; entry < start[segment + 1]; ++entry) {
             const Lines<kRows, Pitch> lines(packed + offsets[entry], line_pitch);
             // Two chains: one alone would wait for itself, and each more is an addition more.
@@ -247,13 +256,34 @@ void values_segments(const Segments& segments, const int32_t* offsets, const flo
 }
 
 // gradient = the threads' sums, added in their order, so that equal inputs give equal bits. For all threads to call.
-static void add_sums(const Index& index, const float* sums, int64_t threads, float* gradient) {
-#pragma omp barrier
-#pragma omp for schedule(static)
-    for (int64_t entry = 0; entry < index.nonzeros; ++entry) {
+static void add_sums(const Index& index, int64_t shared, const float* sums, int64_t threads, float* gradient) {
+    const auto sum_of = [&](int64_t entry) {
         float sum = sums[entry];
         for (int64_t other = 1; other < threads; ++other) sum += sums[other * index.nonzeros + entry];
-        gradient[index.order[entry]] = sum;
+        return sum;
+    };
+#pragma omp barrier
+    if (shared < 0) {
+#pragma omp for schedule(static)
+        for (int64_t entry = 0; entry < index.nonzeros; ++entry) gradient[index.order[entry]] = sum_of(entry);
+        return;
+    }
+    // Each thread looks at all entries and adds those of its own values: their order is the same for any team.
+    const int64_t thread = omp_get_thread_num();
+    const int64_t first = shared * thread / threads, last = shared * (thread + 1) / threads;
+    for (int64_t value = first; value < last; ++value) gradient[value] = 0.0f;
+    for (int64_t entry = 0; entry < index.nonzeros; ++entry)
+        if (const int64_t value = index.order[entry]; value >= first && value < last) gradient[value] += sum_of(entry);
+}
+
+// gradient[row] = the sum of the lanes of all threads' sums of that row. For all threads to call, after add_sums.
+static void add_row_sums(int64_t rows, const float* row_sums, int64_t threads, float* gradient) {
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        Vector sum = {};
+        for (int64_t thread = 0; thread < threads; ++thread) sum += load(row_sums + (thread * rows + row) * kLanes);
+        gradient[row] = 0.0f;
+        for (int lane = 0; lane < kLanes; ++lane) gradient[row] += sum[lane];
     }
 }
 

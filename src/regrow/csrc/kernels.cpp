@@ -13,13 +13,19 @@ namespace regrow::REGROW_VARIANT {
 namespace {
 
 // The sweep has nothing to offer where most lanes of its tiles would be empty.
-bool sweeps(const Geometry& geometry, const Index& index) { return index.sweep && geometry.batch > 2 * kLanes; }
+bool sweeps(const Geometry& geometry, const Index& index) {
+    return index.sweep && (geometry.height.output == 1 || geometry.batch > 2 * kLanes);
+}
 
-// Rows of a sweep's tile: few enough that the batch fills its lanes.
-int sweep_rows(const Geometry& geometry) {
+// Calls body(rows, vectors) with the tile of a sweep as compile-time constants: as many lanes as the batch fills. On a
+// plane of one row fewer lanes let more channels stand in the second-level cache, and more threads share the work.
+template <class Body>
+void with_tile(const Geometry& geometry, Body&& body) {
     const int64_t lanes = static_cast<int64_t>(kAccumulators) * kLanes;
-    if (geometry.batch > lanes / 2 && geometry.height.output == 1) return 1;
-    return geometry.batch > lanes / 4 ? 2 : 4;
+    using std::integral_constant;
+    if (geometry.height.output == 1) return body(integral_constant<int, 1>(), integral_constant<int, 4>());
+    if (geometry.batch > lanes / 4) return body(integral_constant<int, 2>(), integral_constant<int, kAccumulators / 2>());
+    body(integral_constant<int, 4>(), integral_constant<int, kAccumulators / 4>());
 }
 
 // With so few samples most lanes along the batch would be empty. The gradient of a strided input is left to others.
@@ -33,20 +39,22 @@ bool gather(const Geometry& geometry, const Index& index, const float* values, c
     if (few_samples(geometry)) return gather_rows(geometry, index, values, bias, input, output, threads);
     if (!sweeps(geometry, index)) return blocked_gather(geometry, index, values, bias, input, output, threads);
     bool complete = false;
-    with_rows(sweep_rows(geometry), [&](auto rows) {
-        complete = sweep_gather<decltype(rows)::value>(geometry, index, values, bias, input, output, threads);
+    with_tile(geometry, [&](auto rows, auto vectors) {
+        complete = sweep_gather<decltype(rows)::value, decltype(vectors)::value>(geometry, index, values, bias, input,
+                                                                                 output, threads);
     });
     return complete;
 }
 
-bool values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient, const float* input,
-                     float* gradient, int threads) {
+bool values_gradient(const Geometry& geometry, const Index& index, int64_t shared, const float* output_gradient,
+                     const float* input, float* gradient, float* bias_gradient, int threads) {
     if (!sweeps(geometry, index))
-        return blocked_values_gradient(geometry, index, output_gradient, input, gradient, threads);
+        return blocked_values_gradient(geometry, index, shared, output_gradient, input, gradient, bias_gradient,
+                                       threads);
     bool complete = false;
-    with_rows(sweep_rows(geometry), [&](auto rows) {
-        complete =
-            sweep_values_gradient<decltype(rows)::value>(geometry, index, output_gradient, input, gradient, threads);
+    with_tile(geometry, [&](auto rows, auto vectors) {
+        complete = sweep_values_gradient<decltype(rows)::value, decltype(vectors)::value>(
+            geometry, index, shared, output_gradient, input, gradient, bias_gradient, threads);
     });
     return complete;
 }

@@ -49,10 +49,9 @@ static inline SweepAxis sweep_axis(const Axis& axis, bool transposed, int32_t* t
 }
 
 // A tile of kRows rows and kRun vectors along the batch, and the ring that it reads.
-template <int kRows>
+template <int kRows, int kRun>
 class Sweep {
    public:
-    static constexpr int kRun = kAccumulators / kRows;
     static constexpr int64_t kTileLanes = static_cast<int64_t>(kRun) * kLanes;
 
     Sweep(const Geometry& geometry, const Index& index, int32_t* scratch)
@@ -70,12 +69,19 @@ class Sweep {
     int64_t output_pitch() const { return height_.output * width_.output * batch_; }
     int64_t row_step() const { return height_.advance * line_pitch_; }
 
-    // Where entry `number` finds its input, with the first column of the tile in slot `rotation` of the ring.
-    int32_t offset(int64_t number, int64_t rotation) const {
-        const int64_t place = index_.place[number], tap = place % taps_;
-        const int64_t slot = (rotation + width_.tap_line[tap % kernel_width_]) % width_.span;
-        return static_cast<int32_t>(place / taps_ * channel_pitch_ +
-                                    height_.tap_line[tap / kernel_width_] * line_pitch_ + slot * kTileLanes);
+    // Places of a block; all have an offset, though the last block may hold fewer channels.
+    int64_t places() const { return index_.channels_per_block * taps_; }
+
+    // Floats from the start of the ring, for each place, with the first column of the tile in each slot of the ring.
+    void tabulate_places(int32_t* offsets) const {
+        for (int64_t rotation = 0; rotation < rotations(); ++rotation)
+            for (int64_t channel = 0; channel < index_.channels_per_block; ++channel)
+                for (int64_t tap = 0; tap < taps_; ++tap) {
+                    const int64_t slot = (rotation + width_.tap_line[tap % kernel_width_]) % width_.span;
+                    *offsets++ = static_cast<int32_t>(channel * channel_pitch_ +
+                                                      height_.tap_line[tap / kernel_width_] * line_pitch_ +
+                                                      slot * kTileLanes);
+                }
     }
 
     // A stretch of columns of one strip of rows and one group of lanes: what a thread does in one go.
@@ -84,17 +90,27 @@ class Sweep {
         int64_t top;
         int64_t first_column;
         int64_t last_column;
+        int64_t share;  // of the segments
+        int64_t shares;
     };
 
     // Columns are cut only where there would be too little work for the threads: each cut packs a ring anew.
     int64_t cuts(int64_t threads) const {
         return smaller(larger(1, ceil_divide(width_.outputs(0), 4)), ceil_divide(threads, groups_ * strips_));
     }
-    int64_t items(int64_t threads) const { return groups_ * strips_ * cuts(threads); }
+    // Where that is not enough, as in a linear layer, segments are shared out too. A further block adds to outputs that
+    // another thread may not have written yet, so only where there is none.
+    int64_t shares(int64_t threads) const {
+        return blocks_ > 1 ? 1 : ceil_divide(threads, groups_ * strips_ * cuts(threads));
+    }
+    int64_t items(int64_t threads) const { return groups_ * strips_ * cuts(threads) * shares(threads); }
     Item item(int64_t number, int64_t threads) const {
+        const int64_t all_shares = shares(threads), share = number % all_shares;
+        number /= all_shares;
         const int64_t parts = cuts(threads), part = number % parts, strip = number / parts % strips_;
         const int64_t columns = width_.outputs(0);
-        return {number / parts / strips_ * kTileLanes, strip * kRows, columns * part / parts, columns * (part + 1) / parts};
+        return {number / parts / strips_ * kTileLanes, strip * kRows, columns * part / parts,
+                columns * (part + 1) / parts,          share,         all_shares};
     }
 
     // One tile of one phase: some segments, and where their outputs stand.
@@ -152,8 +168,24 @@ class Sweep {
         const int64_t row_pitch = height_.phases * width_.output * batch_;
         const int64_t position =
             (height_.target(down, item.top) * width_.output + width_.target(across, column)) * batch_ + item.lane;
-        body(Tile{{index_.segment_row, index_.segment_start, start[0], start[1]}, rows, lanes, position, row_pitch,
+        const int64_t first = share_start(start[0], start[1], item.share, item.shares);
+        const int64_t last = share_start(start[0], start[1], item.share + 1, item.shares);
+        body(Tile{{index_.segment_row, index_.segment_start, first, last}, rows, lanes, position, row_pitch,
                   rotation, block == 0, block == blocks_ - 1});
+    }
+
+    // The first segment of a share: all have about as many nonzeros.
+    int64_t share_start(int64_t first, int64_t last, int64_t share, int64_t shares) const {
+        if (share == 0) return first;
+        if (share == shares) return last;
+        const int64_t before = index_.segment_start[first], all = index_.segment_start[last] - before;
+        const int64_t wanted = before + all * share / shares;
+        while (first < last) {
+            const int64_t middle = first + (last - first) / 2;
+            if (index_.segment_start[middle] < wanted) first = middle + 1;
+            else last = middle;
+        }
+        return first;
     }
 
     void pack_column(int64_t block, const Item& item, int64_t column, int64_t lanes, const float* input,
@@ -211,16 +243,17 @@ struct RowsAhead {
     }
 };
 
-template <int kRows>
+template <int kRows, int kRun>
 bool sweep_gather(const Geometry& geometry, const Index& index, const float* values, const float* bias,
                   const float* input, float* output, int threads) {
-    using Plan = Sweep<kRows>;
-    constexpr int kRun = Plan::kRun;
+    using Plan = Sweep<kRows, kRun>;
     Buffer<int32_t> scratch(scratch_size(geometry));
     if (!scratch) return false;
     const Plan plan(geometry, index, scratch.data());
     Buffer<Entry> entries(plan.rotations() * index.nonzeros);
-    if (!entries) return false;
+    Buffer<int32_t> places(plan.rotations() * plan.places());
+    if (!entries || !places) return false;
+    plan.tabulate_places(places.data());
     const bool streams = streams_outputs(output, index.rows * plan.output_pitch(), geometry.batch);
 
     bool complete = true;
@@ -232,7 +265,8 @@ bool sweep_gather(const Geometry& geometry, const Index& index, const float* val
         for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation) {
 #pragma omp for schedule(static)
             for (int64_t entry = 0; entry < index.nonzeros; ++entry)
-                entries[rotation * index.nonzeros + entry] = {values[index.order[entry]], plan.offset(entry, rotation)};
+                entries[rotation * index.nonzeros + entry] = {values[index.order[entry]],
+                                                              places[rotation * plan.places() + index.place[entry]]};
         }
         const int64_t items = plan.items(team), last = complete ? items * (thread + 1) / team : 0;
         for (int64_t number = items * thread / team; number < last; ++number) {
@@ -254,17 +288,19 @@ bool sweep_gather(const Geometry& geometry, const Index& index, const float* val
     return complete;
 }
 
-template <int kRows>
-bool sweep_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
-                           const float* input, float* gradient, int threads) {
-    using Plan = Sweep<kRows>;
-    constexpr int kRun = Plan::kRun;
+template <int kRows, int kRun>
+bool sweep_values_gradient(const Geometry& geometry, const Index& index, int64_t shared, const float* output_gradient,
+                           const float* input, float* gradient, float* bias_gradient, int threads) {
+    using Plan = Sweep<kRows, kRun>;
     Buffer<int32_t> scratch(scratch_size(geometry));
     if (!scratch) return false;
     const Plan plan(geometry, index, scratch.data());
     Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
+    Buffer<int32_t> places(plan.rotations() * plan.places());
     Buffer<float> sums(index.nonzeros * threads);
-    if (!offsets || !sums) return false;
+    Buffer<float> row_sums(bias_gradient ? index.rows * kLanes * threads : 0);
+    if (!offsets || !places || !sums || !row_sums) return false;
+    plan.tabulate_places(places.data());
 
     bool complete = true;
     int64_t workers = 1;
@@ -279,10 +315,12 @@ bool sweep_values_gradient(const Geometry& geometry, const Index& index, const f
         for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation) {
 #pragma omp for schedule(static)
             for (int64_t entry = 0; entry < index.nonzeros; ++entry)
-                offsets[rotation * index.nonzeros + entry] = plan.offset(entry, rotation);
+                offsets[rotation * index.nonzeros + entry] = places[rotation * plan.places() + index.place[entry]];
         }
         float* mine = sums.data() + thread * index.nonzeros;
         std::memset(mine, 0, static_cast<size_t>(index.nonzeros) * sizeof(float));
+        float* const my_rows = bias_gradient ? row_sums.data() + thread * index.rows * kLanes : nullptr;
+        if (my_rows) std::memset(my_rows, 0, static_cast<size_t>(index.rows * kLanes) * sizeof(float));
         const int64_t items = plan.items(team), last = complete ? items * (thread + 1) / team : 0;
         for (int64_t number = items * thread / team; number < last; ++number) {
             plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
@@ -293,12 +331,13 @@ bool sweep_values_gradient(const Geometry& geometry, const Index& index, const f
                     RowsAhead<decltype(rows)::value, kRun> ahead{tile.segments, sources};
                     values_segments<decltype(rows)::value, kRun, decltype(access)::value>(
                         tile.segments, table, ring.data() + row * plan.row_step(), plan.row_step(), sources,
-                        partials.data(), mine, ahead);
+                        partials.data(), mine, tile.first_block ? my_rows : nullptr, ahead);
                 };
                 plan.visit(tile, false, reduce);
             });
         }
-        add_sums(index, sums.data(), workers, gradient);
+        add_sums(index, shared, sums.data(), workers, gradient);
+        if (bias_gradient) add_row_sums(index.rows, row_sums.data(), workers, bias_gradient);
     }
     return complete;
 }

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from regrow.experiments import data as data_sets
 from regrow.experiments.bench.command import bench_app
+from regrow.experiments.bench.measure import WrongResultError
 from regrow.experiments.config import TrainConfig, override, parse_settings
 from regrow.experiments.demo import demo as run_demo
 from regrow.experiments.errors import UserError
@@ -94,10 +95,15 @@ def presets() -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the runs and the plot.")] = Path("runs/demo"),
     data: DataRoot = None,
+    speed: Annotated[bool, typer.Option(help="Then time training steps of a wide network too, about 40 s.")] = True,
 ) -> None:
-    """Train a dense and a sparse LeNet on Fashion-MNIST and compare them."""
+    """Train a dense and a sparse LeNet on Fashion-MNIST and compare them; then time steps of a wide network."""
     with one_line_errors():
-        run_demo(out, data, OUT, ProgressBar(ERR) if ERR.is_terminal else Quiet(ERR))
+        try:
+            run_demo(out, data, OUT, ProgressBar(ERR) if ERR.is_terminal else Quiet(ERR), speed=speed)
+        except WrongResultError as error:
+            say(str(error))
+            raise typer.Exit(1) from None
 
 
 Densities = Annotated[str, typer.Option(help="Densities, separated by commas.")]

@@ -28,3 +28,17 @@ def parse_growth(text: str) -> Growth:
         case ["candidates", steps, per_nonzero] if steps.isdecimal():
             return candidates(int(steps), float(per_nonzero))
     raise ValueError(f"there is no growth {text!r}: write {FORMS}")
+
+
+def growth_name(growth: Growth) -> str:
+    """Return the text that names a growth source, as `parse_growth` reads it.
+
+    Example:
+        >>> growth_name(candidates(44, per_nonzero=3))
+        'candidates:44:3'
+    """
+    if growth.steps is None:
+        return "exact"
+    return (
+        f"window:{growth.steps}" if growth.per_nonzero is None else f"candidates:{growth.steps}:{growth.per_nonzero:g}"
+    )

@@ -84,6 +84,7 @@ _CIFAR10_MODELS = (
     "vgg-small",
     "wrn-28-2",
     "wrn-22-8",
+    "wrn-16-4",
     "wrn-16-8",
     "wrn-16-10",
     "resnet18",

@@ -1,22 +1,24 @@
-"""The gradient of weights that a sparse layer does not have: at some positions, without ever making the rest.
+"""The gradient of weights that a sparse layer does not have: at all positions, or at some without ever making the rest.
 
-Kernels serve float32 on the CPU. Elsewhere it is put together from dot products, a part at a time; and where most of
-the positions are asked for, cut out of the dense gradient.
+At some positions kernels serve float32 on the CPU. Elsewhere the gradient is put together from dot products, a part at
+a time; and where most of the positions are asked for, cut out of the dense gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
 
 from regrow.ops.conv2d.cpu import conv2d_values_gradient
 from regrow.ops.conv2d.operators import flat, unflat
+from regrow.ops.eager import serves
+from regrow.ops.layout import allocate_batch_last, to_channels_last
 from regrow.ops.native import kernels_serve
+from regrow.ops.refuse import without_derivative
 from regrow.pattern import Geometry, Pattern
 
 # Numbers gathered at a time: small enough for the cache, large enough that calls do not count.
@@ -27,19 +29,52 @@ _ROWS = 1 << 22
 _MOST = 0.5
 
 
-def watch(output: Tensor, x: Tensor, absent: Tensor, pattern: Pattern, geometry: Geometry) -> Tensor:
-    """Return a copy of a layer's output whose backward pass also gives the gradient of weights that do not exist.
+def watch(
+    output: Tensor, x: Tensor, absent: Tensor, pattern: Pattern | None, shape: Sequence[int], geometry: Geometry
+) -> Tensor:
+    """Return a layer's output such that its backward pass also gives the gradient of weights that do not exist.
+
+    The output given is not to be used any more.
 
     Args:
         output: output of the layer, shape (..., outputs) or (N, O, H', W').
         x: its input, shape (..., inputs) or (N, C, H, W).
         absent: stands for the weights, zero; their gradient becomes that of this tensor. Shape (positions,).
-        pattern: where they stand in the dense weight.
+        pattern: where they stand in the dense weight; None for every position of it, taken or not.
+        shape: shape of the dense weight, of two or four dimensions.
         geometry: stride, padding, dilation and groups.
     """
-    # A view instead of a copy would forbid what follows to work in place.
-    watched: Tensor = _watch(output, x, absent, pattern.positions, *_arguments(output, x, pattern, geometry))
+    if serves(output, x, absent):
+        direct: Tensor = _Watch.apply(output, x, absent, pattern, shape, geometry)  # type: ignore[no-untyped-call]
+        return direct
+    watched: Tensor = _watch(output, x, absent, *_arguments(output, x, pattern, shape, geometry))
     return watched
+
+
+class _Watch(torch.autograd.Function):
+    """What the operator below does, outside of the compiler: without a copy of the output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        x: Tensor,
+        absent: Tensor,
+        pattern: Pattern | None,
+        shape: Sequence[int],
+        geometry: Geometry,
+    ) -> Tensor:
+        ctx.pattern, ctx.shape, ctx.geometry, ctx.dtype = pattern, shape, geometry, absent.dtype
+        ctx.save_for_backward(x)
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (x,), (given,) = ctx.saved_tensors, gradients
+        with torch.no_grad():
+            at = _at(given, x, *_arguments(given, x, ctx.pattern, ctx.shape, ctx.geometry)).to(ctx.dtype)
+        return given, None, without_derivative(at, given, x), None, None, None
 
 
 def weight_gradient_at(pattern: Pattern, x: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
@@ -56,7 +91,7 @@ def weight_gradient_at(pattern: Pattern, x: Tensor, gradient: Tensor, geometry: 
         >>> weight_gradient_at(Pattern((3, 2), torch.tensor([0, 5])), x, gradient, Geometry())
         tensor([ 3., 10.])
     """
-    at: Tensor = _gradient_at(gradient, x, pattern.positions, *_arguments(gradient, x, pattern, geometry))
+    at: Tensor = _gradient_at(gradient, x, *_arguments(gradient, x, pattern, pattern.shape, geometry))
     return at
 
 
@@ -66,11 +101,13 @@ def takes_kernels(pattern: Pattern, *tensors: Tensor) -> bool:
 
 
 def _arguments(
-    output: Tensor, x: Tensor, pattern: Pattern, geometry: Geometry
-) -> tuple[list[Tensor], list[int], list[int]]:
-    """Return index structure (empty where kernels do not serve), shape of the dense weight and geometry."""
+    output: Tensor, x: Tensor, pattern: Pattern | None, shape: Sequence[int], geometry: Geometry
+) -> tuple[Tensor | None, list[Tensor], list[int], list[int]]:
+    """Return positions, index structure (empty where kernels do not serve), shape of the dense weight and geometry."""
+    if pattern is None:
+        return None, [], list(shape), flat(geometry)
     index = list(pattern.forward_blocks(geometry)) if takes_kernels(pattern, output, x) else []
-    return index, list(pattern.shape), flat(geometry)
+    return pattern.positions, index, list(shape), flat(geometry)
 
 
 @torch.library.custom_op("regrow::watch", mutates_args=())
@@ -78,17 +115,34 @@ def _watch(
     output: Tensor,
     x: Tensor,
     absent: Tensor,
-    positions: Tensor,
+    positions: Tensor | None,
     index: list[Tensor],
     weight_shape: list[int],
     geometry: list[int],
 ) -> Tensor:
+    # A view instead of a copy would forbid what follows to work in place.
     return output.clone()
 
 
 @torch.library.custom_op("regrow::gradient_at", mutates_args=())
 def _gradient_at(
-    gradient: Tensor, x: Tensor, positions: Tensor, index: list[Tensor], weight_shape: list[int], geometry: list[int]
+    gradient: Tensor,
+    x: Tensor,
+    positions: Tensor | None,
+    index: list[Tensor],
+    weight_shape: list[int],
+    geometry: list[int],
+) -> Tensor:
+    return _at(gradient, x, positions, index, weight_shape, geometry)
+
+
+def _at(
+    gradient: Tensor,
+    x: Tensor,
+    positions: Tensor | None,
+    index: list[Tensor],
+    weight_shape: list[int],
+    geometry: list[int],
 ) -> Tensor:
     settings = unflat(geometry)
     x = x.to(gradient.dtype)
@@ -96,13 +150,16 @@ def _gradient_at(
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     if index:
         return conv2d_values_gradient(index, x, gradient, weight_shape, settings)
+    if positions is None:
+        if len(weight_shape) == 2:
+            return _linear_dense(x, gradient)
+        return _conv2d_dense(x, gradient, weight_shape, settings)
     positions = positions.to(gradient.device)
     most = len(positions) > _MOST * prod(weight_shape)
     if len(weight_shape) == 2:
         return (_linear_from_dense if most else _linear_from_dots)(positions, x, gradient)
     if most:
-        dense: Tensor = conv2d_weight(x, weight_shape, gradient, *settings)  # type: ignore[no-untyped-call]
-        return dense.reshape(-1)[positions]
+        return _conv2d_dense(x, gradient, weight_shape, settings)[positions]
     return _conv2d_from_dots(positions, x, gradient, weight_shape, settings)
 
 
@@ -111,7 +168,7 @@ def _(
     output: Tensor,
     x: Tensor,
     absent: Tensor,
-    positions: Tensor,
+    positions: Tensor | None,
     index: list[Tensor],
     weight_shape: list[int],
     geometry: list[int],
@@ -121,9 +178,14 @@ def _(
 
 @_gradient_at.register_fake
 def _(
-    gradient: Tensor, x: Tensor, positions: Tensor, index: list[Tensor], weight_shape: list[int], geometry: list[int]
+    gradient: Tensor,
+    x: Tensor,
+    positions: Tensor | None,
+    index: list[Tensor],
+    weight_shape: list[int],
+    geometry: list[int],
 ) -> Tensor:
-    return gradient.new_empty(positions.shape)
+    return gradient.new_empty((prod(weight_shape),) if positions is None else positions.shape)
 
 
 def _setup_watch(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -148,6 +210,29 @@ def _refuse_double_backward(*_: Any) -> NoReturn:
 
 _watch.register_autograd(_watch_backward, setup_context=_setup_watch)
 _gradient_at.register_autograd(_refuse_double_backward)
+
+
+def _linear_dense(x: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient of all positions of a linear weight, flat."""
+    shape = (gradient.shape[1], x.shape[1])
+    if not kernels_serve(x, gradient):
+        return (gradient.T @ x).reshape(-1)
+    # Memory that is used again: fresh pages would take as long to clear as the product takes.
+    result = allocate_batch_last(prod(shape))
+    torch.mm(gradient.T, x, out=result.view(shape))
+    return result
+
+
+def _conv2d_dense(x: Tensor, gradient: Tensor, weight_shape: list[int], geometry: Geometry) -> Tensor:
+    """Return the gradient of all positions of a convolution's weight, flat."""
+    # oneDNN is fast with channels last, and slow to get there from the batch innermost.
+    x, gradient = to_channels_last(x), to_channels_last(gradient)
+    weight = x.new_empty(1).expand(weight_shape)  # only its shape is read
+    stride, padding, dilation, groups = geometry
+    of_weight: Tensor = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (False, True, False)
+    )[1]
+    return of_weight.reshape(-1)
 
 
 def _linear_from_dense(positions: Tensor, x: Tensor, gradient: Tensor) -> Tensor:

@@ -82,6 +82,25 @@ def to_batch_last(x: Tensor) -> Tensor:
     return copy
 
 
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return `x`, shape (N, C, H, W), with the channels innermost: itself if it is so already, else a copy.
+
+    Nothing is recorded for a gradient.
+    """
+    if not kernels_serve(x) or not is_batch_last(x):
+        return x.contiguous(memory_format=torch.channels_last)
+    count, channels, height, width = x.shape
+    plane = height * width
+    # batch-last of the channels is channels-last of the batch
+    copy = allocate_batch_last(channels, count, height, width).movedim(0, 1)
+    kernels().transpose(
+        source=x.data_ptr(), source_pitch=plane * count, source_distance=count,
+        target=copy.data_ptr(), target_pitch=plane * channels, target_distance=channels,
+        rows=channels, columns=count, count=plane, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return copy
+
+
 def _strides(shape: Sequence[int]) -> list[int]:
     """Return the strides of a batch-last tensor."""
     strides, step = [1], shape[0]

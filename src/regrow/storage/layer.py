@@ -19,11 +19,13 @@ class Watched(NamedTuple):
 
     Attributes:
         parameter: stands for them, at zero, shape (positions,).
-        pattern: where they stand in the dense weight.
+        pattern: where they stand in the dense weight; None for every position of it, those of weights that exist too.
+        shape: shape of the dense weight, with the two or four dimensions that the kernels know.
     """
 
     parameter: nn.Parameter
-    pattern: Pattern
+    pattern: Pattern | None
+    shape: tuple[int, ...]
 
 
 class SparseLayer(nn.Module, ABC):
@@ -96,17 +98,19 @@ class SparseLayer(nn.Module, ABC):
             self._pattern = self.pattern_of(self.index.cpu())
         return self._pattern
 
-    def watching(self, parameter: nn.Parameter, positions: Tensor) -> Watched:
+    def watching(self, parameter: nn.Parameter, positions: Tensor | None) -> Watched:
         """Return what `watched` takes to gather the gradient of absent weights, with its index structure made.
 
         Args:
             parameter: stands for the weights, at zero, shape (positions,).
-            positions: their flat positions, sorted, int32 or int64.
+            positions: their flat positions, sorted, int32 or int64; None for every position of the dense weight.
         """
+        if positions is None:
+            return Watched(parameter, None, self._pattern_shape)
         pattern = self.pattern_of(positions.cpu())
         if takes_kernels(pattern, parameter):
             pattern.forward_blocks(self.geometry)
-        return Watched(parameter, pattern)
+        return Watched(parameter, pattern, self._pattern_shape)
 
     def pattern_of(self, positions: Tensor) -> Pattern:
         """Return the index structure of other positions of this layer's weight."""

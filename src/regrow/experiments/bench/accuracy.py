@@ -111,8 +111,14 @@ def bench_accuracy(
     ]
     chosen = tuple(accuracies) or levels(curves)
     found = [times_table(curves, chosen), runs_table(curves)]
-    title = f"{base.preset} at {base.density:g}, {base.epochs} epochs"
-    text = "\n".join([f"## {title}", "", f"{machine}.", "", *(table.markdown() for table in found)])
+    title = f"{base.preset} at {100 * base.density:g} %, {base.epochs} epochs"
+    backends = "+".join(dict.fromkeys(result["backend"] for result in results if result["method"] != DENSE))
+    how = (
+        f"{machine}. Sparse: {base.method} at {base.density:g}, backend {backends}, growth "
+        f"{base.growth or 'as the method has it'}. Batch {base.batch_size}. Seconds are those of the training steps, "
+        "topology updates included, evaluation not."
+    )
+    text = "\n".join([f"## {title}", "", how, "", *(table.markdown() for table in found)])
     figures = {"machine": str(machine), "accuracies": chosen, "runs": [_as_json(curve) for curve in curves]}
     write_text(out / "accuracy.json", json.dumps(figures, indent=1) + "\n")
     write_text(out / "accuracy.md", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,7 @@ Network = Annotated[
 ]
 Layers = Annotated[str, typer.Option(metavar="TEXT", help="Only layers whose line holds this, as 'vgg16-d 512-512'.")]
 Densities = Annotated[str, typer.Option(help="Shares of the weights that exist, separated by commas.")]
+Plot = Annotated[Path | None, typer.Option(help="PNG file: speed-up of training steps over density.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default PyTorch's own number.")]
 
 
@@ -112,14 +114,31 @@ def memory(
 
 @bench_app.command("show")
 def show(
-    file: Annotated[Path, typer.Argument(help="JSON file of `regrow bench layers`.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="JSON of `bench layers`, or one or several of `bench train`."),
+    ],
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown too.")] = None,
+    plot: Plot = None,
 ) -> None:
-    """Show the tables of an earlier measurement."""
+    """Show the tables of earlier measurements; those of training steps in several files become one."""
     with one_line_errors():
-        report = FILE.load(file)
-        line(f"{report.machine}; {report.rates}")
-        _show(report, markdown_file)
+        if not STEP_FILE.holds(files[0]):
+            report = FILE.load(files[0])
+            if len(files) > 1 or plot:
+                raise UserError("only measurements of training steps are shown together, or drawn: give those")
+            line(f"{report.machine}; {report.rates}")
+            _show(report, markdown_file)
+            return
+        reports = [STEP_FILE.load(file) for file in files]
+        for file, each in zip(files, reports, strict=True):
+            if each.machine != reports[0].machine:
+                raise UserError(
+                    f"{file} was measured with {each.machine}, and {files[0]} with {reports[0].machine}: "
+                    "show them one by one"
+                )
+        line(str(reports[0].machine))
+        _show_steps(reports, markdown_file, plot)
 
 
 @bench_app.command("train")
@@ -139,12 +158,15 @@ def train(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds for each preset and density, at most.")] = 15,
     seconds: Annotated[float, typer.Option(min=0, help="No new round begins after so many, once there were 3.")] = 60,
     compile_seconds: Annotated[
-        float, typer.Option(min=0, help="How long torch.compile may take; 0: not at all.")
+        float, typer.Option(min=0, help="How long torch.compile may take, for each precision; 0: not at all.")
     ] = 300,
+    peaks: Annotated[
+        bool, typer.Option(help="Also the peak memory of each contender, in some more steps in processes of their own.")
+    ] = True,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option(help="JSON file with all figures; run again, it goes on with it.")] = None,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown too.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="PNG file: speed-up over density.")] = None,
+    plot: Plot = None,
 ) -> None:
     """Time whole training steps of sparse networks beside dense ones, topology updates included."""
     with one_line_errors():
@@ -152,7 +174,7 @@ def train(
             torch.set_num_threads(threads)
         settings = Settings(
             backend, batch, method, None if growth == "own" else growth, rounds, seconds, compile_seconds,
-            peers=tuple(PEERS) if peers else (),
+            peers=tuple(PEERS) if peers else (), peaks=peaks,
         )  # fmt: skip
         given = _checked(parse_densities(densities)) if densities else ()
         configs = step_configs(presets or (), given, settings)
@@ -166,14 +188,7 @@ def train(
             raise typer.Exit(1) from None
         except ValueError as error:
             raise UserError(str(error)) from error
-        for table in train_tables.tables(report):
-            _print(table)
-        if markdown_file:
-            write_text(markdown_file, train_tables.markdown(report, shlex.join(["regrow", *sys.argv[1:]])))
-        if plot:
-            plot_speed(
-                train_tables.speed_points(report.rows), plot, "Whole training steps, sparse beside dense float32"
-            )
+        _show_steps([report], markdown_file, plot)
 
 
 @bench_app.command("accuracy")
@@ -273,6 +288,16 @@ def _show(report: Report, markdown_file: Path | None) -> None:
     if markdown_file:
         command = shlex.join(["regrow", *sys.argv[1:]])
         write_text(markdown_file, markdown(report, command))
+
+
+def _show_steps(reports: Sequence[StepReport], markdown_file: Path | None, plot: Path | None) -> None:
+    rows = [row for report in reports for row in report.rows]
+    for table in train_tables.tables(rows):
+        _print(table)
+    if markdown_file:
+        write_text(markdown_file, train_tables.markdown(reports, shlex.join(["regrow", *sys.argv[1:]])))
+    if plot:
+        plot_speed(train_tables.speed_points(rows), plot, "Whole training steps, sparse beside dense float32")
 
 
 def _print(table: Table) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 import regrow
 from regrow.experiments.bench.machine import Machine, describe
+from regrow.experiments.bench.process_memory import held, peak
 from regrow.experiments.bench.tables import Table
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
@@ -125,9 +124,9 @@ def measure(problem: Problem, kind: str, profiled: bool) -> Memory:
         profiled: whether to find the largest piece; the profiler takes memory itself, so `peak` is no figure then.
     """
     _train(Problem(64, problem.density, 8), kind)  # code and caches that any training loads
-    before = _held()
+    before = held()
     if not profiled:
-        return replace(_train(problem, kind), peak=_peak() - before)
+        return replace(_train(problem, kind), peak=peak() - before)
     with torch.profiler.profile(profile_memory=True) as profile:
         memory = _train(problem, kind)
     return replace(memory, largest=_largest(profile))
@@ -198,17 +197,6 @@ def _alive() -> int:
                 if tensor is not None:
                     storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(storages.values())
-
-
-def _held() -> int:
-    """Return the bytes of memory that this process holds."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _peak() -> int:
-    """Return the most bytes of memory that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _largest(profile: torch.profiler.profile) -> int:

@@ -45,6 +45,14 @@ class ReportFile(Generic[Kind]):
         except (ValidationError, OSError) as error:
             raise UserError(f"{path} is no measurement of {self._what}: {str(error).splitlines()[0]}") from error
 
+    def holds(self, path: Path) -> bool:
+        """Return whether a file is the JSON of such a measurement."""
+        try:
+            self.load(path)
+        except UserError:
+            return False
+        return True
+
     def save(self, report: Kind, path: Path) -> None:
         """Write the JSON file, whole or not at all."""
         write_atomically(path, lambda file: file.write(self._adapter.dump_json(report, indent=1)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import regrow
 from regrow.experiments import data, models
+from regrow.experiments.bench.measure import FEWEST_ROUNDS
 from regrow.experiments.config import TrainConfig, override
 from regrow.experiments.methods import make_recipe
 from regrow.experiments.run import make_optimizer
@@ -24,6 +25,8 @@ from regrow.storage.layer import SparseLayer
 
 SAMPLES = {"digits": 1_437, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "imagenet": 1_281_167}
 """Training samples of each data set, validation included."""
+
+SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
 
 _BATCHES = 4  # in memory, taken in turn
 _LEARNING_RATE = 0.01  # a step takes as long with any, and noise learned at a high one diverges
@@ -159,8 +162,17 @@ def sparse_training(config: TrainConfig, model: nn.Module, batches: Batches) -> 
     return Training(model, optimizer, _step(model, optimizer, batches), topology, updates)
 
 
-def compile_training(training: Training, config: TrainConfig, batches: Batches, seconds: float) -> Training:
+def compile_training(
+    training: Training, config: TrainConfig, batches: Batches, seconds: float, *, bfloat16: bool = False
+) -> Training:
     """Return a compiled copy of a dense training, which has taken its first steps.
+
+    Args:
+        training: what to copy.
+        config: its settings.
+        batches: what it trains on.
+        seconds: how long compilation may take.
+        bfloat16: whether under autocast to bfloat16.
 
     Raises:
         CompileError: if it does not compile in that time.
@@ -170,7 +182,8 @@ def compile_training(training: Training, config: TrainConfig, batches: Batches, 
     copy = dense_training(config, deepcopy(training.model), batches)
     try:
         with _alarm(seconds):
-            copy = replace(copy, step=_step(torch.compile(copy.model), copy.optimizer, batches))
+            compiled = torch.compile(copy.model)
+            copy = replace(copy, step=_step(compiled, copy.optimizer, batches, bfloat16=bfloat16))
             copy.step()
             copy.step()
     except Exception as error:  # whatever the compiler or the code that it makes raises
@@ -279,3 +292,25 @@ def seconds_of(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
+
+
+def take_turns(steps: Mapping[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Take a step of each in turn, round after round, in an order that turns; return milliseconds.
+
+    Args:
+        steps: for each name what takes a step; each has taken one before the first round.
+        rounds: how many rounds at most.
+        seconds: no new round begins after so many, once there were three.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for name in names:
+        steps[name]()
+    start = time.perf_counter()
+    for number in range(rounds):
+        if number >= FEWEST_ROUNDS and time.perf_counter() - start > seconds:
+            break
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            times[name].append(seconds_of(steps[name]) * 1e3)
+    return times

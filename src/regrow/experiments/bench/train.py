@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,13 @@ from regrow.experiments.bench.breakdown import profile
 from regrow.experiments.bench.estimate import Estimated, estimate, observe
 from regrow.experiments.bench.machine import Machine
 from regrow.experiments.bench.measure import FEWEST_ROUNDS, Spread, WrongResultError, spread
+from regrow.experiments.bench.peak import peaks
 from regrow.experiments.bench.peer_networks import PEERS
 from regrow.experiments.bench.report_file import ReportFile
 from regrow.experiments.bench.steps import (
+    BFLOAT16,
+    DENSE,
+    SPARSE,
     Batches,
     CompileError,
     State,
@@ -30,14 +33,15 @@ from regrow.experiments.bench.steps import (
     dense_training,
     make_batches,
     recipe_of,
-    seconds_of,
     sparse_model,
     sparse_training,
     state_of,
+    take_turns,
 )
 from regrow.experiments.bench.update_cost import UpdateCost, update_cost
 from regrow.experiments.config import TrainConfig, override
 from regrow.experiments.errors import UserError
+from regrow.experiments.growth import growth_name
 from regrow.experiments.methods import check_method
 from regrow.experiments.presets import preset as find_preset
 
@@ -52,7 +56,6 @@ TARGETS: Mapping[str, tuple[float, ...]] = {
 }
 """The presets that are measured if none is named, at the densities of the paper's tables and of thin and wide nets."""
 
-SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
 EAGER, COMPILED = "eager", "torch.compile"
 LOSS_TOLERANCE = 1e-5
 
@@ -68,9 +71,10 @@ class Settings:
         growth: what growth looks at; None takes the recipe's own.
         rounds: rounds at most.
         seconds: no new round begins after so many.
-        compile_seconds: how long `torch.compile` may take; 0 leaves it out.
+        compile_seconds: how long `torch.compile` may take, for float32 and for bfloat16; 0 leaves it out.
         profiled: steps under the profiler.
         peers: other libraries beside.
+        peaks: whether to measure the peak memory of each contender, in processes of their own.
     """
 
     backend: str = "auto"
@@ -82,6 +86,7 @@ class Settings:
     compile_seconds: float = 300
     profiled: int = 2
     peers: tuple[str, ...] = ()
+    peaks: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,11 @@ class Row:
         breakdown: milliseconds of each kind of operation, of the sparse and of the eager dense step under the profiler.
         state: what each training holds between steps.
         estimated: the speed-ups that the paper's way of estimating gives.
-        left_out: what was not timed, and why.
+        left_out: what was not measured, and why.
+        bfloat16_form: which form of dense bfloat16 was the faster.
+        bfloat16_forms: milliseconds of each form that ran.
+        peak: the most bytes that each contender's own process held in ordinary steps beyond what it held before the
+            model was made, dense ones not compiled; `sparse, update` around an update.
     """
 
     preset: str
@@ -141,6 +150,9 @@ class Row:
     state: dict[str, State]
     estimated: Estimated
     left_out: dict[str, str]
+    bfloat16_form: str = EAGER
+    bfloat16_forms: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -238,27 +250,20 @@ def measure(config: TrainConfig, settings: Settings) -> Row:
     )
     if not any(layer.storage == SPARSE for layer in layers):
         config = override(config, {"growth": None})  # masked storage has all that growth reads
-    dense, left_out = dense_training(config, deepcopy(model), batches), {}
-    forms = {EAGER: dense}
-    if settings.compile_seconds > 0:
-        try:
-            forms[COMPILED] = compile_training(dense, config, batches, settings.compile_seconds)
-        except CompileError as error:
-            left_out[COMPILED] = str(error)
-    form_times = _medians(forms)
-    form = min(form_times, key=lambda name: form_times[name])
+    dense = dense_training(config, deepcopy(model), batches)
+    full = _faster(dense, config, batches, settings)
+    half = _faster(
+        dense_training(config, deepcopy(model), batches, bfloat16=True), config, batches, settings, bfloat16=True
+    )
     sparse = sparse_training(config, sparse_net, batches)
-    contenders = {
-        DENSE: forms[form],
-        SPARSE: sparse,
-        BFLOAT16: dense_training(config, deepcopy(model), batches, bfloat16=True),
-    }
+    contenders = {DENSE: full.training, SPARSE: sparse, BFLOAT16: half.training}
+    left_out = {**full.left_out, **half.left_out}
     for peer in settings.peers:
         try:
             contenders[peer] = PEERS[peer](config, model, regrow.masks(sparse_net), batches)
         except (ImportError, RuntimeError, ValueError) as error:
             left_out[peer] = " ".join(str(error).split())[:160]
-    times = _rounds({name: each.step for name, each in contenders.items()}, settings.rounds, settings.seconds)
+    times = take_turns({name: each.step for name, each in contenders.items()}, settings.rounds, settings.seconds)
     breakdown = {
         SPARSE: profile(sparse.step, settings.profiled),
         f"{DENSE} {EAGER}": profile(dense.step, settings.profiled),
@@ -267,14 +272,18 @@ def measure(config: TrainConfig, settings: Settings) -> Row:
     estimated = estimate(observe(dense.model, sparse_net, batches.images[0]))
     updates = update_cost(sparse, config, median(times[SPARSE]))
     factor = 1 / (1 - updates.share)
+    peak: dict[str, int] = {}
+    if settings.peaks:
+        peak, failed = peaks(config, (SPARSE, DENSE, BFLOAT16), settings.backend)
+        left_out |= {f"peak memory, {name}": why for name, why in failed.items()}
     return Row(
         preset=config.preset,
         density=config.density,
         batch=config.batch_size,
-        growth=str(recipe_of(config).growth),
+        growth=growth_name(recipe_of(config).growth),
         layers=layers,
-        dense_form=form,
-        dense_forms=form_times,
+        dense_form=full.form,
+        dense_forms=full.milliseconds,
         milliseconds={name: spread(each) for name, each in times.items()},
         sparse_step=median(times[SPARSE]) * factor,
         ratio={
@@ -287,6 +296,9 @@ def measure(config: TrainConfig, settings: Settings) -> Row:
         state=state,
         estimated=estimated,
         left_out=left_out,
+        bfloat16_form=half.form,
+        bfloat16_forms=half.milliseconds,
+        peak=peak,
     )
 
 
@@ -326,22 +338,26 @@ def _ratio(times: Sequence[float], sparse: Sequence[float], factor: float) -> Sp
     return spread([a / (b * factor) for a, b in zip(times, sparse, strict=True)])
 
 
-def _medians(trainings: Mapping[str, Training]) -> dict[str, float]:
-    times = _rounds({name: each.step for name, each in trainings.items()}, FEWEST_ROUNDS, 0)
-    return {name: median(each) for name, each in times.items()}
+@dataclass(frozen=True)
+class _Faster:
+    """The faster form of a dense training: its name, the milliseconds of each form, and what was left out, and why."""
+
+    form: str
+    training: Training
+    milliseconds: dict[str, float]
+    left_out: dict[str, str]
 
 
-def _rounds(steps: Mapping[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Take a step of each in turn, round after round, in an order that turns; return milliseconds."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for name in names:
-        steps[name]()
-    start = time.perf_counter()
-    for number in range(rounds):
-        if number >= FEWEST_ROUNDS and time.perf_counter() - start > seconds:
-            break
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            times[name].append(seconds_of(steps[name]) * 1e3)
-    return times
+def _faster(
+    eager: Training, config: TrainConfig, batches: Batches, settings: Settings, *, bfloat16: bool = False
+) -> _Faster:
+    forms, left_out = {EAGER: eager}, {}
+    if settings.compile_seconds > 0:
+        try:
+            forms[COMPILED] = compile_training(eager, config, batches, settings.compile_seconds, bfloat16=bfloat16)
+        except CompileError as error:
+            left_out[f"{BFLOAT16 if bfloat16 else DENSE} compiled"] = str(error)
+    times = take_turns({name: each.step for name, each in forms.items()}, FEWEST_ROUNDS, 0)
+    medians = {name: median(each) for name, each in times.items()}
+    form = min(medians, key=lambda name: medians[name])
+    return _Faster(form, forms[form], medians, left_out)

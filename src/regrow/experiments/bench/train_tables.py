@@ -2,82 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from regrow.experiments.bench.measure import Spread
+from regrow.experiments.bench.steps import BFLOAT16, DENSE, SPARSE
 from regrow.experiments.bench.tables import Table
-from regrow.experiments.bench.train import BFLOAT16, DENSE, SPARSE, Report, Row
+from regrow.experiments.bench.train import COMPILED, EAGER, Report, Row
 
 _MIB = 1 << 20
 
 
-def tables(report: Report) -> list[Table]:
-    """Return all tables: steps, updates, kinds of operation, model state, and what `auto` chose for each weight."""
-    rows = report.rows
+def tables(rows: Iterable[Row]) -> list[Table]:
+    """Return all tables: steps, estimates, updates, kinds of operation, memory, and what `auto` chose."""
+    rows = list(rows)
+    peaks = [_peaks(rows)] if any(row.peak for row in rows) else []
     chosen = [_layers(row) for row in rows if any(layer.reason for layer in row.layers)]
-    return [steps_table(rows), _updates(rows), _breakdown(rows), _state(rows), *chosen]
+    forms = [_forms(rows)] if any(len(each) > 1 for row in rows for each in _forms_of(row).values()) else []
+    return [headline(rows), *forms, _estimates(rows), _updates(rows), _breakdown(rows), _state(rows), *peaks, *chosen]
 
 
-def steps_table(rows: Iterable[Row]) -> Table:
-    """Return what a step takes, and the ratios beside what the paper's way of estimating gives."""
+def headline(rows: Iterable[Row]) -> Table:
+    """Return what a step takes, the ratios, the share of updates, and the share of memory."""
     rows = list(rows)
     others = list(dict.fromkeys(name for row in rows for name in row.ratio if name not in (DENSE, BFLOAT16)))
     columns = (
-        *("preset", "batch", "density", "dense ms", "form", "bfloat16 ms", "sparse ms", "dense / sparse"),
-        *("bfloat16 / sparse", *(f"{name} / sparse" for name in others)),
-        *("estimated: dense convolution", "estimated: sparse convolution"),
+        *("preset", "density", "batch", "growth", "dense ms", "form", "bfloat16 ms", "form", "sparse ms"),
+        *("dense / sparse", "bfloat16 / sparse", *(f"{name} / sparse" for name in others)),
+        *("share of updates", "model state of dense"),
     )
 
     def cells(row: Row) -> tuple[str, ...]:
         return (
-            row.preset,
-            str(row.batch),
-            f"{row.density:.3g}",
-            _short(row.milliseconds[DENSE].median),
-            row.dense_form,
-            _short(row.milliseconds[BFLOAT16].median),
+            *(row.preset, f"{row.density:.3g}", str(row.batch), row.growth),
+            *(_short(row.milliseconds[DENSE].median), row.dense_form),
+            *(_short(row.milliseconds[BFLOAT16].median), row.bfloat16_form),
             _short(row.sparse_step),
             *(_ratio(row.ratio[name]) if name in row.ratio else "-" for name in (DENSE, BFLOAT16, *others)),
-            _times(row.estimated.dense_convolution),
-            _times(row.estimated.sparse_convolution),
+            f"{row.updates.share:.1%}",
+            f"{row.state[SPARSE].total / row.state[DENSE].total:.1%}",
         )
 
     return Table("Whole training steps, updates included: median (quartiles)", columns, tuple(map(cells, rows)))
 
 
-def markdown(report: Report, command: str) -> str:
-    """Return the tables as a section of a page.
+def markdown(reports: Sequence[Report], command: str) -> str:
+    """Return the tables of one or several measurements on one machine as a section of a page.
 
     Args:
-        report: the figures.
-        command: the command that makes them.
+        reports: the figures.
+        command: the command that shows them.
     """
-    settings = report.settings
+    rows = [row for report in reports for row in report.rows]
+    ways = dict.fromkeys(f"backend {each.settings.backend}, at most {each.settings.rounds} rounds" for each in reports)
     lines = [
         f"`{command}`",
         "",
-        f"{report.machine}. Backend {settings.backend}, growth {settings.growth or 'as the method has it'}; at most "
-        f"{settings.rounds} rounds. Ratios are times over that of the sparse step of the same round with its share of "
-        "topology updates; of other libraries, which update nothing, over the step without. The estimates are those of "
-        "the paper's method: convolutions alone, nothing for skipping.",
+        f"{reports[0].machine}; {'; '.join(ways)}. Ratios are times over that of the sparse step of the same round "
+        "with its share of topology updates; of other libraries, which update nothing, over the step without. The "
+        "estimates are those of the paper's method: convolutions alone, nothing for skipping.",
         "",
-        *(
-            f"- {row.preset} at {row.density:.3g}, {name}: {why}."
-            for row in report.rows
-            for name, why in row.left_out.items()
-        ),
+        *(f"- {row.preset} at {row.density:.3g}, {name}: {why}." for row in rows for name, why in row.left_out.items()),
         "",
-        *(table.markdown() for table in tables(report)),
+        *(table.markdown() for table in tables(rows)),
     ]
     return "\n".join(lines)
 
 
 def speed_points(rows: Iterable[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Return for each preset its points: density, and median and quartiles of dense over sparse."""
+    """Return for each preset its points: density, and median and quartiles of dense over sparse.
+
+    Where rows differ in growth or batch, that is part of the name.
+    """
+    rows = list(rows)
+    growths, batches = len({row.growth for row in rows}) > 1, len({row.batch for row in rows}) > 1
     points: dict[str, list[tuple[float, float, float, float]]] = {}
     for row in rows:
+        name = row.preset + (f", {row.growth}" if growths else "") + (f", batch {row.batch}" if batches else "")
         ratio = row.ratio[DENSE]
-        points.setdefault(row.preset, []).append((row.density, ratio.median, ratio.low, ratio.high))
+        points.setdefault(name, []).append((row.density, ratio.median, ratio.low, ratio.high))
     return points
 
 
@@ -87,6 +89,34 @@ def sentence(row: Row) -> str:
         f"{row.preset} at {row.density:.3g}: {_short(row.milliseconds[DENSE].median)} ms dense ({row.dense_form}), "
         f"{_short(row.sparse_step)} ms sparse; dense / sparse {_ratio(row.ratio[DENSE])}"
     )
+
+
+def _forms_of(row: Row) -> dict[str, dict[str, float]]:
+    return {DENSE: row.dense_forms, BFLOAT16: row.bfloat16_forms}
+
+
+def _forms(rows: Iterable[Row]) -> Table:
+    names = ((kind, form) for kind in (DENSE, BFLOAT16) for form in (EAGER, COMPILED))
+    columns = ("preset", "density", *(f"{kind} {form}" for kind, form in names))
+
+    def cells(row: Row) -> tuple[str, ...]:
+        times = (each.get(form) for each in _forms_of(row).values() for form in (EAGER, COMPILED))
+        return (row.preset, f"{row.density:.3g}", *("-" if time is None else _short(time) for time in times))
+
+    return Table(
+        "Forms of dense training before the rounds, ms a step; the faster one stays", columns, tuple(map(cells, rows))
+    )
+
+
+def _estimates(rows: Iterable[Row]) -> Table:
+    columns = ("preset", "density", "measured", "estimated: dense convolution", "estimated: sparse convolution")
+
+    def cells(row: Row) -> tuple[str, ...]:
+        estimated = row.estimated
+        ways = (estimated.dense_convolution, estimated.sparse_convolution)
+        return (row.preset, f"{row.density:.3g}", _times(row.ratio[DENSE].median), *map(_times, ways))
+
+    return Table("Dense float32 over sparse, and as the paper estimated it", columns, tuple(map(cells, rows)))
 
 
 def _updates(rows: Iterable[Row]) -> Table:
@@ -139,6 +169,17 @@ def _state(rows: Iterable[Row]) -> Table:
 
     columns = ("network", "weights", "index", "gradients", "optimizer", "all", "of dense")
     return Table("Model state between steps, MiB", columns, tuple(cell for row in rows for cell in cells(row)))
+
+
+def _peaks(rows: Iterable[Row]) -> Table:
+    def cells(row: Row) -> Iterable[tuple[str, ...]]:
+        for name, peak in row.peak.items():
+            share = f"{peak / row.peak[DENSE]:.1%}" if DENSE in row.peak else "-"
+            yield (f"{row.preset} {row.density:.3g} {name}", f"{peak / _MIB:.0f}", share)
+
+    columns = ("network", "peak", "of dense")
+    title = "Peak memory of a process in training, activations included, MiB"
+    return Table(title, columns, tuple(cell for row in rows for cell in cells(row)))
 
 
 def _layers(row: Row) -> Table:

@@ -35,6 +35,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "vgg-small": vgg_small,
     "wrn-28-2": partial(wide_resnet, 28, 2),
     "wrn-22-8": partial(wide_resnet, 22, 8),
+    "wrn-16-4": partial(wide_resnet, 16, 4),
     "wrn-16-8": partial(wide_resnet, 16, 8),
     "wrn-16-10": partial(wide_resnet, 16, 10),
     "resnet18": resnet18,

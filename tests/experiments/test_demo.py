@@ -1,0 +1,73 @@
+"""The demo: both networks are trained and set side by side, and a step is timed where there are kernels."""
+
+import pytest
+import torch
+from runs import command, tiny
+
+from regrow.experiments import demo
+from regrow.experiments.bench import step_ratio as measuring
+from regrow.experiments.bench.measure import WrongResultError
+from regrow.experiments.bench.step_ratio import step_ratio
+from regrow.experiments.config import override
+from regrow.experiments.presets import preset
+
+SMALL = tiny(density=0.3, batch_size=16, growth="window:3")
+SENTENCE = "one training step of mlp: "
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(demo, "_base", lambda root, console: override(preset("digits-mlp"), {"epochs": 1}))
+    monkeypatch.setattr(demo, "_WIDE", SMALL)
+
+
+def test_the_demo_trains_both_and_times_steps(tmp_path):
+    done = command("demo", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "test accuracy" in done.stdout
+    assert (tmp_path / "demo.png").exists()
+    assert SENTENCE in done.stdout
+    assert "sparse at 30% (growth window:3, topology updates included)" in done.stdout
+    assert "1 thread;" in done.stdout
+    again = command("demo", "--out", tmp_path, "--no-speed")
+    assert again.exit_code == 0, again.output
+    assert SENTENCE not in again.stdout
+
+
+def test_without_kernels_it_says_so_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("regrow.ops.native._kernels", None)
+    done = command("demo", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "training steps are not timed here: regrow was installed without its compiled kernels" in done.stdout
+    assert SENTENCE not in done.stdout
+
+
+def test_a_network_that_computes_something_else_is_no_success(tmp_path, monkeypatch):
+    def wrong(*_):
+        raise WrongResultError("another loss")
+
+    monkeypatch.setattr(measuring, "check", wrong)
+    done = command("demo", "--out", tmp_path)
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (1, "regrow: another loss")
+    assert "test accuracy" in done.stdout
+
+
+def test_where_time_is_short_there_are_three_rounds_without_updates():
+    found = step_ratio(SMALL, seconds=0)
+    assert (found.rounds, found.updates, found.threads) == (3, False, torch.get_num_threads())
+    assert found.ratio.low <= found.ratio.median <= found.ratio.high
+    assert "topology updates left out" in demo._sentence(SMALL, found)
+
+
+def test_with_time_updates_take_their_share(monkeypatch):
+    plain = []
+    real = measuring.update_cost
+
+    def note(training, config, milliseconds):
+        plain.append(milliseconds)
+        return real(training, config, milliseconds)
+
+    monkeypatch.setattr(measuring, "update_cost", note)
+    found = step_ratio(SMALL)
+    assert (found.rounds, found.updates) == (9, True)
+    assert found.sparse >= plain[0]
