@@ -110,9 +110,10 @@ def test_a_channel_of_one_number_has_no_variance() -> None:
 @each_window
 @pytest.mark.parametrize("batch", [1, 7, 16, 33, 64])
 def test_max_pool_is_pytorchs(batch: int, window: tuple[tuple[int, int], ...]) -> None:
-    # Rounded, so that there are ties: of equal numbers the first one counts.
-    x = drawn(batch, 3, 6, 7).mul(2).round()
-    agrees(lambda x: max_pool2d(x, *window), lambda x: F.max_pool2d(x, *window), [x])
+    # Rounded, so that there are ties: of equal numbers the first one counts. Windows of 2x2 tile the wider plane.
+    for width in (7, 8):
+        x = drawn(batch, 3, 6, width).mul(2).round()
+        agrees(lambda x: max_pool2d(x, *window), lambda x: F.max_pool2d(x, *window), [x])
 
 
 @pytest.mark.usefixtures("any_instruction_set", "poisoned_memory")
@@ -139,7 +140,12 @@ def test_large_activations_are_right_around_the_caches() -> None:
         [drawn(*shape), drawn(*shape, seed=1)],
         tolerance=3e-5,
     )
-    agrees(lambda x: max_pool2d(x, (3, 3), (2, 2)), lambda x: F.max_pool2d(x, 3, 2), [drawn(*shape)])
+    for kernel in (2, 3):
+        agrees(
+            lambda x, kernel=kernel: max_pool2d(x, (kernel, kernel), (2, 2)),
+            lambda x, kernel=kernel: F.max_pool2d(x, kernel, 2),
+            [drawn(*shape)],
+        )
 
 
 @pytest.mark.usefixtures("any_instruction_set")

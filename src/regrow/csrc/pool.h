@@ -1,6 +1,7 @@
 // Maxima and means of windows of a plane, over activations with the batch innermost.
 //
-// Gradients are gathered: each input looks at the windows it lies in, so it is written once, by one thread.
+// Gradients are gathered: each input looks at the windows it lies in, so it is written once, by one thread. Windows that
+// tile the plane need no such search.
 #pragma once
 
 #include "normalise.h"
@@ -60,31 +61,48 @@ static inline void for_positions(int64_t channels, int64_t rows, int64_t columns
     }
 }
 
+// Calls body(height, width) for a window of that size, as constants where it is the common one.
+template <class Body>
+static inline __attribute__((always_inline)) void with_window(int64_t height, int64_t width, Body&& body) {
+    if (height == 2 && width == 2) return body(Fixed<2>(), Fixed<2>());
+    body(height, width);
+}
+
 static void max_pool(const Geometry& geometry, int64_t channels, const float* input, float* output, uint8_t* winner,
                      int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     const int64_t batch = geometry.batch;
+    const bool streams = streams_outputs(output, channels * height.output * width.output * batch, batch);
     for_positions(channels, height.output, width.output, threads, [&](int64_t channel, int64_t row, int64_t column) {
         const Range rows = window_of(height, row), columns = window_of(width, column);
         const int64_t place = ((channel * height.output + row) * width.output + column) * batch;
         const float* const plane = input + channel * height.input * width.input * batch;
-        // Where the window would start, in the padding too: taps are counted from there.
+        const float* const corner = plane + (rows.first * width.input + columns.first) * batch;
+        // Taps are counted from where the window would start, in the padding too.
         const int64_t top = row * height.stride - height.padding, left = column * width.stride - width.padding;
-        for_vectors<Access::kAll>(batch, [&](int64_t at, auto access, int64_t lanes) {
-            constexpr Access kAccess = decltype(access)::value;
-            Vector best = broadcast(-__builtin_inff());
-            Integers best_tap = Integers{} + static_cast<int32_t>((rows.first - top) * width.kernel + columns.first - left);
-            for (int64_t y = rows.first; y < rows.last; ++y)
-                for (int64_t x = columns.first; x < columns.last; ++x) {
-                    const Vector value = read<kAccess>(plane + (y * width.input + x) * batch + at, lanes);
-                    const Integers tap = Integers{} + static_cast<int32_t>((y - top) * width.kernel + x - left);
-                    // NaN wins, as in PyTorch.
-                    const Integers better = (value > best) | (value != value);
-                    best = better ? value : best;
-                    best_tap = better ? tap : best_tap;
-                }
-            write<kAccess>(output + place + at, best, lanes);
-            if (winner) write_bytes<kAccess>(winner + place + at, __builtin_convertvector(best_tap, Bytes), lanes);
+        const auto first_tap = static_cast<int32_t>((rows.first - top) * width.kernel + columns.first - left);
+        const auto run = [&](auto stored, auto window_height, auto window_width) {
+            for_vectors<Access::kAll>(batch, [&](int64_t at, auto access, int64_t lanes) {
+                constexpr Access kAccess = decltype(access)::value;
+                constexpr Access kWrite = kAccess == Access::kAll ? decltype(stored)::value : kAccess;
+                Vector best = broadcast(-__builtin_inff());
+                Integers best_tap = Integers{} + first_tap;
+                for (int64_t y = 0; y < window_height; ++y)
+                    for (int64_t x = 0; x < window_width; ++x) {
+                        const Vector value = read<kAccess>(corner + (y * width.input + x) * batch + at, lanes);
+                        const Integers tap = Integers{} + (first_tap + static_cast<int32_t>(y * width.kernel + x));
+                        // NaN wins, as in PyTorch.
+                        const Integers better = (value > best) | (value != value);
+                        best = better ? value : best;
+                        best_tap = better ? tap : best_tap;
+                    }
+                write<kWrite>(output + place + at, best, lanes);
+                if (winner) write_bytes<kAccess>(winner + place + at, __builtin_convertvector(best_tap, Bytes), lanes);
+            });
+        };
+        with_access(streams, [&](auto stored) {
+            with_window(rows.size(), columns.size(),
+                        [&](auto window_height, auto window_width) { run(stored, window_height, window_width); });
         });
     });
 }
@@ -116,9 +134,46 @@ static inline void gather_windows(const Geometry& geometry, int64_t channels, fl
     });
 }
 
+// Whether every input lies in exactly one window.
+static inline bool tiles(const Axis& axis) {
+    return axis.stride == axis.kernel && axis.padding == 0 && axis.input == axis.output * axis.kernel;
+}
+
+// Where windows tile the plane each writes its inputs: winner and gradient are read once.
+static void max_pool_gradient_tiled(const Geometry& geometry, int64_t channels, const float* output_gradient,
+                                    const uint8_t* winner, float* input_gradient, int threads) {
+    const Axis &height = geometry.height, &width = geometry.width;
+    const int64_t batch = geometry.batch;
+    const bool streams = streams_outputs(input_gradient, channels * height.input * width.input * batch, batch);
+    for_positions(channels, height.output, width.output, threads, [&](int64_t channel, int64_t row, int64_t column) {
+        const int64_t place = ((channel * height.output + row) * width.output + column) * batch;
+        float* const corner = input_gradient + ((channel * height.input + row * height.kernel) * width.input +
+                                                column * width.kernel) * batch;
+        const auto run = [&](auto stored, auto window_height, auto window_width) {
+            for_vectors<Access::kAll>(batch, [&](int64_t at, auto access, int64_t lanes) {
+                constexpr Access kRead = decltype(access)::value;
+                constexpr Access kWrite = kRead == Access::kAll ? decltype(stored)::value : kRead;
+                const Vector gradient = read<kRead>(output_gradient + place + at, lanes);
+                const Integers won = read_bytes<kRead>(winner + place + at, lanes);
+                for (int64_t y = 0; y < window_height; ++y)
+                    for (int64_t x = 0; x < window_width; ++x) {
+                        const Integers here = won == Integers{} + static_cast<int32_t>(y * window_width + x);
+                        write<kWrite>(corner + (y * width.input + x) * batch + at, here ? gradient : Vector{}, lanes);
+                    }
+            });
+        };
+        with_access(streams, [&](auto stored) {
+            with_window(height.kernel, width.kernel,
+                        [&](auto window_height, auto window_width) { run(stored, window_height, window_width); });
+        });
+    });
+}
+
 static void max_pool_gradient(const Geometry& geometry, int64_t channels, const float* output_gradient,
                               const uint8_t* winner, float* input_gradient, int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
+    if (tiles(height) && tiles(width))
+        return max_pool_gradient_tiled(geometry, channels, output_gradient, winner, input_gradient, threads);
     gather_windows(geometry, channels, input_gradient, threads,
                    [&](int64_t place, int64_t row, int64_t column, int64_t y, int64_t x, auto access, int64_t lanes) {
                        constexpr Access kAccess = decltype(access)::value;

@@ -36,6 +36,7 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
         dropout: what stands in the model for the dropout that follows: its share and its mode count.
 
     Example:
+        >>> import torch
         >>> norm = BatchLastNorm2d(nn.BatchNorm2d(1), relu=True)
         >>> norm(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)).flatten().round()
         tensor([0., 1.], grad_fn=<RoundBackward0>)

@@ -41,7 +41,7 @@ def dropout(x: Tensor, share: float, seed: int, *, inplace: bool = False) -> Ten
     Example:
         >>> dropout(torch.ones(1, 1, 2, 4), 0.5, seed=1)
         tensor([[[[0., 0., 2., 2.],
-                  [0., 0., 2., 0.]]]])
+                  [0., 2., 0., 2.]]]])
     """
     if x.dim() != 4:
         raise ValueError(f"dropout wants 4 dimensions (N, C, H, W), not {tuple(x.shape)}")
