@@ -20,6 +20,21 @@ def test_join_is_the_one_after_the_other(pairs):
     assert torch.equal(joined.grad, joined.index * -1.0)
 
 
+def test_joined_entries_are_entries():
+    joined = (
+        entries([3, 5], grad=torch.ones(2))
+        .join(entries([8, 9], grad=torch.zeros(2)))
+        .join(entries([1], grad=torch.full((1,), 7.0)))
+    )
+    assert len(joined) == 5
+    assert joined.index_at(torch.tensor([1, 2, 4])).tolist() == [5, 8, 1]
+    seeded = joined.with_generator(torch.Generator().manual_seed(0))
+    assert len(seeded.noise()) == 5
+    chosen = seeded.select(torch.tensor([0, 4]))
+    assert chosen.index.tolist() == [3, 1]
+    assert chosen.grad.tolist() == [1, 7]
+
+
 def test_join_keeps_only_what_both_hold():
     joined = entries([1], grad=torch.ones(1)).join(entries([0]))
     with pytest.raises(ValueError, match="hold no gradient"):

@@ -54,16 +54,17 @@ class Absent:
     def fits(self, index: Tensor) -> bool:
         """Return whether what is looked at is absent if the weights at `index`, sorted int64, exist."""
         if self._existing is not None:
-            return torch.equal(self._existing.long(), index)
+            return torch.equal(self._existing, compact(index, self.weight.numel))
         assert self._positions is not None
-        return not find(index, self._positions.long())[1].any()
+        return not find(compact(index, self.weight.numel), self._positions)[1].any()
 
     def find(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the place of flat positions in the parameter, and whether each is looked at at all."""
+        small = compact(positions, self.weight.numel)
         if self._existing is not None:
-            return positions, ~find(positions, self._existing.long())[1]
+            return positions, ~find(small, self._existing)[1]
         assert self._positions is not None
-        return find(positions, self._positions.long())
+        return find(small, self._positions)
 
     def open(self) -> None:
         """Begin to gather."""

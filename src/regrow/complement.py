@@ -94,7 +94,7 @@ class Complement(Entries):
 
     def index_at(self, places: Tensor) -> Tensor:
         """Return the flat positions at ascending places, int64."""
-        first = int(torch.searchsorted(places, self._inactive))
+        first = int((places < self._inactive).sum())
         positions = of_ranks(places[:first], self._active)
         if self._behind is None:
             return positions
@@ -106,7 +106,9 @@ class Complement(Entries):
 
     def select(self, chosen: Tensor) -> Entries:
         """Return the entries at the places `chosen` (int64 or bool, 1-D)."""
-        return self._made().select(chosen)
+        grad = self.grad[chosen] if self.holds_grad else None
+        momentum = self.momentum[chosen] if self.holds_momentum else None
+        return Entries(self.index[chosen], self.weight[chosen], grad, momentum, self._generator)
 
     def join(self, other: Entries) -> Entries:
         """Return these entries followed by `other`, whose positions are disjoint from these.
@@ -114,7 +116,7 @@ class Complement(Entries):
         What only one of the two holds (gradient, momentum) the result does not hold.
         """
         if self._behind is not None:
-            return self._made().join(other)
+            return super().join(other)
         grad, momentum = self._dense_grad, self._dense_momentum
         return self._like(
             grad if other.holds_grad else None, momentum if other.holds_momentum else None, self._generator, other
@@ -149,8 +151,3 @@ class Complement(Entries):
         behind: Entries | None,
     ) -> Complement:
         return Complement(self._active, self._numel, self._zero, grad, momentum, generator, behind)
-
-    def _made(self) -> Entries:
-        grad = self.grad if self.holds_grad else None
-        momentum = self.momentum if self.holds_momentum else None
-        return Entries(self.index, self.weight, grad, momentum, self._generator)

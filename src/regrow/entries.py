@@ -127,17 +127,72 @@ class Entries:
 
         What only one of the two holds (gradient, momentum) the result does not hold.
         """
+        return _Joined(self, other)
 
-        def joined(mine: Tensor | None, others: Tensor | None) -> Tensor | None:
-            return None if mine is None or others is None else torch.cat((mine, others))
 
-        return Entries(
-            torch.cat((self.index, other.index)),
-            torch.cat((self.weight, other.weight)),
-            joined(self._grad, other._grad),
-            joined(self._momentum, other._momentum),
-            self._generator,
-        )
+class _Joined(Entries):
+    """Entries followed by others; a tensor of both is made when it is first read."""
+
+    __slots__ = ("_first", "_second")
+
+    def __init__(self, first: Entries, second: Entries) -> None:
+        self._first, self._second, self._generator = first, second, first._generator
+        self._index: Tensor | None = None
+        self._weight: Tensor | None = None
+        self._grad: Tensor | None = None
+        self._momentum: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    @property
+    def device(self) -> torch.device:
+        return self._first.device
+
+    @property
+    def index(self) -> Tensor:
+        if self._index is None:
+            self._index = torch.cat((self._first.index, self._second.index))
+        return self._index
+
+    @property
+    def weight(self) -> Tensor:
+        if self._weight is None:
+            self._weight = torch.cat((self._first.weight, self._second.weight))
+        return self._weight
+
+    @property
+    def grad(self) -> Tensor:
+        if self._grad is None and self.holds_grad:
+            self._grad = torch.cat((self._first.grad, self._second.grad))
+        return super().grad
+
+    @property
+    def momentum(self) -> Tensor:
+        if self._momentum is None and self.holds_momentum:
+            self._momentum = torch.cat((self._first.momentum, self._second.momentum))
+        return super().momentum
+
+    @property
+    def holds_grad(self) -> bool:
+        return self._first.holds_grad and self._second.holds_grad
+
+    @property
+    def holds_momentum(self) -> bool:
+        return self._first.holds_momentum and self._second.holds_momentum
+
+    def index_at(self, places: Tensor) -> Tensor:
+        ahead = int((places < len(self._first)).sum())
+        first, second = self._first.index_at(places[:ahead]), self._second.index_at(places[ahead:] - len(self._first))
+        return torch.cat((first, second))
+
+    def with_generator(self, generator: torch.Generator) -> Entries:
+        return _Joined(self._first.with_generator(generator), self._second)
+
+    def select(self, chosen: Tensor) -> Entries:
+        grad = self.grad[chosen] if self.holds_grad else None
+        momentum = self.momentum[chosen] if self.holds_momentum else None
+        return Entries(self.index[chosen], self.weight[chosen], grad, momentum, self._generator)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def find(positions: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Look up `positions` in the sorted `index`.
 
     Args:
-        positions: flat positions, int64, shape (n,).
-        index: sorted distinct flat positions, int64.
+        positions: flat positions, shape (n,).
+        index: sorted distinct flat positions of the same dtype.
 
     Returns:
         The place of each position in `index`, int64, shape (n,), and whether it is there at all, bool, shape (n,);

@@ -1,37 +1,41 @@
-// Blocked transposes, for activations that arrive in another layout.
+// Blocked transposes, for activations that go from one layout to another.
 #pragma once
+
+#include <cstring>
 
 #include "plan.h"
 
 namespace regrow::REGROW_VARIANT {
 
-// A square of 16 x 16 floats touches 16 lines on either side: both fit the first-level cache whatever the strides.
-constexpr int64_t kSquare = 16;
+// A tile of 64 x 64 floats fits the first-level cache. Runs of four lines are read and written at once: rows that lie a
+// power of two apart share their cache sets, so that of single lines the neighbours fetched along would be lost.
+constexpr int64_t kTile = 64;
 
-static inline void transpose_square(const float* from, int64_t from_pitch, float* to, int64_t to_pitch, int64_t rows,
-                                    int64_t columns) {
-    float square[kSquare][kSquare];
-    if (rows == kSquare && columns == kSquare) {
-        for (int64_t i = 0; i < kSquare; ++i)
-            for (int64_t j = 0; j < kSquare; ++j) square[j][i] = from[i * from_pitch + j];
-        for (int64_t j = 0; j < kSquare; ++j)
-            for (int64_t i = 0; i < kSquare; ++i) to[j * to_pitch + i] = square[j][i];
-        return;
-    }
-    for (int64_t j = 0; j < columns; ++j)
-        for (int64_t i = 0; i < rows; ++i) to[j * to_pitch + i] = from[i * from_pitch + j];
+static inline __attribute__((always_inline)) void transpose_tile(const float* from, int64_t from_pitch, float* to,
+                                                                 int64_t to_pitch, int64_t rows, int64_t columns) {
+    alignas(64) float tile[kTile][kTile];
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < columns; ++j) tile[j][i] = from[i * from_pitch + j];
+    for (int64_t j = 0; j < columns; ++j) std::memcpy(to + j * to_pitch, tile[j], rows * sizeof(float));
 }
 
 static void transpose(const float* from, int64_t from_pitch, int64_t from_distance, float* to, int64_t to_pitch,
                       int64_t to_distance, int64_t rows, int64_t columns, int64_t count, int threads) {
-    const int64_t bands = ceil_divide(columns, kSquare);
+    const int64_t bands = ceil_divide(columns, kTile);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t item = 0; item < count * bands; ++item) {
-        const int64_t matrix = item / bands, column = item % bands * kSquare;
-        for (int64_t row = 0; row < rows; row += kSquare)
-            transpose_square(from + matrix * from_distance + row * from_pitch + column, from_pitch,
-                             to + matrix * to_distance + column * to_pitch + row, to_pitch,
-                             smaller(kSquare, rows - row), smaller(kSquare, columns - column));
+        const int64_t matrix = item / bands, column = item % bands * kTile;
+        const float* const source = from + matrix * from_distance + column;
+        float* const target = to + matrix * to_distance + column * to_pitch;
+        const int64_t width = smaller(kTile, columns - column);
+        for (int64_t row = 0; row < rows; row += kTile) {
+            const int64_t height = smaller(kTile, rows - row);
+            // Sizes that the compiler knows give it loops without remainders.
+            if (height == kTile && width == kTile)
+                transpose_tile(source + row * from_pitch, from_pitch, target + row, to_pitch, kTile, kTile);
+            else
+                transpose_tile(source + row * from_pitch, from_pitch, target + row, to_pitch, height, width);
+        }
     }
 }
 
