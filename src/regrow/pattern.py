@@ -71,7 +71,6 @@ class Pattern:
     shape: tuple[int, ...]
     positions: Tensor
     _cache: dict[object, Blocks] = field(default_factory=dict, init=False, repr=False)
-    _spread: dict[object, SpreadPattern] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         positions = self.positions
@@ -106,8 +105,7 @@ class Pattern:
     @property
     def nbytes(self) -> int:
         """Bytes of the positions and of the groupings made so far."""
-        blocks = [*self._cache.values(), *(blocks for spread in self._spread.values() for blocks in spread.made())]
-        return self.positions.nbytes + sum(tensor.nbytes for each in blocks for tensor in each)
+        return self.positions.nbytes + sum(tensor.nbytes for blocks in self._cache.values() for tensor in blocks)
 
     @property
     def density(self) -> float:
@@ -144,13 +142,6 @@ class Pattern:
             self._cache[key] = self._group(geometry, transposed=True)
         return self._cache[key]
 
-    def spread(self, geometry: Geometry, plane: tuple[int, int]) -> SpreadPattern:
-        """Return the convolution on an input of this height and width as a linear layer."""
-        key = (geometry, plane)
-        if key not in self._spread:
-            self._spread[key] = SpreadPattern(self, geometry, plane)
-        return self._spread[key]
-
     def _group(self, geometry: Geometry, *, transposed: bool) -> Blocks:
         """Group the nonzeros by phase, block of channels and row."""
         inputs = self.shape[1] * geometry.groups
@@ -180,94 +171,3 @@ class Pattern:
             )
         )
         return (height[:, None] * geometry.stride[1] + width).reshape(-1)
-
-
-@dataclass(frozen=True, eq=False)
-class SpreadPattern:
-    """A convolution on a plane of few positions as a linear layer, with values that several of its weights share.
-
-    A nonzero stands once for each output position that it reaches, between input and output positions that count as
-    features. Where padding is most of what a kernel sees, as on planes of 2 x 2, that is less work.
-
-    Args:
-        pattern: of the convolution.
-        geometry: its stride, padding, dilation and groups.
-        plane: height and width of its input.
-    """
-
-    pattern: Pattern
-    geometry: Geometry
-    plane: tuple[int, int]
-    _cache: dict[bool, Blocks] = field(default_factory=dict, init=False, repr=False)
-
-    @property
-    def output_plane(self) -> tuple[int, int]:
-        """Height and width of the output."""
-        height, width = (
-            (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-            for size, taps, stride, padding, dilation in zip(
-                self.plane, self.pattern.kernel, *self.geometry[:3], strict=True
-            )
-        )
-        return height, width
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Features of the output and of the input."""
-        outputs, channels = self.pattern.shape[:2]
-        return outputs * prod(self.output_plane), channels * self.geometry.groups * prod(self.plane)
-
-    @property
-    def kernel(self) -> tuple[int, int]:
-        """One tap, as that of a linear layer."""
-        return (1, 1)
-
-    def forward_blocks(self, _: Geometry) -> Blocks:
-        """Return the grouping by output feature."""
-        return self._blocks(transposed=False)
-
-    def transposed_blocks(self, _: Geometry) -> Blocks:
-        """Return the grouping by input feature."""
-        return self._blocks(transposed=True)
-
-    def made(self) -> list[Blocks]:
-        """Return the groupings made so far."""
-        return list(self._cache.values())
-
-    def _blocks(self, *, transposed: bool) -> Blocks:
-        if transposed not in self._cache:
-            source, positions = self._connections()
-            linear = Pattern(self.shape, positions)
-            blocks = linear.transposed_blocks(Geometry()) if transposed else linear.forward_blocks(Geometry())
-            self._cache[transposed] = blocks._replace(order=source[blocks.order])
-        return self._cache[transposed]
-
-    def _connections(self) -> tuple[Tensor, Tensor]:
-        """Return which value each weight of the linear layer has, int32, and where it stands, sorted int64."""
-        taps = prod(self.pattern.kernel)
-        positions = self.pattern.positions.long()
-        tap, channel = positions % taps, positions // taps % self.pattern.shape[1]
-        row = positions // (taps * self.pattern.shape[1])
-        channel += row // (self.pattern.shape[0] // self.geometry.groups) * self.pattern.shape[1]
-        outputs, inputs = prod(self.output_plane), prod(self.plane)
-        source, where = [], []
-        for output, reads in enumerate(self._reads()):
-            place = reads[tap]
-            here = (place >= 0).nonzero().squeeze(1)
-            source.append(here.int())
-            where.append((row[here] * outputs + output) * self.shape[1] + channel[here] * inputs + place[here])
-        positions, order = torch.cat(where).sort()
-        return torch.cat(source)[order], positions
-
-    def _reads(self) -> Tensor:
-        """Return which input position each output position reads for each tap, or -1: int64, (positions, taps)."""
-        height, width = (
-            torch.arange(outputs)[:, None] * stride - padding + torch.arange(taps) * dilation
-            for outputs, taps, stride, padding, dilation in zip(
-                self.output_plane, self.pattern.kernel, *self.geometry[:3], strict=True
-            )
-        )
-        row, column = height[:, None, :, None], width[None, :, None, :]
-        inside = (row >= 0) & (row < self.plane[0]) & (column >= 0) & (column < self.plane[1])
-        place = torch.where(inside, row * self.plane[1] + column, -1)
-        return place.reshape(prod(self.output_plane), prod(self.pattern.kernel))

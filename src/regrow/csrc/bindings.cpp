@@ -118,14 +118,14 @@ NB_MODULE(_kernels, module) {
 
     module.def(
         "values_gradient",
-        [](const Geometry& geometry, const Index& index, int64_t shared, uintptr_t output_gradient, uintptr_t input,
+        [](const Geometry& geometry, const Index& index, uintptr_t output_gradient, uintptr_t input,
            uintptr_t gradient, uintptr_t bias_gradient, int threads) {
             nb::gil_scoped_release release;
-            must(kernels().values_gradient(geometry, index, shared, pointer<const float>(output_gradient),
+            must(kernels().values_gradient(geometry, index, pointer<const float>(output_gradient),
                                            pointer<const float>(input), pointer<float>(gradient),
                                            pointer<float>(bias_gradient), threads));
         },
-        nb::arg("geometry"), nb::arg("index"), nb::arg("shared"), nb::arg("output_gradient"), nb::arg("input"),
+        nb::arg("geometry"), nb::arg("index"), nb::arg("output_gradient"), nb::arg("input"),
         nb::arg("gradient"), nb::arg("bias_gradient"), nb::arg("threads"));
 
     module.def(

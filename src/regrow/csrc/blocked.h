@@ -168,7 +168,7 @@ static bool blocked_gather(const Geometry& geometry, const Index& index, const f
     return true;
 }
 
-static bool values_gradient_by_tile(const Geometry& geometry, const Index& index, int64_t shared,
+static bool values_gradient_by_tile(const Geometry& geometry, const Index& index,
                                     const float* output_gradient, const float* input, float* gradient,
                                     float* bias_gradient, int threads, const Tile& tile) {
     Buffer<int32_t> scratch(scratch_size(geometry));
@@ -223,7 +223,7 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
                 });
             });
         }
-        add_sums(index, shared, sums.data(), workers, gradient);
+        add_sums(index, sums.data(), workers, gradient);
         if (bias_gradient) add_row_sums(index.rows, row_sums.data(), workers, bias_gradient);
     }
     return complete;
@@ -236,20 +236,20 @@ static bool all_finite(const float* numbers, int64_t count) {
     return sum == 0.0f;
 }
 
-static bool blocked_values_gradient(const Geometry& geometry, const Index& index, int64_t shared,
+static bool blocked_values_gradient(const Geometry& geometry, const Index& index,
                                     const float* output_gradient, const float* input, float* gradient,
                                     float* bias_gradient, int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     const Tile tile = choose_tile(height.output, width.output);
     const auto by_tile = [&](const Tile& shape) {
-        return values_gradient_by_tile(geometry, index, shared, output_gradient, input, gradient, bias_gradient, threads,
+        return values_gradient_by_tile(geometry, index, output_gradient, input, gradient, bias_gradient, threads,
                                        shape);
     };
     if (!by_tile(tile)) return false;
     // Beyond the plane a tile has gradients of zero, which a NaN or an infinity among its inputs would turn into NaN.
     // That must show in the result, which is then computed anew, one position at a time.
     const bool whole = height.output % tile.height == 0 && width.output % tile.width == 0;
-    if (whole || all_finite(gradient, shared < 0 ? index.nonzeros : shared)) return true;
+    if (whole || all_finite(gradient, index.nonzeros)) return true;
     return by_tile(Tile{1, 1, kAccumulators});
 }
 

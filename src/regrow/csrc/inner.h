@@ -256,24 +256,14 @@ void values_segments(const Segments& segments, const int32_t* offsets, const flo
 }
 
 // gradient = the threads' sums, added in their order, so that equal inputs give equal bits. For all threads to call.
-static void add_sums(const Index& index, int64_t shared, const float* sums, int64_t threads, float* gradient) {
-    const auto sum_of = [&](int64_t entry) {
+static void add_sums(const Index& index, const float* sums, int64_t threads, float* gradient) {
+#pragma omp barrier
+#pragma omp for schedule(static)
+    for (int64_t entry = 0; entry < index.nonzeros; ++entry) {
         float sum = sums[entry];
         for (int64_t other = 1; other < threads; ++other) sum += sums[other * index.nonzeros + entry];
-        return sum;
-    };
-#pragma omp barrier
-    if (shared < 0) {
-#pragma omp for schedule(static)
-        for (int64_t entry = 0; entry < index.nonzeros; ++entry) gradient[index.order[entry]] = sum_of(entry);
-        return;
+        gradient[index.order[entry]] = sum;
     }
-    // Each thread looks at all entries and adds those of its own values: their order is the same for any team.
-    const int64_t thread = omp_get_thread_num();
-    const int64_t first = shared * thread / threads, last = shared * (thread + 1) / threads;
-    for (int64_t value = first; value < last; ++value) gradient[value] = 0.0f;
-    for (int64_t entry = 0; entry < index.nonzeros; ++entry)
-        if (const int64_t value = index.order[entry]; value >= first && value < last) gradient[value] += sum_of(entry);
 }
 
 // gradient[row] = the sum of the lanes of all threads' sums of that row. For all threads to call, after add_sums.

@@ -46,15 +46,15 @@ bool gather(const Geometry& geometry, const Index& index, const float* values, c
     return complete;
 }
 
-bool values_gradient(const Geometry& geometry, const Index& index, int64_t shared, const float* output_gradient,
+bool values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
                      const float* input, float* gradient, float* bias_gradient, int threads) {
     if (!sweeps(geometry, index))
-        return blocked_values_gradient(geometry, index, shared, output_gradient, input, gradient, bias_gradient,
+        return blocked_values_gradient(geometry, index, output_gradient, input, gradient, bias_gradient,
                                        threads);
     bool complete = false;
     with_tile(geometry, [&](auto rows, auto vectors) {
         complete = sweep_values_gradient<decltype(rows)::value, decltype(vectors)::value>(
-            geometry, index, shared, output_gradient, input, gradient, bias_gradient, threads);
+            geometry, index, output_gradient, input, gradient, bias_gradient, threads);
     });
     return complete;
 }

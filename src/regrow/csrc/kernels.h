@@ -89,10 +89,9 @@ struct Kernels {
     // output[row] = bias[row] + sum of value * shifted input[channel]; a null bias is zero. False: out of memory.
     bool (*gather)(const Geometry&, const Index&, const float* values, const float* bias, const float* input,
                    float* output, int threads);
-    // gradient[order] = sum over batch and plane of output_gradient[row] * shifted input[channel]. Where `shared` is not
-    // negative it is the length of the gradient, and entries of equal order add up. The bias gradient, the sum of
-    // output_gradient[row], may be null.
-    bool (*values_gradient)(const Geometry&, const Index&, int64_t shared, const float* output_gradient, const float* input,
+    // gradient[order] = sum over batch and plane of output_gradient[row] * shifted input[channel]. The bias gradient, the
+    // sum of output_gradient[row], may be null.
+    bool (*values_gradient)(const Geometry&, const Index&, const float* output_gradient, const float* input,
                             float* gradient, float* bias_gradient, int threads);
     // to[column][row] = from[row][column], `count` times, with leading dimensions and distances in floats.
     void (*transpose)(const float* from, int64_t from_pitch, int64_t from_distance, float* to, int64_t to_pitch,

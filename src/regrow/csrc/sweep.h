@@ -289,7 +289,7 @@ bool sweep_gather(const Geometry& geometry, const Index& index, const float* val
 }
 
 template <int kRows, int kRun>
-bool sweep_values_gradient(const Geometry& geometry, const Index& index, int64_t shared, const float* output_gradient,
+bool sweep_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
                            const float* input, float* gradient, float* bias_gradient, int threads) {
     using Plan = Sweep<kRows, kRun>;
     Buffer<int32_t> scratch(scratch_size(geometry));
@@ -336,7 +336,7 @@ bool sweep_values_gradient(const Geometry& geometry, const Index& index, int64_t
                 plan.visit(tile, false, reduce);
             });
         }
-        add_sums(index, shared, sums.data(), workers, gradient);
+        add_sums(index, sums.data(), workers, gradient);
         if (bias_gradient) add_row_sums(index.rows, row_sums.data(), workers, bias_gradient);
     }
     return complete;

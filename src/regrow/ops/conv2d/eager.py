@@ -10,12 +10,10 @@ from torch import Tensor
 from regrow.ops.conv2d import run
 from regrow.ops.layout import to_batch_last, without_view
 from regrow.ops.refuse import without_derivative
-from regrow.pattern import Geometry, Pattern, SpreadPattern
+from regrow.pattern import Geometry, Pattern
 
 
-def convolve(
-    x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern | SpreadPattern, geometry: Geometry
-) -> Tensor:
+def convolve(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
     """Convolve; arguments as for `regrow.ops.sparse_conv2d`, or an input of shape (N, C): a plane of one position."""
     output: Tensor = _Convolution.apply(x, values, bias, pattern, geometry)  # type: ignore[no-untyped-call]
     return output
@@ -28,7 +26,7 @@ class _Convolution(torch.autograd.Function):
         x: Tensor,
         values: Tensor,
         bias: Tensor | None,
-        pattern: Pattern | SpreadPattern,
+        pattern: Pattern,
         geometry: Geometry,
     ) -> Tensor:
         ctx.pattern, ctx.geometry, ctx.input_shape = pattern, geometry, x.shape
@@ -57,9 +55,8 @@ class _Convolution(torch.autograd.Function):
                 of_x = of_x if len(ctx.input_shape) == 4 else of_x.flatten(1)
             if wants_values:
                 blocks = ctx.pattern.forward_blocks(ctx.geometry)
-                shared = len(values) if isinstance(ctx.pattern, SpreadPattern) else None
                 of_bias = gradient.new_empty(gradient.shape[1]) if wants_bias else None
-                of_values = run.values_gradient(gradient, x, blocks, ctx.weight_shape, ctx.geometry, shared, of_bias)
+                of_values = run.values_gradient(gradient, x, blocks, ctx.weight_shape, ctx.geometry, of_bias)
             elif wants_bias:
                 of_bias = run.bias_gradient(gradient)
         depends_on = [tensor for tensor in (given, x, values) if tensor is not None]

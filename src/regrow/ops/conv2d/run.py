@@ -80,20 +80,18 @@ def values_gradient(
     index: Blocks,
     weight_shape: Sequence[int],
     geometry: Geometry,
-    shared: int | None = None,
     bias_gradient: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradient of the weights in `index`, shape (weights,), or of the values that they share, (shared,).
+    """Return the gradient of the weights that `index` holds, shape (weights,).
 
     The gradient of the bias, float32 of shape (O,), comes along for less than it costs alone if it has a place.
     """
     output_gradient = to_batch_last(output_gradient)
     x = to_batch_last(x)
-    gradient = x.new_empty(index.order.shape if shared is None else (shared,))
+    gradient = x.new_empty(index.order.shape)
     kernels().values_gradient(
         geometry=_plane(x, output_gradient, weight_shape, geometry, transposed=False),
         index=_index(index, weight_shape[0], x.shape[1]),
-        shared=-1 if shared is None else shared,
         output_gradient=output_gradient.data_ptr(),
         input=x.data_ptr(),
         gradient=gradient.data_ptr(),
