@@ -209,6 +209,8 @@ def test_a_row_holds_all_that_is_told(row):
     assert set(row.milliseconds) == {"sparse", "dense", "bfloat16"}
     assert set(row.ratio) == {"dense", "bfloat16"}
     assert {layer.storage for layer in row.layers} == {"sparse"}
+    assert (row.method, row.updates_before) == ("sparse-momentum", 1)
+    assert len({layer.density for layer in row.layers}) > 1  # moved by the update; they began with the same
     assert 0 <= row.updates.share < 1
     assert row.sparse_step == pytest.approx(row.milliseconds["sparse"].median / (1 - row.updates.share))
     assert row.state["sparse"].weights < row.state["dense"].weights

@@ -97,6 +97,12 @@ def test_every_sample_once_an_epoch():
     assert torch.equal(torch.cat([x for x, _ in seen]).flatten().long(), labels)
 
 
+def test_a_part_is_drawn_from_what_is_left_for_training():
+    part = data.load("digits", batch_size=10, valid_samples=37, train_samples=25)
+    assert [len(labels) for _, labels in part.train.epoch()] == [10, 10, 5]
+    assert sum(len(labels) for _, labels in part.valid.epoch()) == 37
+
+
 def test_state_inside_the_last_batch():
     train = data.load("digits", batch_size=1000, valid_samples=0).train
     for _ in train.epoch():

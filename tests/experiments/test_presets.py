@@ -13,7 +13,7 @@ from regrow.experiments.config import TrainConfig, override, parse_settings, rea
 from regrow.experiments.data import DATASETS, Data
 from regrow.experiments.data.batches import Normalise, TensorBatches
 from regrow.experiments.learning_rate import learning_rate
-from regrow.experiments.methods import METHODS, make_recipe
+from regrow.experiments.methods import METHODS, make_recipe, run_name
 from regrow.experiments.presets import PRESETS, preset
 from regrow.experiments.run import Run
 
@@ -95,6 +95,13 @@ def test_the_prune_rate_can_be_set(decay, halfway):
     assert [recipe.fraction(step) for step in (0, 10)] == pytest.approx([0.4, halfway])
 
 
+def test_redistribution_can_be_left_out():
+    config = override(tiny(), {"method": "sparse-momentum", "redistribute": "keep", "density": 0.05})
+    assert make_recipe(config, 10).redistribute is regrow.redistribute.keep
+    assert run_name(config) == "sparse-momentum-keep-0.05-seed0"
+    assert make_recipe(override(config, {"redistribute": "method"}), 10).redistribute is not regrow.redistribute.keep
+
+
 def test_every_method_is_public_and_every_public_method_has_a_name():
     for name, factory in METHODS.items():
         assert getattr(regrow, name.replace("-", "_")) is factory
@@ -120,6 +127,8 @@ def other_value(name, value):
         "prune_rate_decay": "linear",
         "model_options": {"hidden": [3]},
         "keep_dense": ["first"],
+        "redistribute": "keep",
+        "train_samples": 50,
         "learning_rate_drops": [0.25],
         "image_size": 8,
         "prune_rate": 0.25,

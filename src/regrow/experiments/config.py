@@ -30,6 +30,7 @@ class TrainConfig(BaseModel):
     # data
     data: str = Field(description="data set")
     valid_samples: int = Field(0, ge=0, description="training samples held out for validation")
+    train_samples: int | None = Field(None, ge=1, description="training samples at most; all that are left if null")
     augment: Literal["none", "crop-flip", "random-resized-crop"] = "none"
     image_size: int | None = Field(None, description="side of the images the model sees; the data's own if null")
     workers: int = Field(2, ge=0, description="processes that decode images, where that is done per epoch")
@@ -45,6 +46,9 @@ class TrainConfig(BaseModel):
     prune_rate: float | None = Field(None, ge=0, le=1, description="first prune rate; the method's own if null")
     prune_rate_decay: Literal["constant", "cosine", "linear"] | None = Field(
         None, description="how the prune rate falls to 0.005; the method's own if null"
+    )
+    redistribute: Literal["method", "keep"] = Field(
+        "method", description="what each layer grows: as the method says, or as many weights as it dropped"
     )
     keep_returning: bool = Field(
         False, description="whether a weight that is dropped and grown again in one update keeps its value"

@@ -13,6 +13,7 @@ import regrow
 from regrow.experiments.config import TrainConfig
 from regrow.experiments.errors import UserError
 from regrow.experiments.growth import parse_growth
+from regrow.redistribute import keep
 from regrow.schedule import constant, cosine, linear
 
 Factory = Callable[..., regrow.Recipe]
@@ -50,6 +51,8 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
         if not isinstance(made, regrow.Recipe):
             raise UserError(f"{config.method} returned {type(made).__name__}: it must return a regrow.Recipe")
         recipe = made
+    if config.redistribute == "keep":
+        recipe = replace(recipe, redistribute=keep)
     if config.keep_returning:
         recipe = replace(recipe, keep_returning=True)
     if config.growth is not None:
@@ -67,7 +70,7 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
 
 
 def run_name(config: TrainConfig) -> str:
-    """Return a name for a run among those of its preset, fit for a folder: method, growth if named, density, seed.
+    """Return a name for a run among those of its preset, fit for a folder: method, what was set of it, density, seed.
 
     Example:
         >>> run_name(TrainConfig(preset="mine", data="digits", model="mlp", epochs=2, method="my.py:recipe"))
@@ -77,7 +80,8 @@ def run_name(config: TrainConfig) -> str:
     method = f"{Path(path).stem}-{recipe}" if colon else config.method
     density = "" if method == "dense" else f"-{config.density:g}"
     growth = "" if config.growth is None else "-" + config.growth.replace(":", "-")
-    return f"{method}{growth}{density}-seed{config.seed}"
+    kept = "" if config.redistribute == "method" else f"-{config.redistribute}"
+    return f"{method}{kept}{growth}{density}-seed{config.seed}"
 
 
 def check_method(name: str) -> None:

@@ -57,6 +57,7 @@ class Run:
             root=data_root,
             batch_size=config.batch_size,
             valid_samples=config.valid_samples,
+            train_samples=config.train_samples,
             augment=config.augment,
             image_size=config.image_size,
             seed=config.seed,

@@ -154,6 +154,12 @@ def train(
     backend: Annotated[str, typer.Option(help="Storage of the sparse weights: auto, masked or cpu.")] = "auto",
     method: Annotated[str | None, typer.Option(help="Method of sparse training; by default the preset's.")] = None,
     growth: Annotated[str, typer.Option(help="What growth looks at; 'own' takes the method's own.")] = "window:44",
+    redistribute: Annotated[
+        str, typer.Option(help="'method', or 'keep': each layer keeps the number of its weights.")
+    ] = "method",
+    updates: Annotated[
+        int, typer.Option(min=0, help="Topology updates before anything is timed: they move weights between layers.")
+    ] = 1,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples in a step; by default the preset's.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds for each preset and density, at most.")] = 15,
     seconds: Annotated[float, typer.Option(min=0, help="No new round begins after so many, once there were 3.")] = 60,
@@ -174,7 +180,8 @@ def train(
             torch.set_num_threads(threads)
         settings = Settings(
             backend, batch, method, None if growth == "own" else growth, rounds, seconds, compile_seconds,
-            peers=tuple(PEERS) if peers else (), peaks=peaks,
+            peers=tuple(PEERS) if peers else (), peaks=peaks, redistribute=redistribute,
+            updates=updates,
         )  # fmt: skip
         given = _checked(parse_densities(densities)) if densities else ()
         configs = step_configs(presets or (), given, settings)

@@ -16,15 +16,17 @@ from regrow.experiments.bench.steps import (
     dense_model,
     dense_training,
     make_batches,
+    seconds_of,
     sparse_model,
     sparse_training,
     take_turns,
 )
-from regrow.experiments.bench.update_cost import update_cost
+from regrow.experiments.bench.update_cost import settle, update_cost
 from regrow.experiments.config import TrainConfig
 
 _ROUNDS = 9
-_UPDATE_STEPS = 8  # dense steps in which `update_cost` is done
+# Dense steps in which an update with its window, all rounds and `update_cost` are done.
+_UPDATE_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,13 @@ def step_ratio(config: TrainConfig, *, seconds: float = 40) -> StepRatio:
     sparse_net = sparse_model(config, model, batches, "cpu")
     check(model, sparse_net, batches, config)
     sparse = sparse_training(config, sparse_net, batches)
-    steps = {DENSE: dense_training(config, model, batches).step, SPARSE: sparse.step}
-    times = take_turns(steps, _ROUNDS, (end - time.perf_counter()) / 2)
+    dense_step = dense_training(config, model, batches).step
+    dense_step()
+    updates = end - time.perf_counter() > _UPDATE_STEPS * seconds_of(dense_step)
+    if updates:
+        settle(sparse, config, 1)  # it moves weights to layers that cost more, as in any training
+    times = take_turns({DENSE: dense_step, SPARSE: sparse.step}, _ROUNDS, (end - time.perf_counter()) / 2)
     dense, plain = median(times[DENSE]), median(times[SPARSE])
-    updates = end - time.perf_counter() > _UPDATE_STEPS * dense / 1e3
-    factor = 1 / (1 - update_cost(sparse, config, plain).share) if updates else 1.0
+    factor = 1 / (1 - update_cost(sparse, config).share) if updates else 1.0
     ratio = spread([a / (b * factor) for a, b in zip(times[DENSE], times[SPARSE], strict=True)])
     return StepRatio(dense, plain * factor, ratio, updates, len(times[DENSE]), torch.get_num_threads())

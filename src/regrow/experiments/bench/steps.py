@@ -110,7 +110,8 @@ def steps_per_epoch(config: TrainConfig) -> int:
         >>> steps_per_epoch(preset("cifar10-vgg16-d"))
         352
     """
-    return -(-(SAMPLES[config.data] - config.valid_samples) // config.batch_size)
+    samples = SAMPLES[config.data] - config.valid_samples
+    return -(-min(samples, config.train_samples or samples) // config.batch_size)
 
 
 def update_interval(recipe: regrow.Recipe, steps: int) -> float | None:

@@ -36,7 +36,7 @@ from regrow.experiments.bench.steps import (
     state_of,
     take_turns,
 )
-from regrow.experiments.bench.update_cost import UpdateCost, update_cost
+from regrow.experiments.bench.update_cost import UpdateCost, settle, update_cost
 from regrow.experiments.config import TrainConfig, override
 from regrow.experiments.errors import UserError
 from regrow.experiments.growth import growth_name
@@ -72,6 +72,8 @@ class Settings:
         profiled: steps under the profiler.
         peers: other libraries beside.
         peaks: whether to measure the peak memory of each contender, in processes of their own.
+        redistribute: `method`, or `keep` for layers that keep the number of their weights.
+        updates: topology updates before anything is timed: they move weights between layers that cost differently.
     """
 
     backend: str = "auto"
@@ -84,6 +86,8 @@ class Settings:
     profiled: int = 2
     peers: tuple[str, ...] = ()
     peaks: bool = True
+    redistribute: str = "method"
+    updates: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,10 @@ class Row:
         preset: its name.
         density: share of the weights that exist.
         batch: samples in a step.
+        method: of sparse training, and how it redistributes weights where that is not the method's own way.
         growth: what growth looked at: the settings', or the recipe's own where everything is masked.
-        layers: how each weight is stored.
+        updates_before: topology updates that came before the steps that were timed.
+        layers: how each weight is stored, with its density in the steps that were timed.
         dense_form: which form of dense float32 was the faster, and stands beside the sparse network.
         dense_forms: milliseconds of each form that ran.
         milliseconds: of a step of each contender; the sparse one without updates.
@@ -135,7 +141,9 @@ class Row:
     preset: str
     density: float
     batch: int
+    method: str
     growth: str
+    updates_before: int
     layers: tuple[Stored, ...]
     dense_form: str
     dense_forms: dict[str, float]
@@ -181,6 +189,7 @@ def step_configs(presets: Sequence[str], densities: Sequence[float], settings: S
         UserError: if there is no such preset or method, or a setting does not fit.
     """
     own = {"method": settings.method, "growth": settings.growth, "batch_size": settings.batch}
+    own |= {"redistribute": settings.redistribute}
     changes = {name: value for name, value in own.items() if value is not None}
     configs = []
     for name in presets or TARGETS:
@@ -241,11 +250,8 @@ def measure(config: TrainConfig, settings: Settings) -> Row:
     model = dense_model(config)
     sparse_net = sparse_model(config, model, batches, settings.backend)
     check(model, sparse_net, batches, config)
-    layers = tuple(
-        Stored(layer.name, layer.storage, layer.density, layer.gain, layer.reason)
-        for layer in regrow.summary(sparse_net).layers
-    )
-    if not any(layer.storage == SPARSE for layer in layers):
+    masks = regrow.masks(sparse_net)
+    if not any(layer.storage == SPARSE for layer in regrow.summary(sparse_net).layers):
         config = override(config, {"growth": None})  # masked storage has all that growth reads
     dense = dense_training(config, deepcopy(model), batches)
     full = _faster(dense, config, batches, settings)
@@ -257,9 +263,14 @@ def measure(config: TrainConfig, settings: Settings) -> Row:
     left_out = {**full.left_out, **half.left_out}
     for peer in settings.peers:
         try:
-            contenders[peer] = PEERS[peer](config, model, regrow.masks(sparse_net), batches)
+            contenders[peer] = PEERS[peer](config, model, masks, batches)
         except (ImportError, RuntimeError, ValueError) as error:
             left_out[peer] = " ".join(str(error).split())[:160]
+    updated = settle(sparse, config, settings.updates)
+    layers = tuple(
+        Stored(layer.name, layer.storage, layer.density, layer.gain, layer.reason)
+        for layer in regrow.summary(sparse_net).layers
+    )
     times = take_turns({name: each.step for name, each in contenders.items()}, settings.rounds, settings.seconds)
     breakdown = {
         SPARSE: profile(sparse.step, settings.profiled),
@@ -267,7 +278,7 @@ def measure(config: TrainConfig, settings: Settings) -> Row:
     }
     state = {SPARSE: state_of(sparse), DENSE: state_of(dense)}
     estimated = estimate(observe(dense.model, sparse_net, batches.images[0]))
-    updates = update_cost(sparse, config, median(times[SPARSE]))
+    updates = update_cost(sparse, config)
     factor = 1 / (1 - updates.share)
     peak: dict[str, int] = {}
     if settings.peaks:
@@ -277,7 +288,9 @@ def measure(config: TrainConfig, settings: Settings) -> Row:
         preset=config.preset,
         density=config.density,
         batch=config.batch_size,
+        method=config.method + ("" if config.redistribute == "method" else f", {config.redistribute}"),
         growth=growth_name(recipe_of(config).growth),
+        updates_before=updated,
         layers=layers,
         dense_form=full.form,
         dense_forms=full.milliseconds,

@@ -30,7 +30,9 @@ def headline(rows: Iterable[Row]) -> Table:
             "preset",
             "density",
             "batch",
+            "method",
             "growth",
+            "updates before",
             "stored sparsely",
             "dense ms",
             "form",
@@ -44,7 +46,7 @@ def headline(rows: Iterable[Row]) -> Table:
 
     def cells(row: Row) -> tuple[str, ...]:
         return (
-            *(row.preset, f"{row.density:.3g}", str(row.batch), row.growth),
+            *(row.preset, f"{row.density:.3g}", str(row.batch), row.method, row.growth, str(row.updates_before)),
             f"{sum(layer.storage == SPARSE for layer in row.layers)} of {len(row.layers)}",
             *(_short(row.milliseconds[DENSE].median), row.dense_form),
             *(_short(row.milliseconds[BFLOAT16].median), row.bfloat16_form),
@@ -83,13 +85,16 @@ def markdown(reports: Sequence[Report], command: str) -> str:
 def speed_points(rows: Iterable[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
     """Return for each preset its points: density, and median and quartiles of dense over sparse.
 
-    Where rows differ in growth or batch, that is part of the name.
+    Where rows differ in method, growth, updates or batch, that is part of the name.
     """
     rows = list(rows)
-    growths, batches = len({row.growth for row in rows}) > 1, len({row.batch for row in rows}) > 1
+    methods, growths = len({row.method for row in rows}) > 1, len({row.growth for row in rows}) > 1
+    befores, batches = len({row.updates_before for row in rows}) > 1, len({row.batch for row in rows}) > 1
     points: dict[str, list[tuple[float, float, float, float]]] = {}
     for row in rows:
-        name = row.preset + (f", {row.growth}" if growths else "") + (f", batch {row.batch}" if batches else "")
+        name = row.preset + (f", {row.method}" if methods else "") + (f", {row.growth}" if growths else "")
+        name += f", {row.updates_before} updates before" if befores else ""
+        name += f", batch {row.batch}" if batches else ""
         ratio = row.ratio[DENSE]
         points.setdefault(name, []).append((row.density, ratio.median, ratio.low, ratio.high))
     return points

@@ -10,6 +10,7 @@ from regrow.experiments.bench.steps import Training, recipe_of, seconds_of, step
 from regrow.experiments.config import TrainConfig
 
 _LOOKING = 3  # steps of a window that are timed
+_ORDINARY = 3
 _EPISODES = 2
 
 
@@ -56,22 +57,50 @@ def looking_steps(recipe: regrow.Recipe, every: float) -> int:
     return min(recipe.growth.steps if "momentum" in recipe.needs else 1, int(every))
 
 
-def update_cost(training: Training, config: TrainConfig, plain: float) -> UpdateCost:
-    """Carry out some updates and time the steps around them; `plain` is an ordinary step in milliseconds."""
+def settle(training: Training, config: TrainConfig, updates: int) -> int:
+    """Train until some topology updates were carried out, each after its window, and return how many: 0 of static."""
     recipe = recipe_of(config)
     every = update_interval(recipe, config.epochs * steps_per_epoch(config))
     if every is None or training.topology is None:
-        return UpdateCost(None, 0, plain, 0.0, 0.0)
+        return 0
+    for _ in range(updates):
+        training.updates.at = training.topology.step + 1 + max(1, looking_steps(recipe, every))
+        while training.topology.step < training.updates.at:
+            training.step()
+    training.step()  # makes what only a first step after an update makes
+    return updates
+
+
+def update_cost(training: Training, config: TrainConfig) -> UpdateCost:
+    """Carry out some updates and time the steps around them.
+
+    An update moves weights between layers, so ordinary steps before and after it may take different times: what it
+    adds is counted beyond both.
+    """
+    recipe = recipe_of(config)
+    every = update_interval(recipe, config.epochs * steps_per_epoch(config))
+    if every is None or training.topology is None:
+        return UpdateCost(None, 0, 0.0, 0.0, 0.0)
     window = looking_steps(recipe, every)
     timed = max(1, min(window, _LOOKING))
-    looking, updates = [], []
+    looking, updates, plain = [], [], []
+    before = _plain(training)
     for _ in range(_EPISODES):
         # The window opens at the end of a first step; the step after the update makes new index structures.
         training.updates.at = training.topology.step + 1 + timed
         times = [seconds_of(training.step) * 1e3 for _ in range(timed + 2)]
-        alone = median(times[1:-2]) if timed > 1 else plain
+        after = _plain(training)
+        alone = median(times[1:-2]) if timed > 1 else before
         looking.append(alone)
-        updates.append(sum(times) - 2 * plain - timed * alone)
+        updates.append(max(0.0, sum(times) - before - after - timed * alone))
+        plain.append(before)
+        before = after
     window = window if timed > 1 else 0  # a single step that looks is part of what the update adds
-    mean = cost_per_step(plain, median(looking), median(updates), every, window)
-    return UpdateCost(every, window, median(looking), median(updates), max(0.0, 1 - plain / mean))
+    ordinary = median(plain)
+    mean = cost_per_step(ordinary, median(looking), median(updates), every, window)
+    return UpdateCost(every, window, median(looking), median(updates), max(0.0, 1 - ordinary / mean))
+
+
+def _plain(training: Training) -> float:
+    """Return the milliseconds of an ordinary step."""
+    return median(seconds_of(training.step) * 1e3 for _ in range(_ORDINARY))

@@ -51,6 +51,7 @@ def load(
     batch_size: int,
     eval_batch_size: int = 1000,
     valid_samples: int,
+    train_samples: int | None = None,
     augment: str = "none",
     image_size: int | None = None,
     seed: int = 0,
@@ -67,6 +68,7 @@ def load(
         batch_size: images a batch, in training.
         eval_batch_size: likewise in validation and test.
         valid_samples: how many training images to validate on; 0 means to validate on the test set.
+        train_samples: how many to train on at most, for short trials: a fixed random part.
         augment: "none", "crop-flip" (sets in memory) or "random-resized-crop" (imagenet).
         image_size: height and width, for sets of images of any size.
         seed: of the order and the augmentation.
@@ -110,7 +112,7 @@ def load(
         )
 
     train_source, test_source = published
-    train, valid = split(len(_labels(train_source)), valid_samples)
+    train, valid = split(len(_labels(train_source)), valid_samples, train_samples)
     everything = torch.arange(len(_labels(test_source)))
     return Data(
         name,
@@ -122,7 +124,7 @@ def load(
     )
 
 
-def split(samples: int, valid_samples: int) -> tuple[Tensor, Tensor]:
+def split(samples: int, valid_samples: int, train_samples: int | None = None) -> tuple[Tensor, Tensor]:
     """Which of the published training images to train and to validate on: fixed, disjoint, each in order.
 
     >>> train, valid = split(10, 3)
@@ -135,7 +137,8 @@ def split(samples: int, valid_samples: int) -> tuple[Tensor, Tensor]:
     if valid_samples >= samples:
         raise UserError(f"valid_samples is {valid_samples}, but there are {samples} training images; take fewer")
     order = torch.randperm(samples, generator=torch_generator(Purpose.SPLIT, 1))
-    return order[valid_samples:].sort().values, order[:valid_samples].sort().values
+    end = None if train_samples is None else valid_samples + train_samples
+    return order[valid_samples:end].sort().values, order[:valid_samples].sort().values
 
 
 def _labels(source: Source) -> NDArray[np.int64]:
