@@ -115,8 +115,8 @@ def bench_accuracy(
     backends = "+".join(dict.fromkeys(result["backend"] for result in results if result["method"] != DENSE))
     how = (
         f"{machine}. Sparse: {base.method} at {base.density:g}, backend {backends}, growth "
-        f"{base.growth or 'as the method has it'}. Batch {base.batch_size}. Seconds are those of the training steps, "
-        "topology updates included, evaluation not."
+        f"{base.growth or 'as the method has it'}, redistribution {base.redistribute}. "
+        f"Batch {base.batch_size}. Seconds are those of the training steps, topology updates included, evaluation not."
     )
     text = "\n".join([f"## {title}", "", how, "", *(table.markdown() for table in found)])
     figures = {"machine": str(machine), "accuracies": chosen, "runs": [_as_json(curve) for curve in curves]}
@@ -163,7 +163,8 @@ def runs_table(curves: Sequence[Curve]) -> Table:
 
 
 def _pair(base: TrainConfig, seed: int) -> list[tuple[str, TrainConfig]]:
-    dense = override(base, {"method": "dense", "growth": None, "backend": "auto", "seed": seed})
+    own = {"growth": None, "redistribute": "method", "backend": "auto"}  # of sparse training alone
+    dense = override(base, {"method": "dense", "seed": seed, **own})
     return [(DENSE, dense), (SPARSE, override(base, {"seed": seed}))]
 
 
