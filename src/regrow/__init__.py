@@ -8,29 +8,41 @@ Example:
     >>> topology = regrow.TopologyUpdater(model, optimizer, regrow.sparse_momentum(every=100, steps=1000))
 """
 
-from regrow import distribution as distribution
-from regrow import growth as growth
-from regrow import redistribute as redistribute
-from regrow import schedule as schedule
-from regrow import score as score
-from regrow.entries import Change as Change
-from regrow.entries import Entries as Entries
-from regrow.entries import LayerState as LayerState
-from regrow.methods.rigl import rigl as rigl
-from regrow.methods.set import set as set
-from regrow.methods.sparse_momentum import sparse_momentum as sparse_momentum
-from regrow.methods.static import static as static
-from regrow.nn.sparse_conv import SparseConv1d as SparseConv1d
-from regrow.nn.sparse_conv import SparseConv2d as SparseConv2d
-from regrow.nn.sparse_linear import SparseLinear as SparseLinear
-from regrow.nn.sparsify import dense_state_dict as dense_state_dict
-from regrow.nn.sparsify import densify as densify
-from regrow.nn.sparsify import masks as masks
-from regrow.nn.sparsify import sparsify as sparsify
-from regrow.nn.summary import Summary as Summary
-from regrow.nn.summary import summary as summary
-from regrow.recipe import Recipe as Recipe
-from regrow.recipe import update as update
-from regrow.topology import TopologyUpdater as TopologyUpdater
+from regrow import distribution, growth, redistribute, schedule, score
+from regrow.convert.sparsify import dense_state_dict, densify, masks, sparsify
+from regrow.convert.summary import Summary, summary
+from regrow.core.entries import Change, Entries, LayerState
+from regrow.core.recipe import Recipe, update
+from regrow.methods import rigl, set, sparse_momentum, static
+from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
+from regrow.nn.sparse_linear import SparseLinear
+from regrow.topology.updater import TopologyUpdater
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Change",
+    "Entries",
+    "LayerState",
+    "Recipe",
+    "SparseConv1d",
+    "SparseConv2d",
+    "SparseLinear",
+    "Summary",
+    "TopologyUpdater",
+    "dense_state_dict",
+    "densify",
+    "distribution",
+    "growth",
+    "masks",
+    "redistribute",
+    "rigl",
+    "schedule",
+    "score",
+    "set",
+    "sparse_momentum",
+    "sparsify",
+    "static",
+    "summary",
+    "update",
+]

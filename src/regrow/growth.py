@@ -1,103 +1,15 @@
-"""Growth sources: where the gradient and momentum of weights that do not exist come from, as data.
+"""Sources of growth: where the gradient and momentum of absent weights come from."""
 
-Masked storage has them for free; sparse storage must ask for them, and pays for what it asks. Momentum with factor
-b forgets: what is older than K steps weighs less than b to the power of K. So it is enough to gather it for some
-steps before an update.
-"""
+from regrow.core.growth import (
+    Growth,
+    candidates,
+    exact,
+    window,
+)
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-from regrow.positions import draw_absent
-
-
-@dataclass(frozen=True)
-class Growth:
-    """Which absent weights are looked at before an update, and for how long; made by the functions of this module.
-
-    Attributes:
-        steps: optimizer steps before an update in which momentum is gathered; None means all steps.
-        per_nonzero: positions drawn for each weight that exists; None means all absent positions.
-
-    Raises:
-        ValueError: if `steps` is less than 1 or `per_nonzero` is not above 0.
-    """
-
-    steps: int | None = None
-    per_nonzero: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"growth over {self.steps} steps is not possible: gather for at least 1 step")
-        if self.per_nonzero is not None and not self.per_nonzero > 0:
-            raise ValueError(f"growth from {self.per_nonzero} candidates a nonzero is not possible: take more than 0")
-
-
-def exact() -> Growth:
-    """Look at every absent weight at every step: the reference.
-
-    The momentum of absent weights is that of a dense network. On sparse storage every step then makes the dense
-    weight gradient, one layer at a time, and the momentum of absent weights is kept: memory is that of a dense
-    network.
-
-    Example:
-        >>> exact()
-        Growth(steps=None, per_nonzero=None)
-    """
-    return Growth()
-
-
-def window(steps: int) -> Growth:
-    """Look at every absent weight, but only in the last `steps` steps before an update.
-
-    Prefer this to `exact` on sparse storage: outside the window a step costs what the weights that exist cost. The
-    momentum of absent weights starts at zero when the window opens. Recipes that read the gradient alone need the
-    step of the update only, whatever `steps` says.
-
-    Args:
-        steps: optimizer steps, at least 1. With momentum 0.9, 22 steps hold 90 % of it and 44 steps 99 %.
-
-    Example:
-        >>> window(44)
-        Growth(steps=44, per_nonzero=None)
-    """
-    return Growth(steps=steps)
-
-
-def candidates(steps: int, per_nonzero: float) -> Growth:
-    """Look at `per_nonzero` random absent positions for each nonzero, in the last `steps` steps before an update.
-
-    Prefer this to `window` where a dense layer would not fit: nothing dense is ever made. It finds less, the lower
-    the density: what counts seems to be the share of all absent positions that is looked at.
-
-    Args:
-        steps: optimizer steps, at least 1.
-        per_nonzero: candidates for each weight that exists, above 0. A layer draws at least one candidate.
-
-    Example:
-        >>> candidates(44, per_nonzero=3)
-        Growth(steps=44, per_nonzero=3)
-    """
-    return Growth(steps=steps, per_nonzero=per_nonzero)
-
-
-def wanted(growth: Growth, index: Tensor, numel: int, generator: torch.Generator) -> Tensor | None:
-    """Return the absent positions to look at in one layer, sorted; None for all of them.
-
-    Args:
-        growth: the source.
-        index: sorted flat positions of the weights that exist, int64.
-        numel: number of elements of the dense weight.
-        generator: source of the draw, where there is one.
-
-    Example:
-        >>> wanted(candidates(1, per_nonzero=9), torch.tensor([1, 3]), numel=5, generator=torch.Generator())
-        tensor([0, 2, 4])
-    """
-    if growth.per_nonzero is None:
-        return None
-    return draw_absent(index, numel, max(1, round(growth.per_nonzero * len(index))), generator)
+__all__ = [
+    "Growth",
+    "candidates",
+    "exact",
+    "window",
+]

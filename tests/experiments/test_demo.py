@@ -37,7 +37,7 @@ def test_the_demo_trains_both_and_times_steps(tmp_path):
 
 
 def test_without_kernels_it_says_so_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("regrow.native._kernels", None)
+    monkeypatch.setattr("regrow.ops.native._kernels", None)
     done = command("demo", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     assert "training steps are not timed here: regrow was installed without its compiled kernels" in done.stdout

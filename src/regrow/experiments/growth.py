@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from regrow.growth import Growth, candidates, exact, window
+from regrow.core.growth import Growth, candidates, exact, window
 
 FORMS = "exact, window:STEPS or candidates:STEPS:PER_NONZERO, for instance window:44 or candidates:44:3"
 

@@ -15,16 +15,16 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import regrow
+from regrow.core.positions import absent
 from regrow.experiments.config import TrainConfig, override
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
 from regrow.experiments.methods import make_recipe, run_name
 from regrow.experiments.run import Metrics, Run
 from regrow.experiments.study import run_all
-from regrow.momentum import momentum
-from regrow.positions import absent
-from regrow.shadow import groups_of
 from regrow.storage import sparse_weights
+from regrow.topology.momentum import momentum
+from regrow.topology.shadow import groups_of
 
 # Beside the sources of sparse momentum: methods that look at no absent weight.
 BLIND = ("static", "set")

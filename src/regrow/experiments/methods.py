@@ -10,11 +10,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import regrow
+from regrow.core.redistribute import keep
+from regrow.core.schedule import constant, cosine, linear
 from regrow.experiments.config import TrainConfig
 from regrow.experiments.errors import UserError
 from regrow.experiments.growth import parse_growth
-from regrow.redistribute import keep
-from regrow.schedule import constant, cosine, linear
 
 Factory = Callable[..., regrow.Recipe]
 

@@ -1,7 +1,7 @@
 """RigL: drop by magnitude, grow by gradient."""
 
-from regrow import redistribute, schedule, score
-from regrow.recipe import Recipe
+from regrow.core import redistribute, schedule, score
+from regrow.core.recipe import Recipe
 
 
 def rigl(every: int, steps: int, *, prune_rate: float = 0.3) -> Recipe:

@@ -1,7 +1,7 @@
 """SET: drop by magnitude, grow at random."""
 
-from regrow import redistribute, schedule, score
-from regrow.recipe import Recipe
+from regrow.core import redistribute, schedule, score
+from regrow.core.recipe import Recipe
 
 
 def set(every: int, steps: int, *, prune_rate: float = 0.3) -> Recipe:

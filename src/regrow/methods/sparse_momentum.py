@@ -1,7 +1,7 @@
 """Sparse momentum: drop by magnitude, redistribute and grow by momentum."""
 
-from regrow import redistribute, schedule, score
-from regrow.recipe import Recipe
+from regrow.core import redistribute, schedule, score
+from regrow.core.recipe import Recipe
 
 
 def sparse_momentum(every: int, steps: int, *, prune_rate: float = 0.5) -> Recipe:

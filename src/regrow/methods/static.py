@@ -1,7 +1,7 @@
 """Static: the random initial topology, kept."""
 
-from regrow import redistribute, schedule, score
-from regrow.recipe import Recipe
+from regrow.core import redistribute, schedule, score
+from regrow.core.recipe import Recipe
 
 
 def static(every: int = 1, steps: int = 1) -> Recipe:  # noqa: ARG001 - every factory can be called alike

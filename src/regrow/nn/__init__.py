@@ -1,1 +1,1 @@
-"""Modules: which weights may be sparse, and turning a model sparse, dense again, or into a table."""
+"""Modules: layers with a sparsely stored weight, and what follows their layout."""

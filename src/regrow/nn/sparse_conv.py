@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from regrow.core.positions import compact
+from regrow.nn.sparse_layer import SparseLayer
 from regrow.nn.sparse_linear import kept
 from regrow.ops import sparse_conv2d
-from regrow.pattern import Geometry
-from regrow.positions import compact
-from regrow.storage.layer import SparseLayer
+from regrow.ops.pattern import Geometry
 
 
 class SparseConv(SparseLayer):

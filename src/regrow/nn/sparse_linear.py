@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from regrow.core.positions import compact
+from regrow.nn.sparse_layer import SparseLayer
 from regrow.ops import sparse_linear
-from regrow.pattern import Geometry
-from regrow.positions import compact
-from regrow.storage.layer import SparseLayer
+from regrow.ops.pattern import Geometry
 
 
 class SparseLinear(SparseLayer):

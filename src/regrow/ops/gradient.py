@@ -18,8 +18,8 @@ from regrow.ops.conv2d.operators import flat, unflat
 from regrow.ops.eager import serves
 from regrow.ops.layout import allocate_batch_last, to_channels_last
 from regrow.ops.native import kernels_serve
+from regrow.ops.pattern import Geometry, Pattern
 from regrow.ops.refuse import without_derivative
-from regrow.pattern import Geometry, Pattern
 
 # Numbers gathered at a time: small enough for the cache, large enough that calls do not count.
 _CHUNK = 1 << 18

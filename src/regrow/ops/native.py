@@ -1,5 +1,63 @@
-"""The compiled kernels, as the operations ask for them."""
+"""The compiled kernels, where this installation has them."""
 
-from regrow.native import instruction_set, kernels, kernels_serve, use_instruction_set
+from __future__ import annotations
 
-__all__ = ["instruction_set", "kernels", "kernels_serve", "use_instruction_set"]
+import os
+from importlib import import_module
+from types import ModuleType
+
+# torch comes first: the kernels then share its OpenMP threads.
+import torch
+from torch import Tensor
+
+
+def _load() -> ModuleType | None:
+    try:
+        module = import_module("regrow._kernels")
+    except ImportError:
+        return None
+    if "REGROW_INSTRUCTION_SET" in os.environ:
+        module.use_instruction_set(os.environ["REGROW_INSTRUCTION_SET"])
+    return module
+
+
+_kernels = _load()
+
+
+def kernels() -> ModuleType:
+    """Return the compiled kernels.
+
+    Raises:
+        RuntimeError: if this installation has none.
+    """
+    if _kernels is None:
+        raise RuntimeError("regrow was installed without its compiled kernels; reinstall it with a C++17 compiler")
+    return _kernels
+
+
+def kernels_serve(*tensors: Tensor | None) -> bool:
+    """Return whether compiled kernels exist for these tensors: float32 on the CPU."""
+    return _kernels is not None and all(
+        tensor is None or (tensor.device.type == "cpu" and tensor.dtype == torch.float32) for tensor in tensors
+    )
+
+
+def instruction_set() -> str:
+    """Return which kernels are in use: `portable`, `avx2` or `avx512`.
+
+    The best that the processor has is chosen when regrow is loaded; the environment variable
+    `REGROW_INSTRUCTION_SET` names another.
+    """
+    return str(kernels().instruction_set())
+
+
+def use_instruction_set(name: str) -> None:
+    """Use the kernels of another instruction set.
+
+    Args:
+        name: `portable`, `avx2` or `avx512`.
+
+    Raises:
+        ValueError: if this processor or build has no such kernels.
+    """
+    kernels().use_instruction_set(name)

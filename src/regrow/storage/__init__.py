@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from regrow.storage.layer import SparseLayer
+from regrow.nn.sparse_layer import SparseLayer
 from regrow.storage.masked import masked_weights
 from regrow.storage.sparse import SparseWeight
 from regrow.storage.weight import Weight

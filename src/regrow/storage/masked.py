@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.entries import Change
+from regrow.core.entries import Change
 
 _SUFFIX = "_mask"
 

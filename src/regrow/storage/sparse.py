@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regrow.entries import Change
-from regrow.positions import compact, find, lookup
-from regrow.storage.layer import SparseLayer
+from regrow.core.entries import Change
+from regrow.core.positions import compact, find, lookup
+from regrow.nn.sparse_layer import SparseLayer
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from regrow.entries import Change
+from regrow.core.entries import Change
 
 
 class Weight(Protocol):

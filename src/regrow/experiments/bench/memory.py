@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import regrow
+from regrow.core.positions import draw_absent
 from regrow.experiments.bench.machine import Machine, describe
 from regrow.experiments.bench.process_memory import held, peak
 from regrow.experiments.bench.tables import Table
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
 from regrow.experiments.growth import parse_growth
-from regrow.positions import draw_absent
 
 KINDS = ("dense", "masked", "static", "candidates:2:1", "candidates:2:3", "window:2")
 """Dense training, masked storage, and sparse storage with no growth or with a source of growth."""

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regrow.ops import sparse_conv2d, sparse_linear
-from regrow.pattern import Pattern
+from regrow.ops.pattern import Pattern
 
 PASSES = ("forward", "input", "weight")
 """Output, gradient of the input, gradient of the weights."""

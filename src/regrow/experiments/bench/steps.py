@@ -20,8 +20,8 @@ from regrow.experiments.bench.measure import FEWEST_ROUNDS
 from regrow.experiments.config import TrainConfig, override
 from regrow.experiments.methods import make_recipe
 from regrow.experiments.run import make_optimizer
+from regrow.nn.sparse_layer import SparseLayer
 from regrow.storage import sparse_weights
-from regrow.storage.layer import SparseLayer
 
 SAMPLES = {"digits": 1_437, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "imagenet": 1_281_167}
 """Training samples of each data set, validation included."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from regrow.ops.conv2d.cpu import conv2d_cpu
 from regrow.ops.conv2d.reference import conv2d_reference
 from regrow.ops.native import kernels_serve
-from regrow.pattern import Geometry, Pattern
+from regrow.ops.pattern import Geometry, Pattern
 
 
 def sparse_conv2d(

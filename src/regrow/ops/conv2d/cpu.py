@@ -6,7 +6,7 @@ from torch import Tensor
 
 from regrow.ops.conv2d import eager, operators, run
 from regrow.ops.eager import serves
-from regrow.pattern import Blocks, Geometry, Pattern
+from regrow.ops.pattern import Blocks, Geometry, Pattern
 
 
 def conv2d_cpu(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from regrow.ops.conv2d import run
 from regrow.ops.layout import to_batch_last, without_view
+from regrow.ops.pattern import Geometry, Pattern
 from regrow.ops.refuse import without_derivative
-from regrow.pattern import Geometry, Pattern
 
 
 def convolve(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:

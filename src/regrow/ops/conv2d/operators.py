@@ -13,8 +13,8 @@ from torch import Tensor
 
 from regrow.ops.conv2d import run
 from regrow.ops.layout import batch_last, empty_batch_last
+from regrow.ops.pattern import Blocks, Geometry, Pattern
 from regrow.ops.refuse import refuse_double_backward
-from regrow.pattern import Blocks, Geometry, Pattern
 
 
 def convolve(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:

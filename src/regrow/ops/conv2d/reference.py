@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from regrow.pattern import Geometry, Pattern
+from regrow.ops.pattern import Geometry, Pattern
 
 
 def dense_weight(values: Tensor, pattern: Pattern) -> Tensor:

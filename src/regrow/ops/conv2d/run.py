@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regrow.ops.layout import allocate_batch_last, to_batch_last
 from regrow.ops.native import kernels
-from regrow.pattern import Blocks, Geometry
+from regrow.ops.pattern import Blocks, Geometry
 
 
 def convolve(

@@ -7,7 +7,7 @@ from torch import Tensor
 from regrow.ops.linear.cpu import linear_cpu
 from regrow.ops.linear.reference import linear_reference
 from regrow.ops.native import kernels_serve
-from regrow.pattern import Pattern
+from regrow.ops.pattern import Pattern
 
 
 def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:

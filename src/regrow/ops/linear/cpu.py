@@ -6,7 +6,7 @@ from torch import Tensor
 
 from regrow.ops.conv2d import eager, operators
 from regrow.ops.eager import serves
-from regrow.pattern import Geometry, Pattern
+from regrow.ops.pattern import Geometry, Pattern
 
 
 def linear_cpu(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regrow.ops.conv2d.reference import dense_weight
-from regrow.pattern import Pattern
+from regrow.ops.pattern import Pattern
 
 
 def linear_reference(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:

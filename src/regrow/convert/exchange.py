@@ -1,0 +1,118 @@
+"""Swap layers of a model between their ordinary and their sparsely stored form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from regrow.convert.eligible import Slot, slots_of
+from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
+from regrow.nn.sparse_layer import SparseLayer
+from regrow.nn.sparse_linear import SparseLinear
+from regrow.ops.native import kernels_serve
+
+# Exactly these types: a subclass may use its weight in other ways.
+_SPARSE_FORMS: dict[type[nn.Module], Callable[[Any, Tensor], SparseLayer]] = {
+    nn.Linear: SparseLinear.from_dense,
+    nn.Conv1d: SparseConv1d.from_dense,
+    nn.Conv2d: SparseConv2d.from_dense,
+}
+_IS_THE_MODEL = "the model itself is the layer to be stored sparsely, so nothing can hold its replacement"
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def store_sparsely(model: nn.Module, slots: Sequence[Slot], positions: Mapping[str, Tensor]) -> None:
+    """Replace the layers that own the weights in `slots` by sparsely stored ones, in place.
+
+    Args:
+        model: the model; each layer is replaced wherever it stands.
+        slots: the weights.
+        positions: for each weight by name a bool tensor in its shape, true where the weight exists.
+
+    Raises:
+        ValueError: if sparse storage cannot hold one of the weights; nothing is replaced then.
+    """
+    check_storable(model, slots)
+    replaced: dict[nn.Module, nn.Module] = {}
+    for slot in slots:
+        index = positions[slot.name].reshape(-1).nonzero().squeeze(1).to(slot.weight.device)
+        sparse = sparse_form(slot.module, index)
+        replaced[slot.module] = sparse.train(slot.module.training)
+    replace_modules(model, replaced)
+
+
+def store_densely(model: nn.Module) -> None:
+    """Replace every sparsely stored layer below `model` by the ordinary one, in place."""
+    replace_modules(model, {layer: layer.to_dense() for layer in model.modules() if isinstance(layer, SparseLayer)})
+
+
+def check_storable(model: nn.Module, slots: Sequence[Slot]) -> None:
+    """Raise a ValueError that names the first weight that sparse storage cannot hold, and what to do."""
+    for name, obstacle in obstacles(model, slots).items():
+        if obstacle == _IS_THE_MODEL:
+            raise ValueError(f"{obstacle}: wrap it in nn.Sequential first")
+        raise ValueError(
+            f'sparse storage cannot hold {name!r}: {obstacle}; name it in keep_dense, or take backend="masked"'
+        )
+
+
+def obstacles(model: nn.Module, slots: Sequence[Slot]) -> dict[str, str]:
+    """Return the weights that sparse storage cannot hold, by name, with the reason."""
+    places: dict[int, list[str]] = {}
+    for slot in slots_of(model):
+        places.setdefault(id(slot.weight), []).append(slot.name)
+    read_by_parent = {
+        child
+        for module in model.modules()
+        if isinstance(module, nn.TransformerEncoderLayer)
+        for child in module.children()
+    }
+    found = {}
+    for slot in slots:
+        obstacle = _obstacle(slot, places[id(slot.weight)])
+        if obstacle is None and slot.module is model:
+            obstacle = _IS_THE_MODEL
+        if obstacle is None and slot.module in read_by_parent:
+            obstacle = "nn.TransformerEncoderLayer reads the weight past its layer"
+        if obstacle is not None:
+            found[slot.name] = obstacle
+    return found
+
+
+def sparse_form(layer: nn.Module, index: Tensor) -> SparseLayer:
+    """Return the sparse form of a layer that has one, with the weights at the flat positions `index`."""
+    return _SPARSE_FORMS[type(layer)](layer, index)
+
+
+def _obstacle(slot: Slot, places: Sequence[str]) -> str | None:
+    """Return why sparse storage cannot hold a weight, or None."""
+    kind = type(slot.module)
+    if kind not in _SPARSE_FORMS or slot.parameter != "weight":
+        form = f"{kind.__name__}.{slot.parameter}"
+        return f"only the weights of nn.Linear, nn.Conv1d and nn.Conv2d have a sparse form, {form} has none"
+    if slot.weight.device.type != "cpu":
+        return f"it is on {slot.weight.device}, and the kernels compute on the CPU"
+    if not kernels_serve():
+        return "regrow was installed without its compiled kernels; reinstall it with a C++17 compiler"
+    if len(places) > 1:
+        return f"it is tied to {', '.join(repr(name) for name in places if name != slot.name)}"
+    if getattr(slot.module, "padding_mode", "zeros") != "zeros":
+        return f"its padding mode is {slot.module.padding_mode!r}, not 'zeros'"
+    if has_hooks(slot.module):
+        return "its layer has hooks, which would be lost: register them after regrow.sparsify"
+    return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether a module has hooks: its replacement would not."""
+    return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def replace_modules(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
+    """Replace modules below `model` wherever they stand, in place."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in replaced:
+                setattr(parent, name, replaced[child])

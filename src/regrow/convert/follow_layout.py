@@ -1,0 +1,247 @@
+"""Find norms, activations, dropout and pools between sparse convolutions, and exchange them for their batch-last forms.
+
+Sparse convolutions return activations with the batch innermost. PyTorch's element-wise operations keep that, but its
+norms and pools put the batch first again, which costs more than they do. Where the data flow of a model is known, from
+`torch.fx`, the modules that meet such activations are exchanged; what is not known is left as it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from regrow.convert.exchange import has_hooks, replace_modules
+from regrow.nn.batch_last import (
+    BatchLast,
+    BatchLastAdaptiveAvgPool2d,
+    BatchLastAvgPool2d,
+    BatchLastDropout,
+    BatchLastMaxPool2d,
+    BatchLastNorm2d,
+    FoldedDropout,
+    FoldedReLU,
+)
+from regrow.nn.sparse_conv import SparseConv2d
+from regrow.nn.sparse_layer import SparseLayer
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+# Exactly these types: a subclass may compute something else.
+_POOLS: Mapping[type[nn.Module], Any] = {
+    nn.MaxPool2d: BatchLastMaxPool2d,
+    nn.AvgPool2d: BatchLastAvgPool2d,
+    nn.AdaptiveAvgPool2d: BatchLastAdaptiveAvgPool2d,
+}
+# What keeps the layout of its tensors if they all have the same.
+_KEEPING_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish, nn.Tanh, nn.Sigmoid,
+    nn.Identity, nn.Dropout,
+)  # fmt: skip
+_KEEPING_FUNCTIONS = (
+    operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul, torch.relu, F.relu, F.dropout,
+)  # fmt: skip
+_KEEPING_METHODS = ("add", "add_", "mul", "mul_", "relu", "relu_")
+
+
+def follow_layout(model: nn.Module) -> None:
+    """Exchange norms, activations, dropout and pools between sparse convolutions, in place.
+
+    A norm or pool is exchanged if each of its calls gets the output of a sparse convolution, directly or through what
+    keeps the layout; and a norm, too, whose output goes to sparse convolutions alone, likewise.
+    A ReLU is folded into the norm before it if neither has any other part in the model, and so is dropout after both;
+    other dropout is exchanged as pools are. Modules with hooks, and models that `torch.fx` cannot trace, are left
+    alone.
+    """
+    if not any(isinstance(module, SparseConv2d) for module in model.modules()):
+        return
+    try:
+        graphs = _traced(model)
+    except Exception:  # whatever a model's own code raises when called with placeholders
+        return
+    flow = _Flow(model, graphs)
+    norms, relus, dropouts = flow.norms(), flow.relus(), flow.dropouts()
+    # One dropout may follow several norms.
+    silent = {dropout: FoldedDropout(dropout).train(dropout.training) for dropout in dropouts.values()}
+    exchanged: dict[nn.Module, nn.Module] = dict(silent.items())
+    for relu in relus.values():
+        exchanged[relu] = FoldedReLU(relu.inplace).train(relu.training)
+    for norm in norms:
+        folded = silent[dropouts[norm]] if norm in dropouts else None
+        exchanged[norm] = BatchLastNorm2d(norm, relu=norm in relus, dropout=folded).train(norm.training)
+    for pool in flow.pools():
+        exchanged[pool] = _POOLS[type(pool)](pool).train(pool.training)
+    for dropout in flow.other_dropouts():
+        exchanged[dropout] = BatchLastDropout(dropout).train(dropout.training)
+    replace_modules(model, exchanged)
+
+
+def restore_layout(model: nn.Module) -> None:
+    """Put the ordinary modules back, in place."""
+    exchanged = [module for module in model.modules() if isinstance(module, BatchLast)]
+    replace_modules(model, {module: module.to_ordinary().train(module.training) for module in exchanged})
+
+
+class _Tracer(fx.Tracer):
+    """Takes sparse layers for what they are: one operation."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, SparseLayer | BatchLast) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced(model: nn.Module) -> list[fx.Graph]:
+    """Return the graphs of the model in training and in evaluation: they may take different ways."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        graphs = []
+        for mode in (True, False):
+            for module in modes:
+                module.training = mode
+            graphs.append(_Tracer().trace(model))
+        return graphs
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class _Flow:
+    """Which modules of a model meet activations with the batch innermost.
+
+    Attributes:
+        calls: for each module the nodes that call it.
+    """
+
+    def __init__(self, model: nn.Module, graphs: Iterable[fx.Graph]) -> None:
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._nodes = [node for graph in graphs for node in graph.nodes]
+        self.calls: dict[nn.Module, list[fx.Node]] = {}
+        for node in self._nodes:
+            if (module := self._called(node)) is not None:
+                self.calls.setdefault(module, []).append(node)
+        self._refused: set[nn.Module] = set()
+        self._settle()
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """Return the norms to exchange."""
+        return [module for module in self.calls if type(module) is nn.BatchNorm2d and self._exchangeable(module)]
+
+    def relus(self) -> dict[nn.BatchNorm2d, nn.ReLU]:
+        """Return the ReLUs to fold, by the norms to fold them into."""
+        return self._foldable({norm: self.calls[norm] for norm in self.norms()}, nn.ReLU)
+
+    def dropouts(self) -> dict[nn.BatchNorm2d, nn.Dropout]:
+        """Return the dropout to fold, by the norms to fold it into, after the ReLU where there is one."""
+        relus = self.relus()
+        ends = {
+            norm: [next(iter(call.users)) for call in self.calls[norm]] if norm in relus else self.calls[norm]
+            for norm in self.norms()
+        }
+        return self._foldable(ends, nn.Dropout)
+
+    def other_dropouts(self) -> list[nn.Dropout]:
+        """Return the dropout to exchange by itself."""
+        folded = set(self.dropouts().values())
+        return [
+            module
+            for module, calls in self.calls.items()
+            if type(module) is nn.Dropout
+            and module not in folded
+            and not has_hooks(module)
+            and all(map(self._meets, calls))
+        ]
+
+    def pools(self) -> list[nn.Module]:
+        """Return the pools to exchange."""
+        return [module for module in self.calls if type(module) in _POOLS and self._exchangeable(module)]
+
+    def _called(self, node: fx.Node) -> nn.Module | None:
+        return self._modules[node.target] if node.op == "call_module" and isinstance(node.target, str) else None
+
+    def _settle(self) -> None:
+        """Find which nodes give batch-last activations; a module is exchanged at all of its calls or at none."""
+        while True:
+            self._batch_last: set[fx.Node] = set()
+            for node in self._nodes:
+                if self._gives(node):
+                    self._batch_last.add(node)
+            refused = {
+                module
+                for module, calls in self.calls.items()
+                if self._exchangeable(module) and not all(map(self._pays, calls))
+            }
+            if not refused:
+                return
+            self._refused |= refused
+
+    def _gives(self, node: fx.Node) -> bool:
+        module = self._called(node)
+        if isinstance(module, SparseConv2d):
+            return True
+        keeps = (
+            (node.op == "call_function" and node.target in _KEEPING_FUNCTIONS)
+            or (node.op == "call_method" and node.target in _KEEPING_METHODS)
+            or (module is not None and (type(module) in _KEEPING_MODULES or self._exchangeable(module)))
+        )  # fmt: skip
+        return keeps and self._meets(node)
+
+    def _pays(self, node: fx.Node) -> bool:
+        """Return whether the call of a norm or pool is better off batch-last."""
+        return self._meets(node) or (isinstance(self._called(node), nn.BatchNorm2d) and self._feeds(node))
+
+    def _meets(self, node: fx.Node) -> bool:
+        """Return whether all that goes into a node is batch-last."""
+        return bool(node.all_input_nodes) and all(source in self._batch_last for source in node.all_input_nodes)
+
+    def _feeds(self, node: fx.Node) -> bool:
+        """Return whether what a node gives goes to sparse convolutions alone, directly or through activations."""
+        users = list(node.users)
+        return bool(users) and all(
+            isinstance(module := self._called(user), SparseConv2d)
+            or (type(module) in (nn.ReLU, nn.Dropout, nn.Identity) and self._feeds(user))
+            for user in users
+        )
+
+    def _exchangeable(self, module: nn.Module) -> bool:
+        if module in self._refused or has_hooks(module):
+            return False
+        if type(module) in _POOLS:
+            serves: Callable[[nn.Module], bool] = _POOLS[type(module)].serves
+            return serves(module)
+        return type(module) is nn.BatchNorm2d
+
+    def _foldable(
+        self, ends: Mapping[nn.BatchNorm2d, list[fx.Node]], kind: type[_Module]
+    ) -> dict[nn.BatchNorm2d, _Module]:
+        """Return the modules of a kind that norms can apply: nothing else uses what these give, nor precedes those.
+
+        Args:
+            ends: for each norm the nodes that give what it gives with what is folded into it already.
+            kind: of modules to fold.
+        """
+        folded = {
+            norm: module for norm, nodes in ends.items() if (module := self._alone_after(nodes, kind)) is not None
+        }
+        # A module that also follows something else must stay, and then no norm before it may apply it.
+        while True:
+            inside = {node for norm in folded for node in ends[norm]}
+            kept = {
+                norm: module
+                for norm, module in folded.items()
+                if all(call.all_input_nodes[0] in inside for call in self.calls[module])
+            }
+            if len(kept) == len(folded):
+                return folded
+            folded = kept
+
+    def _alone_after(self, nodes: list[fx.Node], kind: type[_Module]) -> _Module | None:
+        """Return the one module of a kind that alone uses what nodes give; None if there is none, or anything else."""
+        users = {user for node in nodes for user in node.users}
+        modules = {self._called(user) for user in users}
+        if len(modules) != 1 or any(len(node.users) != 1 for node in nodes):
+            return None
+        (module,) = modules
+        return module if module is not None and type(module) is kind and not has_hooks(module) else None

@@ -1,0 +1,248 @@
+"""A sparse model as a table: what each layer holds, takes and computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.convert.choose import remembered
+from regrow.convert.eligible import slots_of
+from regrow.nn.batch_last import BatchLast
+from regrow.nn.sparse_conv import SparseConv
+from regrow.storage import Weight, sparse_weights
+
+# A column index for each value and a pointer for each row, as in CSR with 32-bit integers.
+_INDEX_BYTES = 4
+# Weight, shape and storage; after the numbers, why it is stored so.
+_TEXT_COLUMNS = (0, 1, 2, 9)
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One weight of a sparse model.
+
+    Attributes:
+        name: name of the weight.
+        shape: shape of the dense weight.
+        storage: how it is stored.
+        nonzeros: weights that exist.
+        density: nonzeros over the dense weight's elements.
+        bytes: bytes it takes in memory as it is stored now: the weights and the record of where they exist.
+        sparse_bytes: bytes it would take as values, column indices and row pointers.
+        flops: operations for one sample's forward pass, two for each nonzero and output position; without an
+            example input, for one output position (a pixel, a token, a row).
+        reason: why it is stored so, where `backend="auto"` chose; empty where the storage was asked for.
+        gain: how many times faster the layer's sparse form was measured to be than the dense one, forward and
+            backward; None where nothing was measured.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    storage: str
+    nonzeros: int
+    density: float
+    bytes: int
+    sparse_bytes: int
+    flops: int
+    reason: str = ""
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A sparse model: its sparse weights and what else it holds. `str()` gives the table.
+
+    Attributes:
+        layers: one row for each sparse weight.
+        parameters: trained numbers of the model: nonzeros and all dense parameters.
+        dense_parameters: trained numbers outside the sparse weights (biases, norms, layers kept dense).
+        dense_bytes: bytes of those.
+        per_sample: whether `flops` count a whole sample or one output position.
+        batch_last: names of the norms, activations and pools that follow the layout of sparse convolutions.
+    """
+
+    layers: tuple[LayerSummary, ...]
+    parameters: int
+    dense_parameters: int
+    dense_bytes: int
+    per_sample: bool
+    batch_last: tuple[str, ...] = ()
+
+    @property
+    def nonzeros(self) -> int:
+        """Weights that exist in the sparse layers."""
+        return sum(layer.nonzeros for layer in self.layers)
+
+    @property
+    def density(self) -> float:
+        """Nonzeros over all weights that may be sparse; 1 without any."""
+        numel = sum(math.prod(layer.shape) for layer in self.layers)
+        return self.nonzeros / numel if numel else 1.0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parameters, masks and positions as they are stored now."""
+        return self.dense_bytes + sum(layer.bytes for layer in self.layers)
+
+    @property
+    def sparse_bytes(self) -> int:
+        """Bytes of all parameters with the sparse weights as values and indices."""
+        return self.dense_bytes + sum(layer.sparse_bytes for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        """Operations of the sparse layers, as counted in the rows."""
+        return sum(layer.flops for layer in self.layers)
+
+    def __str__(self) -> str:
+        header = (
+            "weight",
+            "shape",
+            "storage",
+            "nonzeros",
+            "density",
+            "bytes",
+            "as sparse",
+            self._flops_title,
+        )
+        rows: list[tuple[str, ...]] = [header]
+        for layer in self.layers:
+            shape = "x".join(map(str, layer.shape))
+            rows.append((layer.name, shape, layer.storage, *_figures(layer)))
+        rows.append(("all sparse weights", "", "", *_figures(self)))
+        if any(layer.gain is not None for layer in self.layers):
+            rows = [(*row, *why) for row, why in zip(rows, self._reasons(), strict=True)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            "  ".join(_align(text, widths[column], column) for column, text in enumerate(row)).rstrip() for row in rows
+        ]
+        rule = "-" * len(lines[0])
+        note = f"{self.dense_parameters:,} more parameters are dense; {self.parameters:,} in all"
+        notes = (
+            [note, f"{len(self.batch_last)} modules follow the layout of sparse layers"] if self.batch_last else [note]
+        )
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *notes])
+
+    def _reasons(self) -> list[tuple[str, str]]:
+        """Return for each line of the table what was gained and why the weight is stored so."""
+        gains = [(f"{layer.gain:.2f}x" if layer.gain else "-", layer.reason) for layer in self.layers]
+        return [("gain", "why"), *gains, ("", "")]
+
+    @property
+    def _flops_title(self) -> str:
+        return "FLOPs a sample" if self.per_sample else "FLOPs a position"
+
+
+def summary(model: nn.Module, example: Tensor | None = None) -> Summary:
+    """Describe a sparse model: nonzeros, density, bytes and operations of every sparse weight.
+
+    Args:
+        model: any module; one that is not sparse gives a summary without rows.
+        example: a batch to run through the model, so that operations are counted for a whole sample. Without it
+            they are counted for one output position of each layer.
+
+    Example:
+        >>> import regrow
+        >>> model = regrow.sparsify(nn.Sequential(nn.Linear(100, 50), nn.Linear(50, 10)), density=0.1)
+        >>> print(summary(model))  # doctest: +NORMALIZE_WHITESPACE
+        weight              shape   storage  nonzeros  density   bytes  as sparse  FLOPs a position
+        -------------------------------------------------------------------------------------------
+        0.weight            50x100  masked        500   0.1000  40,000      4,204             1,000
+        1.weight            10x50   masked         50   0.1000   4,000        444               100
+        -------------------------------------------------------------------------------------------
+        all sparse weights                        550   0.1000  44,240      4,888             1,100
+        60 more parameters are dense; 610 in all
+    """
+    weights = sparse_weights(model)
+    positions = _output_positions(model, weights, example) if example is not None else dict.fromkeys(weights, 1.0)
+    sparse = {id(weight.weight) for weight in weights.values()}
+    dense = [parameter for parameter in model.parameters() if id(parameter) not in sparse]
+    layers = tuple(_layer(weight, positions[name]) for name, weight in weights.items())
+    dense_parameters = sum(parameter.numel() for parameter in dense)
+    return Summary(
+        layers=layers,
+        parameters=dense_parameters + sum(layer.nonzeros for layer in layers),
+        dense_parameters=dense_parameters,
+        dense_bytes=sum(parameter.nbytes for parameter in dense),
+        per_sample=example is not None,
+        batch_last=tuple(name for name, module in model.named_modules() if isinstance(module, BatchLast)),
+    )
+
+
+def _layer(weight: Weight, positions: float) -> LayerSummary:
+    nonzeros = weight.nonzeros()
+    rows = weight.shape[0]
+    choice = remembered(weight.module, weight.name.rpartition(".")[2])
+    return LayerSummary(
+        name=weight.name,
+        shape=weight.shape,
+        storage=weight.storage,
+        nonzeros=nonzeros,
+        density=nonzeros / weight.numel,
+        bytes=weight.bytes,
+        sparse_bytes=nonzeros * (weight.weight.element_size() + _INDEX_BYTES) + (rows + 1) * _INDEX_BYTES,
+        flops=round(2 * nonzeros * positions),
+        reason=choice.reason if choice else "",
+        gain=choice.gain if choice else None,
+    )
+
+
+def _output_positions(model: nn.Module, weights: dict[str, Weight], example: Tensor) -> dict[str, float]:
+    """Run `example` through the model and count for each weight the positions it is applied at, a sample."""
+    counts = dict.fromkeys(weights, 0.0)
+
+    def count(names: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            for name in names:
+                counts[name] += _positions(module, inputs[0], output) / example.shape[0]
+
+        return hook
+
+    name_of = {id(weight.weight): name for name, weight in weights.items()}
+    # Attention computes its output projection itself, without calling the module of it.
+    caller: dict[nn.Module, nn.Module] = {
+        module.out_proj: module for module in model.modules() if isinstance(module, nn.MultiheadAttention)
+    }
+    used: dict[nn.Module, list[str]] = {}
+    for slot in slots_of(model):  # a shared weight at each of its places
+        if id(slot.weight) in name_of:
+            used.setdefault(caller.get(slot.module, slot.module), []).append(name_of[id(slot.weight)])
+    hooks = [module.register_forward_hook(count(names)) for module, names in used.items()]
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(example)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return counts
+
+
+def _positions(module: nn.Module, entered: Tensor, output: Any) -> float:
+    """Return at how many positions of the batch the module's weight is applied."""
+    left: Tensor = output[0] if isinstance(output, tuple) else output
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | SparseConv):
+        return left.numel() / module.out_channels
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        # every input position is multiplied with the whole kernel
+        return entered.numel() / module.in_channels
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return 0.0  # looked up, not multiplied
+    # linear, attention and recurrent layers: features come last
+    return entered.numel() / entered.shape[-1]
+
+
+def _figures(of: LayerSummary | Summary) -> tuple[str, ...]:
+    return (f"{of.nonzeros:,}", f"{of.density:.4f}", f"{of.bytes:,}", f"{of.sparse_bytes:,}", f"{of.flops:,}")
+
+
+def _align(text: str, width: int, column: int) -> str:
+    """Align text to the left, numbers to the right."""
+    return text.ljust(width) if column in _TEXT_COLUMNS else text.rjust(width)

@@ -1,0 +1,173 @@
+"""The immutable index structure of a sparse weight: which positions exist, and in what order kernels visit them.
+
+The parameter of a sparse layer is a vector of values, one for each existing position of the dense weight, in the
+order of the flat positions. Kernels want the same positions grouped otherwise: by blocks of input channels small
+enough for the first-level cache, the nonzeros of one output row together, and all of that once more for the
+transposed weight, whose rows are the input channels. A `Pattern` builds each grouping when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from regrow.ops.blocking import choose_blocking
+from regrow.ops.native import kernels
+
+# A place within a block is stored in 16 bits.
+_PLACES = 1 << 15
+
+
+class Blocks(NamedTuple):
+    """The nonzeros of one direction of a weight, grouped for the cache; every tensor is int32 but `place`, int16.
+
+    Entries are sorted by phase of the output (one, but for the transposed index of a strided convolution), block of
+    input channels, and segment: the nonzeros of one output row in that block. Within a block segments of equal
+    length stand together, longest first, so that the processor predicts where each ends. In the first block of a
+    phase every output row has a segment, if need be an empty one.
+
+    Attributes:
+        order: for each entry, which of the parameter's values it is.
+        place: for each entry, channel within the block * taps + tap.
+        segment_row: the output row of each segment.
+        segment_start: first entry of each segment, and the number of entries.
+        block_start: first segment of each block of each phase, and the number of segments.
+        blocking: channels of a block, and 1 where the sweep walks over them.
+    """
+
+    order: Tensor
+    place: Tensor
+    segment_row: Tensor
+    segment_start: Tensor
+    block_start: Tensor
+    blocking: Tensor
+
+
+class Geometry(NamedTuple):
+    """Stride, padding and dilation of a convolution, (height, width) each, and its groups."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Which weights of a dense shape exist.
+
+    Args:
+        shape: shape of the dense weight: (outputs, inputs) or (outputs, inputs of a group, height, width).
+        positions: sorted flat positions of the weights that exist, int32 or int64, on the CPU.
+
+    Raises:
+        ValueError: if the positions are not sorted, repeat, or leave the shape; or for a weight of another rank.
+    """
+
+    shape: tuple[int, ...]
+    positions: Tensor
+    _cache: dict[object, Blocks] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        positions = self.positions
+        if len(self.shape) not in (2, 4):
+            raise ValueError(f"a pattern wants a weight of 2 or 4 dimensions, not of shape {self.shape}")
+        if positions.dtype not in (torch.int32, torch.int64) or positions.dim() != 1:
+            raise ValueError("positions must be a 1-D tensor of int32 or int64")
+        if len(positions) > torch.iinfo(torch.int32).max:
+            raise ValueError(f"at most 2**31 - 1 weights can exist in one layer, not {len(positions)}")
+        if prod(self.kernel) > _PLACES:
+            raise ValueError(f"a kernel of {self.kernel} has more than {_PLACES} taps")
+        if len(positions) and not (
+            bool(positions[0] >= 0) and bool(positions[-1] < self.numel) and bool((positions.diff() > 0).all())
+        ):
+            raise ValueError(f"positions must be sorted, distinct and within the shape {self.shape}")
+
+    @staticmethod
+    def of_mask(mask: Tensor) -> Pattern:
+        """Return the pattern of a bool tensor that is true where a weight exists."""
+        return Pattern(tuple(mask.shape), mask.reshape(-1).nonzero().squeeze(1).cpu())
+
+    @property
+    def nonzeros(self) -> int:
+        """How many weights exist."""
+        return len(self.positions)
+
+    @property
+    def numel(self) -> int:
+        """How many weights the dense weight has."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the positions and of the groupings made so far."""
+        return self.positions.nbytes + sum(tensor.nbytes for blocks in self._cache.values() for tensor in blocks)
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that exist."""
+        return self.nonzeros / self.numel if self.numel else 0.0
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Height and width of the kernel; a linear weight has one tap."""
+        return (self.shape[2], self.shape[3]) if len(self.shape) == 4 else (1, 1)
+
+    @property
+    def row_pointers(self) -> Tensor:
+        """Where the nonzeros of each output row start, and their number: int64, one longer than the rows."""
+        first = torch.arange(self.shape[0] + 1) * (self.numel // max(1, self.shape[0]))
+        return torch.searchsorted(self.positions.long(), first)
+
+    @property
+    def columns(self) -> Tensor:
+        """Position of each nonzero within its output row: int32."""
+        return (self.positions % max(1, prod(self.shape[1:]))).int()
+
+    def forward_blocks(self, geometry: Geometry) -> Blocks:
+        """Return the grouping by output row, which the forward pass and the values' gradient use."""
+        key = ("forward", geometry.dilation, geometry.stride, geometry.groups)
+        if key not in self._cache:
+            self._cache[key] = self._group(geometry, transposed=False)
+        return self._cache[key]
+
+    def transposed_blocks(self, geometry: Geometry) -> Blocks:
+        """Return the grouping by input channel, which the input's gradient uses."""
+        key = ("transposed", geometry)
+        if key not in self._cache:
+            self._cache[key] = self._group(geometry, transposed=True)
+        return self._cache[key]
+
+    def _group(self, geometry: Geometry, *, transposed: bool) -> Blocks:
+        """Group the nonzeros by phase, block of channels and row."""
+        inputs = self.shape[1] * geometry.groups
+        rows, channels = (inputs, self.shape[0]) if transposed else (self.shape[0], inputs)
+        blocking = choose_blocking(
+            rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed,
+            linear=len(self.shape) == 2,
+        )  # fmt: skip
+        phase = self._phase(geometry) if transposed and geometry.stride != (1, 1) else None
+        positions = self.positions.contiguous()
+        made = kernels().group(
+            positions=positions.data_ptr(), wide=positions.dtype == torch.int64, nonzeros=self.nonzeros,
+            outputs=self.shape[0], channels=self.shape[1], taps=prod(self.kernel), groups=geometry.groups,
+            transposed=transposed, channels_per_block=blocking.channels_per_block,
+            phase=0 if phase is None else phase.data_ptr(), phases=1 if phase is None else prod(geometry.stride),
+        )  # fmt: skip
+        order, place, segment_row, segment_start, block_start = made
+        choice = torch.tensor(blocking, dtype=torch.int32)
+        return Blocks(order, place, segment_row, segment_start, block_start, choice)
+
+    def _phase(self, geometry: Geometry) -> Tensor:
+        """Return which inputs, modulo the stride, each tap's outputs read, int32: inputs of one phase share taps."""
+        height, width = (
+            (torch.arange(taps, dtype=torch.int32) * dilation - padding) % stride
+            for taps, dilation, padding, stride in zip(
+                self.kernel, geometry.dilation, geometry.padding, geometry.stride, strict=True
+            )
+        )
+        return (height[:, None] * geometry.stride[1] + width).reshape(-1)

@@ -1,0 +1,1 @@
+"""Training: the updater, and where what it knows of absent weights comes from."""
