@@ -63,7 +63,7 @@ def test_nothing_is_made_before_it_is_asked_for():
 
 @pytest.mark.parametrize("at_once", [3, 7, 50])
 def test_numbers_are_left_out_part_by_part(at_once, monkeypatch):
-    monkeypatch.setattr("regrow.positions._AT_ONCE", at_once)
+    monkeypatch.setattr("regrow.core.positions._AT_ONCE", at_once)
     numbers, index = torch.randn(20), torch.tensor([0, 2, 3, 4, 5, 13, 19])
     assert torch.equal(leave_out(numbers, index, room=2)[:-2], numbers[absent(index, 20)])
 

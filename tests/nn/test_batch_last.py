@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import regrow
 from cases import assert_same, weights
 from regrow.experiments.models import build
-from regrow.nn import chains
+from regrow.convert import follow_layout as chains
 from regrow.nn.batch_last import (
     BatchLast,
     BatchLastAdaptiveAvgPool2d,
