@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from regrow.core.complement import Complement
 from regrow.core.entries import Entries
 from regrow.core.positions import absent, leave_out, where
+from regrow.core.units import Units
 
 NUMEL = 50
 
@@ -22,7 +22,7 @@ def both(density, dtype=torch.float32, with_more=True, **fields):
         **{f: dense[order[: len(order) // 2]] for f in fields},
     )
     positions = absent(exists, NUMEL)
-    lazy = Complement(exists, NUMEL, dense.new_zeros(()), **{f: lambda: dense for f in fields})
+    lazy = Entries.absent(Units((NUMEL,)), exists, dense.new_zeros(()), **{f: lambda: dense for f in fields})
     plain = Entries(positions, dense.new_zeros(len(positions)), **dict.fromkeys(fields, dense[positions]))
     seeded = [one.with_generator(torch.Generator().manual_seed(2)) for one in (lazy, plain)]
     return [one.join(dropped) for one in seeded] if with_more else seeded
@@ -57,13 +57,15 @@ def test_nothing_is_made_before_it_is_asked_for():
     def fail():
         raise AssertionError
 
-    lazy = Complement(torch.tensor([3]), 9, torch.zeros(()), grad=fail, momentum=lambda: torch.arange(9.0))
+    lazy = Entries.absent(
+        Units((9,)), torch.tensor([3]), torch.zeros(()), grad=fail, momentum=lambda: torch.arange(9.0)
+    )
     assert lazy.momentum.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("at_once", [3, 7, 50])
 def test_numbers_are_left_out_part_by_part(at_once, monkeypatch):
-    monkeypatch.setattr("regrow.positions._AT_ONCE", at_once)
+    monkeypatch.setattr("regrow.core.positions._AT_ONCE", at_once)
     numbers, index = torch.randn(20), torch.tensor([0, 2, 3, 4, 5, 13, 19])
     assert torch.equal(leave_out(numbers, index, room=2)[:-2], numbers[absent(index, 20)])
 
