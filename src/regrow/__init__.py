@@ -12,7 +12,8 @@ from regrow import distribution, growth, redistribute, schedule, score
 from regrow.convert.sparsify import dense_state_dict, densify, masks, sparsify
 from regrow.convert.summary import Summary, summary
 from regrow.core.entries import Change, Entries, LayerState
-from regrow.core.recipe import Recipe, update
+from regrow.core.recipe import Recipe
+from regrow.core.update import update
 from regrow.methods import rigl, set, sparse_momentum, static
 from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
 from regrow.nn.sparse_linear import SparseLinear

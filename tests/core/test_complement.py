@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from regrow.core.complement import Complement
 from regrow.core.entries import Entries
 from regrow.core.positions import absent, leave_out, where
+from regrow.core.units import Units
 
 NUMEL = 50
 
@@ -22,7 +22,7 @@ def both(density, dtype=torch.float32, with_more=True, **fields):
         **{f: dense[order[: len(order) // 2]] for f in fields},
     )
     positions = absent(exists, NUMEL)
-    lazy = Complement(exists, NUMEL, dense.new_zeros(()), **{f: lambda: dense for f in fields})
+    lazy = Entries.absent(Units((NUMEL,)), exists, dense.new_zeros(()), **{f: lambda: dense for f in fields})
     plain = Entries(positions, dense.new_zeros(len(positions)), **dict.fromkeys(fields, dense[positions]))
     seeded = [one.with_generator(torch.Generator().manual_seed(2)) for one in (lazy, plain)]
     return [one.join(dropped) for one in seeded] if with_more else seeded
@@ -57,7 +57,9 @@ def test_nothing_is_made_before_it_is_asked_for():
     def fail():
         raise AssertionError
 
-    lazy = Complement(torch.tensor([3]), 9, torch.zeros(()), grad=fail, momentum=lambda: torch.arange(9.0))
+    lazy = Entries.absent(
+        Units((9,)), torch.tensor([3]), torch.zeros(()), grad=fail, momentum=lambda: torch.arange(9.0)
+    )
     assert lazy.momentum.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
 
 

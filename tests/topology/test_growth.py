@@ -152,7 +152,9 @@ def test_a_window_starts_from_zero_and_reads_like_an_optimizer_that_began_there(
         seen[len(seen)] = (entries.index, entries.momentum)
         return entries.momentum.abs()
 
-    recipe = dataclasses.replace(momentum_method().factory(every=EVERY, steps=STEPS), growth=window(2), grow=grow)
+    recipe = dataclasses.replace(
+        momentum_method().factory(every=EVERY, steps=STEPS), growth=window(2), grow=grow, needs=("momentum",)
+    )
     one = Run(MLP, recipe, optimization, storage="cpu", prepare=nn.Module.double)
     dense = {name: nn.Parameter(torch.zeros(mask.shape).double()) for name, mask in regrow.masks(one.model).items()}
     fresh = optimization.build(dense.values())
@@ -194,7 +196,9 @@ def test_a_grown_weight_has_the_momentum_that_made_it_grow(storage, optimization
             torch.testing.assert_close(weight.at(has, grown), expected)
             assert step == EVERY or len(grown[~torch.isin(grown, drop)])
 
-    recipe = dataclasses.replace(momentum_method().factory(every=EVERY, steps=STEPS), growth=window(2), grow=grow)
+    recipe = dataclasses.replace(
+        momentum_method().factory(every=EVERY, steps=STEPS), growth=window(2), grow=grow, needs=("momentum",)
+    )
     one = Run(MLP, recipe, optimization, storage=storage, prepare=nn.Module.double, on_update=check)
     one.train(range(STEPS))
     assert len(read) == 2 * 3

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from regrow.core.positions import draw_absent
+from regrow.core.units import Units
+
+__all__ = ["Growth", "candidates", "exact", "wanted", "window"]
 
 
 @dataclass(frozen=True)
@@ -85,19 +88,26 @@ def candidates(steps: int, per_nonzero: float) -> Growth:
     return Growth(steps=steps, per_nonzero=per_nonzero)
 
 
-def wanted(growth: Growth, index: Tensor, numel: int, generator: torch.Generator) -> Tensor | None:
-    """Return the absent positions to look at in one layer, sorted; None for all of them.
+def wanted(growth: Growth, index: Tensor, units: Units, generator: torch.Generator) -> Tensor | None:
+    """Return the numbers of the absent units to look at in one layer, sorted; None for all of them.
+
+    For units of one weight, numbers are flat positions.
 
     Args:
         growth: the source.
         index: sorted flat positions of the weights that exist, int64.
-        numel: number of elements of the dense weight.
+        units: the units of the layer.
         generator: source of the draw, where there is one.
 
+    Raises:
+        ValueError: if the weights that exist are no whole units.
+
     Example:
-        >>> wanted(candidates(1, per_nonzero=9), torch.tensor([1, 3]), numel=5, generator=torch.Generator())
+        >>> source = candidates(1, per_nonzero=9)
+        >>> wanted(source, torch.tensor([1, 3]), Units((5,)), generator=torch.Generator())
         tensor([0, 2, 4])
     """
     if growth.per_nonzero is None:
         return None
-    return draw_absent(index, numel, max(1, round(growth.per_nonzero * len(index))), generator)
+    active = units.numbers_of(index)
+    return draw_absent(active, units.count, max(1, round(growth.per_nonzero * len(active))), generator)

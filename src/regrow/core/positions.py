@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+__all__ = ["absent", "chosen", "compact", "draw_absent", "find", "leave_out", "lookup", "of_ranks", "where"]
+
 _IN_NUMPY = (torch.float16, torch.float32, torch.float64)
 
 # Below this many numbers a permutation of all is quicker.
@@ -37,18 +39,18 @@ def find(positions: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         index: sorted distinct flat positions of the same dtype.
 
     Returns:
-        The place of each position in `index`, int64, shape (n,), and whether it is there at all, bool, shape (n,);
-        the place of one that is not there is any valid one.
+        The slot of each position in `index`, int64, shape (n,), and whether it is there at all, bool, shape (n,);
+        the slot of one that is not there is any valid one.
 
     Example:
         >>> find(torch.tensor([3, 4]), torch.tensor([1, 3, 7]))
         (tensor([1, 2]), tensor([ True, False]))
     """
-    place = torch.searchsorted(index, positions)
+    slot = torch.searchsorted(index, positions)
     if not len(index):
-        return place, torch.zeros_like(positions, dtype=torch.bool)
-    place = place.clamp_(max=len(index) - 1)
-    return place, index[place] == positions
+        return slot, torch.zeros_like(positions, dtype=torch.bool)
+    slot = slot.clamp_(max=len(index) - 1)
+    return slot, index[slot] == positions
 
 
 def lookup(positions: Tensor, index: Tensor, numbers: Tensor) -> Tensor:
@@ -65,8 +67,8 @@ def lookup(positions: Tensor, index: Tensor, numbers: Tensor) -> Tensor:
     """
     if not len(index):
         return numbers.new_zeros(len(positions))
-    place, found = find(positions, index)
-    return numbers[place].masked_fill_(~found, 0)
+    slot, found = find(positions, index)
+    return numbers[slot].masked_fill_(~found, 0)
 
 
 def absent(index: Tensor, numel: int) -> Tensor:
@@ -79,35 +81,43 @@ def absent(index: Tensor, numel: int) -> Tensor:
     return of_ranks(torch.arange(numel - len(index), device=index.device), index)
 
 
-def leave_out(numbers: Tensor, index: Tensor, room: int = 0) -> Tensor:
+def leave_out(numbers: Tensor, index: Tensor, room: int = 0, size: int = 1) -> Tensor:
     """Return numbers of all positions without those at the sorted `index`, and room for some more behind them.
+
+    Args:
+        numbers: `size` numbers for each position, one position after the other, shape (positions * size,).
+        index: sorted distinct positions, int64.
+        room: how many numbers more the result holds; what they are is left open.
+        size: numbers that belong to one position: for units the weights in a unit.
 
     Example:
         >>> leave_out(torch.tensor([5.0, 6.0, 7.0]), torch.tensor([1]))
         tensor([5., 7.])
     """
-    result = numbers.new_empty(len(numbers) - len(index) + room)
-    starts = range(0, len(numbers), _AT_ONCE)
-    bounds = torch.searchsorted(index, torch.tensor([*starts, len(numbers)], device=index.device)).tolist()
+    count = len(numbers) // size
+    result = numbers.new_empty((count - len(index)) * size + room)
+    starts = range(0, count, _AT_ONCE)
+    bounds = torch.searchsorted(index, torch.tensor([*starts, count], device=index.device)).tolist()
+    rows = numbers if size == 1 else numbers.view(count, size)
     for number, start in enumerate(starts):
         first, last = bounds[number : number + 2]
-        part = numbers[start : start + _AT_ONCE]
+        part = rows[start : start + _AT_ONCE]
         stays = torch.ones(len(part), dtype=torch.bool, device=part.device)
         stays[index[first:last] - start] = False
-        result[start - first : start + len(part) - last] = chosen(part, stays)
+        result[(start - first) * size : (start + len(part) - last) * size] = chosen(part, stays).view(-1)
     return result
 
 
 def where(mask: Tensor) -> Tensor:
-    """Return the ascending places where a 1-D bool tensor is true, int64."""
+    """Return the ascending numbers of the elements of a 1-D bool tensor that are true, int64."""
     if mask.device.type != "cpu":
         return mask.nonzero().squeeze(1)
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 def chosen(numbers: Tensor, mask: Tensor) -> Tensor:
-    """Return the numbers where a bool tensor is true, both 1-D."""
-    # NumPy makes no list of the places, which would be larger than the numbers.
+    """Return the numbers, or the rows of numbers, where a 1-D bool tensor is true."""
+    # NumPy makes no list of what is true, which would be larger than the numbers.
     if numbers.device.type != "cpu" or numbers.dtype not in _IN_NUMPY:
         return numbers[mask]
     return torch.from_numpy(numbers.detach().numpy()[mask.numpy()])

@@ -9,6 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+__all__ = [
+    "Schedule",
+    "Timing",
+    "constant",
+    "cosine",
+    "cubic",
+    "every",
+    "inverse_power",
+    "linear",
+    "never",
+]
+
 Schedule = Callable[[int], float]
 Timing = Callable[[int], bool]
 

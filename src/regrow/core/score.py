@@ -1,6 +1,7 @@
 """Scores: one number for each entry. The lowest are dropped, the highest are grown.
 
-A score is any function from `Entries` to a 1-D tensor of the same length, so a lambda is one too.
+A score is any function from `Entries` to a 1-D tensor of the same length, so a lambda is one too. The score of a unit
+is the mean over its weights.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from regrow.core.entries import Entries
+
+__all__ = ["Score", "gradient", "magnitude", "momentum", "random"]
 
 Score = Callable[[Entries], Tensor]
 

@@ -38,6 +38,5 @@ def rigl(every: int, steps: int, *, prune_rate: float = 0.3) -> Recipe:
         grow=score.gradient,
         fraction=schedule.cosine(prune_rate, until),
         update_at=schedule.every(every, until=until),
-        needs=("gradient",),
         reset_state=True,
     )

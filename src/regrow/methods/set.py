@@ -36,6 +36,5 @@ def set(every: int, steps: int, *, prune_rate: float = 0.3) -> Recipe:
         grow=score.random,
         fraction=schedule.constant(prune_rate),
         update_at=schedule.every(every, until=steps),
-        needs=(),
         reset_state=True,
     )

@@ -43,5 +43,4 @@ def sparse_momentum(every: int, steps: int, *, prune_rate: float = 0.5) -> Recip
         grow=score.momentum,
         fraction=schedule.cosine(prune_rate, steps, end=min(0.005, prune_rate)),
         update_at=schedule.every(every, until=steps),
-        needs=("momentum",),
     )

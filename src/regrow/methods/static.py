@@ -30,5 +30,4 @@ def static(every: int = 1, steps: int = 1) -> Recipe:  # noqa: ARG001 - every fa
         grow=score.random,
         fraction=schedule.constant(0.0),
         update_at=schedule.never(),
-        needs=(),
     )

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.core.complement import Complement
 from regrow.core.entries import Change, Entries, LayerState
 from regrow.core.growth import wanted
-from regrow.core.recipe import Recipe, update
+from regrow.core.recipe import Recipe
+from regrow.core.units import Units
+from regrow.core.update import update
 from regrow.storage import Weight, sparse_weights
 from regrow.storage.masked import MaskedWeight, enforce
 from regrow.topology.momentum import check_momentum, momentum
@@ -254,7 +255,7 @@ class TopologyUpdater:
         if shadow is None and self._recipe.needs and not self._reads_dense(weight):
             raise self._nothing_gathered(weight)
         if shadow is None:
-            positions = wanted(self._recipe.growth, index, weight.numel, self._generator)
+            positions = wanted(self._recipe.growth, index, Units(weight.shape), self._generator)
         else:
             positions = shadow.positions(weight)
             if not shadow.fits(weight, index):
@@ -287,7 +288,8 @@ class TopologyUpdater:
         zero = parameter.new_zeros(())
         candidates: Entries
         if positions is None:
-            candidates = Complement(index, weight.numel, zero, missing.get("grad"), missing.get("momentum"))
+            units = Units(weight.shape)
+            candidates = Entries.absent(units, index, zero, missing.get("grad"), missing.get("momentum"))
         else:
             numbers = {name: read() for name, read in missing.items()}
             zeros = zero.expand(len(positions))
@@ -351,7 +353,7 @@ class TopologyUpdater:
         weights = [weight for weight in self._weights if not self._reads_dense(weight)]
         if self._shadow is None and weights:
             growth, generator = self._recipe.growth, self._generator
-            positions = {w.name: wanted(growth, w.index(), w.numel, generator) for w in weights}
+            positions = {w.name: wanted(growth, w.index(), Units(w.shape), generator) for w in weights}
             with_momentum = "momentum" in self._recipe.needs
             self._shadow = Shadow(self._optimizer, weights, positions, with_momentum=with_momentum)
 

@@ -1,0 +1,74 @@
+"""What the parts of a recipe read of gradient and momentum, found by trying them once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from regrow.core.entries import Entries, LayerState
+from regrow.core.redistribute import Redistribute
+from regrow.core.score import Score
+
+__all__ = ["what_is_read"]
+
+_SHAPE, _ACTIVE, _DROPPED = (8, 8), 24, 8
+
+
+def what_is_read(
+    drop: Score,
+    redistribute: Redistribute,
+    grow: Score,
+    rates: Callable[[Mapping[str, LayerState], float], Mapping[str, float]] | None,
+) -> tuple[set[str], set[str]]:
+    """Return what is read of any weight and what is read of absent weights: "gradient", "momentum".
+
+    Args:
+        drop: the score of the active weights, as in a `Recipe`, and likewise the others.
+        redistribute: how many weights each layer grows.
+        grow: the score of the absent weights.
+        rates: the share that each layer drops.
+
+    Raises:
+        ValueError: if one of them fails.
+    """
+    everywhere: set[str] = set()
+    of_absent: set[str] = set()
+    # Scores may draw numbers of their own: the trial must not move the generator that the training uses.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        generator = torch.Generator().manual_seed(0)
+        layers = {f"{number}.weight": _layer(generator, everywhere, of_absent) for number in range(2)}
+        try:
+            if rates is not None:
+                rates(layers, 0.5)
+            redistribute(layers, dict.fromkeys(layers, _DROPPED), _DROPPED * len(layers))
+            for layer in layers.values():
+                drop(layer.active)
+                grow(layer.candidates.join(layer.active.select(torch.arange(_DROPPED))))
+        except Exception as error:  # whatever a user's own code raises
+            raise ValueError(
+                f"the trial that finds what this recipe reads failed with {type(error).__name__}: {error}; "
+                "name what it reads in `needs`, and there is no trial"
+            ) from error
+    return everywhere | of_absent, of_absent
+
+
+def _layer(generator: torch.Generator, active: set[str], absent: set[str]) -> LayerState:
+    numel = _SHAPE[0] * _SHAPE[1]
+    order = torch.randperm(numel, generator=generator)
+
+    def entries(index: Tensor, weight: Tensor, read: set[str]) -> Entries:
+        def numbers(name: str) -> Callable[[], Tensor]:
+            def make() -> Tensor:
+                read.add(name)
+                return torch.randn(len(index))
+
+            return make
+
+        return Entries(index, weight, numbers("gradient"), numbers("momentum"), generator)
+
+    exists, free = order[:_ACTIVE].sort().values, order[_ACTIVE:].sort().values
+    return LayerState(
+        entries(exists, torch.randn(len(exists)), active), entries(free, torch.zeros(len(free)), absent), numel, _SHAPE
+    )
