@@ -9,7 +9,8 @@ Example:
 """
 
 from regrow import distribution, growth, redistribute, schedule, score
-from regrow.convert.sparsify import dense_state_dict, densify, masks, sparsify
+from regrow.convert.densify import dense_state_dict, densify
+from regrow.convert.sparsify import masks, sparsify
 from regrow.convert.summary import Summary, summary
 from regrow.core.entries import Change, Entries, LayerState
 from regrow.core.recipe import Recipe

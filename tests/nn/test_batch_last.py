@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import regrow
 from cases import assert_same, weights
-from regrow.experiments.models import build
 from regrow.convert import follow_layout as chains
+from regrow.experiments.models import build
 from regrow.nn.batch_last import (
     BatchLast,
     BatchLastAdaptiveAvgPool2d,

@@ -98,7 +98,7 @@ def test_the_first_call_ever_may_be_compiled(build, shape):
 @pytest.mark.parametrize("watched", [False, True])
 def test_an_exported_model_computes_the_same(build, shape, watched):
     training = Training(build, exact() if watched else window(1), compiled=False)
-    assert (training.model[0].watched is not None) is watched
+    assert (training.model[0].covered is not None) is watched
     x = inputs(shape, 0)
     expected = training.model(x)
     exported = torch.export.export(training.model, (x,)).module()

@@ -155,12 +155,12 @@ def test_a_copy_made_while_gradients_are_watched_is_not_watched(copied):
     sparse = regrow.sparsify(model("mlp").build(), 0.3, backend="cpu")
     optimizer = torch.optim.SGD(sparse.parameters(), lr=0.1, momentum=0.9)
     topology = regrow.TopologyUpdater(sparse, optimizer, regrow.sparse_momentum(every=2, steps=8))
-    assert sparse[0].watched is not None
+    assert sparse[0].covered is not None
     twin = copied(sparse)
-    assert twin[0].watched is None
+    assert twin[0].covered is None
     assert torch.equal(twin.eval()(torch.ones(1, 8)), sparse.eval()(torch.ones(1, 8)))
     topology.remove()
-    assert sparse[0].watched is None
+    assert sparse[0].covered is None
 
 
 def test_dtypes_follow_and_positions_stay_whole_numbers():

@@ -46,7 +46,7 @@ def test_enforcing_the_masks_allocates_nothing(name):
     weights = list(sparse_weights(regrow.sparsify(model(name).build(), 0.3)).values())
     enforce(weights)
     assert allocations(lambda: enforce(weights)) == 0
-    assert allocations(lambda: [weight.weight * weight.mask for weight in weights]) == len(weights)
+    assert allocations(lambda: [weight.weight * weight.factor() for weight in weights]) == len(weights)
 
 
 def allocations(work):

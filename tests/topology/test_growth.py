@@ -14,7 +14,7 @@ from regrow.core.growth import candidates, exact, window
 from regrow.core.positions import lookup
 from regrow.ops.native import kernels_serve
 from regrow.storage import sparse_weights
-from regrow.topology.momentum import momentum
+from regrow.topology.optimizer_state import momentum
 
 EVERY, STEPS = 3, 12
 MLP, SGD, ADAM = model("mlp"), optimization("sgd-nesterov"), optimization("adam")
@@ -129,7 +129,7 @@ def test_absent_weights_are_watched_in_the_window_alone():
     one = run(window(2))
     watched = []
     for seed in range(STEPS):
-        watched.append(one.model[0].watched is not None)
+        watched.append(one.model[0].covered is not None)
         one.step(seed)
     # updates come after steps 3, 6 and 9; a window is the two steps before
     assert watched == [False, True, True, False, True, True, False, True, True, False, False, False]
@@ -139,7 +139,7 @@ def test_static_and_random_growth_watch_nothing():
     for name in ("static", "set"):
         one = run(exact(), method=method(name))
         for seed in range(STEPS):
-            assert one.model[0].watched is None
+            assert one.model[0].covered is None
             one.step(seed)
 
 
@@ -293,6 +293,128 @@ class _Loop:
         _Loop.scaled(one, seed)
 
 
+class _Transformed:
+    """What a loop may do to gradients between backward and step. Masked storage does it to dense gradients."""
+
+    @staticmethod
+    def clipped_by_value(one, seed):
+        one.optimizer.zero_grad()
+        one.loss(seed).backward()
+        nn.utils.clip_grad_value_(one.model.parameters(), 0.01)
+        one.optimizer.step()
+
+    @staticmethod
+    def clipped_by_norm(one, seed):
+        one.optimizer.zero_grad()
+        one.loss(seed).backward()
+        nn.utils.clip_grad_norm_(one.model.parameters(), 0.05)
+        one.optimizer.step()
+
+    @staticmethod
+    def with_noise(one, seed):
+        one.optimizer.zero_grad()
+        one.loss(seed).backward()
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in one.model.parameters():
+            noise = torch.randn(parameter.numel(), generator=generator, dtype=parameter.dtype)
+            parameter.grad.add_(noise.view_as(parameter), alpha=1e-3)
+        one.optimizer.step()
+
+    @staticmethod
+    def largest_cleared(one, seed):
+        one.optimizer.zero_grad()
+        one.loss(seed).backward()
+        for parameter in one.model.parameters():
+            parameter.grad.view(-1)[parameter.grad.abs().argmax()] = 0
+        one.optimizer.step()
+
+    @staticmethod
+    def between_micro_batches(one, seed):
+        one.optimizer.zero_grad()
+        for part in range(3):
+            one.loss(seed + 100 * part).backward()
+            torch._foreach_mul_([parameter.grad for parameter in one.model.parameters()], 0.5)
+        one.optimizer.step()
+
+    @staticmethod
+    def unscaled_and_clipped(one, seed):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        one.optimizer.zero_grad()
+        scaler.scale(one.loss(seed)).backward()
+        scaler.unscale_(one.optimizer)
+        nn.utils.clip_grad_value_(one.model.parameters(), 0.01)
+        scaler.step(one.optimizer)
+
+    @staticmethod
+    def named_inputs(one, seed):
+        one.optimizer.zero_grad()
+        one.loss(seed).backward(inputs=list(one.model.parameters()))
+        one.optimizer.step()
+
+    @staticmethod
+    def set_by_hand(one, seed):
+        parameters = list(one.model.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(one.loss(seed), parameters), strict=True):
+            parameter.grad = gradient
+        one.optimizer.step()
+
+    @staticmethod
+    def clamped_in_a_closure(one, seed):
+        def closure():
+            one.optimizer.zero_grad()
+            loss = one.loss(seed)
+            loss.backward()
+            for parameter in one.model.parameters():
+                parameter.grad.clamp_(-0.005, 0.02)
+            return loss
+
+        one.optimizer.step(closure)
+
+
+TRANSFORMED = [getattr(_Transformed, name) for name in vars(_Transformed) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("loop", TRANSFORMED, ids=lambda loop: loop.__name__)
+@pytest.mark.parametrize("name", ["sparse-momentum", "rigl"])
+@each_main_optimizer
+def test_what_a_loop_does_to_gradients_it_does_to_those_of_absent_weights(loop, name, optimization):
+    def make(storage):
+        one = run(exact(), storage, method(name), model("conv2d"), optimization)
+        one.step = lambda seed: loop(one, seed)
+        return one
+
+    assert assert_storages_agree(make, 1e-9) == {"rigl": 2}.get(name, 3)
+
+
+def test_hooks_on_parameters_see_absent_weights_too():
+    def make(storage):
+        one = run(exact(), storage, model=model("conv2d"))
+        for parameter in one.model.parameters():
+            parameter.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
+        return one
+
+    assert_storages_agree(make, 1e-9)
+
+
+@pytest.mark.parametrize("storage", ["masked", "cpu"])
+@pytest.mark.parametrize("growth", [exact(), window(2), candidates(2, 1)], ids=str)
+def test_a_layer_without_a_weight_left_trains_on(growth, storage):
+    torch.manual_seed(0)
+    network = MLP.build().double()
+    shapes = {name: network.get_parameter(name).shape for name in MLP.weights}
+    masks = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    masks["3.weight"][:, ::2] = True
+    regrow.sparsify(network, masks=masks, backend=storage)
+    optimizer = SGD.build(network.parameters())
+    recipe = dataclasses.replace(momentum_method().factory(every=EVERY, steps=STEPS), growth=growth)
+    topology = regrow.TopologyUpdater(network, optimizer, recipe)
+    for seed in range(STEPS):
+        optimizer.zero_grad()
+        (network(MLP.inputs(seed).double()) - 1).square().mean().backward()
+        optimizer.step()
+    assert topology.step == STEPS
+
+
 LOOPS = [getattr(_Loop, name) for name in vars(_Loop) if not name.startswith("_")]
 
 
@@ -390,13 +512,15 @@ class Demanding(torch.optim.SGD):
         super().__init__(params, lr=0.1, momentum=0.9)
 
 
-def test_an_optimizer_that_cannot_be_made_again_is_refused_with_the_mend():
-    network = regrow.sparsify(MLP.build(), 0.3, backend="cpu")
-    optimizer = Demanding(network.parameters(), secret=1)
-    with pytest.raises(ValueError, match=r"a second Demanding[^\n]*use an optimizer of torch.optim, or[^\n]*masked"):
-        regrow.TopologyUpdater(network, optimizer, momentum_method().recipe())
-    assert network[0].watched is None
-    regrow.TopologyUpdater(network, optimizer, method("rigl").recipe())
+def test_an_optimizer_of_a_class_of_the_users_own_serves():
+    def make(storage):
+        one = run(exact(), storage)
+        one.topology.remove()
+        one.optimizer = Demanding(one.model.parameters(), secret=1)
+        one.topology = regrow.TopologyUpdater(one.model, one.optimizer, one.topology.recipe)
+        return one
+
+    assert_storages_agree(make, 1e-10)
 
 
 def test_settings_of_the_optimizer_count_as_they_are_at_each_step():

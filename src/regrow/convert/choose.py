@@ -24,6 +24,7 @@ from regrow.convert.eligible import Slot, slots_of
 from regrow.convert.exchange import obstacles, sparse_form, store_sparsely
 from regrow.convert.follow_layout import follow_layout
 from regrow.ops.native import kernels_serve
+from regrow.storage import Storage
 
 # What a layer alone must gain to be stored sparsely: topology updates make some layers denser than they start.
 LAYER_GAIN = 1.2
@@ -39,12 +40,12 @@ class Choice:
     """How a weight is to be stored, and why.
 
     Attributes:
-        storage: `sparse` or `masked`.
+        storage: how.
         reason: why, in a few words.
         gain: time of the dense layer over that of the sparse one, forward and backward; None if it was not measured.
     """
 
-    storage: str
+    storage: Storage
     reason: str
     gain: float | None = None
 
@@ -94,10 +95,10 @@ def choose(
         batch_last: whether norms and pools between sparse convolutions are to follow their layout.
     """
     if example is None:
-        return {slot.name: Choice("masked", "no example input to measure with") for slot in slots}
+        return {slot.name: Choice(Storage.MASKED, "no example input to measure with") for slot in slots}
     arguments = example if isinstance(example, tuple) else (example,)
     unfit = _unfit(model, slots)
-    choices = {name: Choice("masked", reason) for name, reason in unfit.items()}
+    choices = {name: Choice(Storage.MASKED, reason) for name, reason in unfit.items()}
     candidates = [slot for slot in slots if slot.name not in unfit]
     with torch.random.fork_rng(devices=[]):
         calls = _observe(model, [slot.module for slot in candidates], arguments)
@@ -105,7 +106,7 @@ def choose(
         seen: dict[object, _Times] = {}
         for slot in candidates:
             if not calls[slot.module]:
-                choices[slot.name] = Choice("masked", "the example input does not reach it")
+                choices[slot.name] = Choice(Storage.MASKED, "the example input does not reach it")
                 continue
             index = positions[slot.name].reshape(-1).nonzero().squeeze(1)
             key = (repr(slot.module), len(index), tuple(calls[slot.module]))
@@ -115,7 +116,7 @@ def choose(
         gaining = [name for name, each in times.items() if each.gain >= LAYER_GAIN]
         kept = _keep_what_pays(model, gaining, times, positions, arguments, batch_last)
     for name, each in times.items():
-        storage = "sparse" if name in kept else "masked"
+        storage = Storage.SPARSE if name in kept else Storage.MASKED
         why = "" if name in kept or name not in gaining else "; but the whole model gains more without"
         choices[name] = Choice(storage, f"{each}{why}", each.gain)
     return {slot.name: choices[slot.name] for slot in slots}

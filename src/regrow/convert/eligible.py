@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
 Selector = str | type[nn.Module]
@@ -46,6 +46,18 @@ class Slot:
         """The parameter itself."""
         weight: nn.Parameter = getattr(self.module, self.parameter)
         return weight
+
+    @property
+    def inputs_first(self) -> bool:
+        """Whether the first dimension counts inputs, as in transposed convolutions."""
+        return isinstance(self.module, _ConvTransposeNd)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Outputs and inputs that units may span: of one group, where a convolution has several."""
+        first, second = (*self.weight.shape, 1)[:2]
+        groups = self.module.groups if isinstance(self.module, _ConvNd) else 1
+        return (second, first // groups) if self.inputs_first else (first // groups, second)
 
 
 def eligible(model: nn.Module, include: Sequence[Selector] = (), keep_dense: Sequence[Selector] = ()) -> list[Slot]:

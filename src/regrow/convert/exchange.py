@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from regrow.convert.eligible import Slot, slots_of
+from regrow.core.units import Units
 from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
 from regrow.nn.sparse_layer import SparseLayer
 from regrow.nn.sparse_linear import SparseLinear
@@ -23,13 +24,19 @@ _IS_THE_MODEL = "the model itself is the layer to be stored sparsely, so nothing
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def store_sparsely(model: nn.Module, slots: Sequence[Slot], positions: Mapping[str, Tensor]) -> None:
+def store_sparsely(
+    model: nn.Module,
+    slots: Sequence[Slot],
+    positions: Mapping[str, Tensor],
+    units: Mapping[str, Units] | None = None,
+) -> None:
     """Replace the layers that own the weights in `slots` by sparsely stored ones, in place.
 
     Args:
         model: the model; each layer is replaced wherever it stands.
         slots: the weights.
         positions: for each weight by name a bool tensor in its shape, true where the weight exists.
+        units: for each weight by name its units; None for single weights.
 
     Raises:
         ValueError: if sparse storage cannot hold one of the weights; nothing is replaced then.
@@ -39,13 +46,10 @@ def store_sparsely(model: nn.Module, slots: Sequence[Slot], positions: Mapping[s
     for slot in slots:
         index = positions[slot.name].reshape(-1).nonzero().squeeze(1).to(slot.weight.device)
         sparse = sparse_form(slot.module, index)
+        if units is not None:
+            sparse.unit = units[slot.name].unit
         replaced[slot.module] = sparse.train(slot.module.training)
     replace_modules(model, replaced)
-
-
-def store_densely(model: nn.Module) -> None:
-    """Replace every sparsely stored layer below `model` by the ordinary one, in place."""
-    replace_modules(model, {layer: layer.to_dense() for layer in model.modules() if isinstance(layer, SparseLayer)})
 
 
 def check_storable(model: nn.Module, slots: Sequence[Slot]) -> None:

@@ -1,4 +1,4 @@
-"""Turn a model sparse, look at its topology, and turn it dense again."""
+"""Turn a model sparse, and look at its topology."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from regrow.convert.choose import choose, forget, remember
+from regrow.convert.choose import choose, remember
 from regrow.convert.eligible import Selector, Slot, eligible, slots_of
-from regrow.convert.exchange import store_densely, store_sparsely
-from regrow.convert.follow_layout import follow_layout, restore_layout
+from regrow.convert.exchange import store_sparsely
+from regrow.convert.follow_layout import follow_layout
 from regrow.core.distribution import DISTRIBUTIONS, Distribution, uniform
-from regrow.nn.sparse_layer import SparseLayer
-from regrow.storage import masked, sparse_weights
-from regrow.storage.masked import MaskedWeight
+from regrow.core.units import Units, fitting_unit
+from regrow.storage import Storage, Weight, mask_weight, sparse_weights
+
+__all__ = ["Backend", "masks", "sparsify"]
 
 Backend = Literal["auto", "masked", "cpu"]
+# What a backend by name stores weights as; "auto" chooses for each weight.
+_STORAGE = {"masked": Storage.MASKED, "cpu": Storage.SPARSE}
+# Distributed data parallel reads here which buffers not to send around at every forward pass.
+_IGNORED = "_ddp_params_and_buffers_to_ignore"
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -25,6 +31,7 @@ def sparsify(
     model: Model,
     density: float | None = None,
     *,
+    block: tuple[int, int] = (1, 1),
     masks: Mapping[str, Tensor] | None = None,
     distribution: Distribution | str = uniform,
     keep_dense: Sequence[Selector] = (),
@@ -47,6 +54,9 @@ def sparsify(
     Args:
         model: any module; changed in place and returned.
         density: nonzeros over all weights that are sparse, in (0, 1]; give either this or `masks`.
+        block: outputs and inputs of a unit, the block of weights at one position of the kernel that is dropped and
+            grown whole. A layer whose sides it does not divide takes the largest divisors below. Where no choice of
+            whole units makes the number of weights, the next number below counts.
         masks: the positions themselves, as from `regrow.masks`: a bool tensor for every weight to be sparse.
         distribution: how the nonzeros are spread over layers: a function of `regrow.distribution` or the name
             of one ("uniform", "erdos-renyi", "erdos-renyi-kernel").
@@ -68,8 +78,9 @@ def sparsify(
 
     Raises:
         ValueError: if the model is sparse already; if the density is outside (0, 1] or leaves a layer without a
-            weight; if a selector matches nothing; if `masks` are those of another model; if the backend
-            is unknown or cannot hold one of the weights, or an example input is given to one that measures nothing.
+            weight; if a selector matches nothing; if `masks` are those of another model or no whole units; if the
+            backend is unknown or cannot hold one of the weights, or an example input is given to one that measures
+            nothing.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -90,21 +101,26 @@ def sparsify(
         slots = _named(model, masks)
         positions = dict(masks)
     else:
-        assert density is not None
         slots = eligible(model, include, keep_dense)
-        positions = _draw(slots, density, distribution, seed)
-    storage = dict.fromkeys((slot.name for slot in slots), "sparse" if backend == "cpu" else "masked")
+    units = {slot.name: Units(tuple(slot.weight.shape), _unit(slot, block)) for slot in slots}
+    if masks is not None:
+        _check_whole(positions, units)
+    else:
+        assert density is not None
+        positions = _draw(slots, units, density, distribution, seed)
     choices = choose(model, slots, positions, example_input, batch_last=batch_last) if backend == "auto" else {}
-    storage.update({name: choice.storage for name, choice in choices.items()})
+    storage = {slot.name: choices[slot.name].storage if choices else _STORAGE[backend] for slot in slots}
     for slot in slots:
-        if storage[slot.name] == "masked":
-            masked.mask_weight(slot.module, slot.name, slot.parameter, positions[slot.name])
-    store_sparsely(model, [slot for slot in slots if storage[slot.name] == "sparse"], positions)
+        if storage[slot.name] is Storage.MASKED:
+            mask_weight(slot.module, slot.name, slot.parameter, positions[slot.name], units[slot.name].unit)
+    store_sparsely(model, [slot for slot in slots if storage[slot.name] is Storage.SPARSE], positions, units)
     if batch_last:
         follow_layout(model)
-    for name, weight in sparse_weights(model).items():
+    weights = sparse_weights(model)
+    for name, weight in weights.items():
         if name in choices:
             remember(weight.module, name.rpartition(".")[2], choices[name])
+    _leave_to_each_process(model, weights)
     return model
 
 
@@ -119,77 +135,52 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         >>> masks(model)["0.weight"].shape, int(masks(model)["0.weight"].sum())
         (torch.Size([2, 4]), 4)
     """
-    return {name: weight.positions() for name, weight in sparse_weights(model).items()}
+    return {name: weight.mask() for name, weight in sparse_weights(model).items()}
 
 
-def dense_state_dict(model: nn.Module) -> dict[str, Any]:
-    """Return the state dict of the model as if it were dense: loadable into the unsparsified model.
-
-    Example:
-        >>> model = sparsify(nn.Linear(4, 2), density=0.5)
-        >>> nn.Linear(4, 2).load_state_dict(dense_state_dict(model))
-        <All keys matched successfully>
-    """
-    state = masked.dense_state_dict(model.state_dict(), _masked(model))
-    # A layer at several places stands in the state at each of them.
-    layers = {
-        f"{path}." if path else "": module
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, SparseLayer)
-    }
-    stored = {prefix + "values": (prefix + "weight", layer) for prefix, layer in layers.items()}
-    positions = {prefix + "index" for prefix in layers}
-    dense = {}
-    for name, value in state.items():
-        if name in stored:
-            weight, layer = stored[name]
-            dense[weight] = layer.dense_weight()
-        elif name not in positions:
-            dense[name] = value
-    return dense
+def _unit(slot: Slot, block: tuple[int, int]) -> tuple[int, int]:
+    """Return the sides of a unit along the first two dimensions of a weight, the largest divisors that fit."""
+    outputs, inputs = fitting_unit(slot.sides, block)
+    return (inputs, outputs) if slot.inputs_first else (outputs, inputs)
 
 
-def densify(model: Model) -> Model:
-    """Turn a sparse model back into an ordinary one, in place; absent weights are ordinary zeros from now on.
-
-    A `TopologyUpdater` of the model must be removed first (`topology.remove()`) if training goes on. Sparsely stored
-    layers are replaced by ordinary ones, so training on then wants a new optimizer; norms, activations and pools that
-    followed their layout are ordinary again too.
-
-    Example:
-        >>> model = densify(sparsify(nn.Linear(4, 2), density=0.5))
-        >>> masks(model)
-        {}
-    """
-    if isinstance(model, SparseLayer):
-        raise ValueError("the model itself is a sparse layer, so nothing can hold its replacement: call its to_dense()")
-    for weight in _masked(model).values():
-        masked.unmask(weight)
-        forget(weight.module)
-    store_densely(model)
-    restore_layout(model)
-    return model
+def _check_whole(masks: Mapping[str, Tensor], units: Mapping[str, Units]) -> None:
+    for name, mask in masks.items():
+        try:
+            units[name].numbers_of(mask.reshape(-1).nonzero().squeeze(1))
+        except ValueError as error:
+            raise ValueError(f"the mask of {name!r} does not fit this block: {error}") from error
 
 
-def _masked(model: nn.Module) -> dict[str, MaskedWeight]:
-    return {name: weight for name, weight in sparse_weights(model).items() if isinstance(weight, MaskedWeight)}
-
-
-def _draw(slots: Sequence[Slot], density: float, distribution: Distribution | str, seed: int) -> dict[str, Tensor]:
-    """Draw exactly as many random positions in each weight as the distribution says."""
+def _draw(
+    slots: Sequence[Slot], units: Mapping[str, Units], density: float, distribution: Distribution | str, seed: int
+) -> dict[str, Tensor]:
+    """Draw exactly as many random units of each weight as the distribution says; return bool tensors."""
     if isinstance(distribution, str):
         if distribution not in DISTRIBUTIONS:
             raise ValueError(f"there is no distribution {distribution!r}: choose among {', '.join(DISTRIBUTIONS)}")
         distribution = DISTRIBUTIONS[distribution]
-    counts = distribution({slot.name: tuple(slot.weight.shape) for slot in slots}, density)
+    shapes = {name: each.shape for name, each in units.items()}
+    if any(each.size > 1 for each in units.values()):
+        counts = distribution(shapes, density, {name: each.size for name, each in units.items()})
+    else:
+        counts = distribution(shapes, density)
     generator = torch.Generator().manual_seed(seed)
     positions = {}
     for slot in slots:
+        each = units[slot.name]
         # drawn on the CPU, so that every device gets the same
-        flat = torch.zeros(slot.weight.numel(), dtype=torch.bool)
-        flat[torch.randperm(slot.weight.numel(), generator=generator)[: counts[slot.name]]] = True
-        positions[slot.name] = flat.view(slot.weight.shape)
+        drawn = torch.randperm(each.count, generator=generator)[: counts[slot.name] // each.size]
+        flat = torch.zeros(each.numel, dtype=torch.bool)
+        flat[each.positions_of(drawn)] = True
+        positions[slot.name] = flat.view(each.shape)
     return positions
+
+
+def _leave_to_each_process(model: nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Keep distributed data parallel from sending positions around: every process has the same."""
+    ignored = [*getattr(model, _IGNORED, ()), *(weight.state_keys[1] for weight in weights.values())]
+    setattr(model, _IGNORED, list(dict.fromkeys(ignored)))
 
 
 def _named(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Slot]:

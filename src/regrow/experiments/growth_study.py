@@ -23,8 +23,7 @@ from regrow.experiments.methods import make_recipe, run_name
 from regrow.experiments.run import Metrics, Run
 from regrow.experiments.study import run_all
 from regrow.storage import sparse_weights
-from regrow.topology.momentum import momentum
-from regrow.topology.shadow import groups_of
+from regrow.topology.optimizer_state import groups_of, momentum
 
 # Beside the sources of sparse momentum: methods that look at no absent weight.
 BLIND = ("static", "set")

@@ -93,9 +93,9 @@ class SparseConv(SparseLayer):
         x = x if x.dim() == spatial + 2 else x.unsqueeze(0)
         return x.unsqueeze(2) if spatial == 1 else x
 
-    def product(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor, values: Tensor) -> Tensor:
         """Return the output, shape (N, O, H', W'), for an input of shape (N, C, H, W)."""
-        return sparse_conv2d(x, self.values, self.bias, self.pattern, *self.geometry)
+        return sparse_conv2d(x, values, self.bias, self.pattern, *self.geometry)
 
     def leave(self, output: Tensor, x: Tensor) -> Tensor:
         """Return an output with the dimensions of the input `x`, with or without a batch."""

@@ -9,23 +9,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from regrow.core.positions import compact, find
+from regrow.core.units import Units
 from regrow.ops.gradient import takes_kernels, watch
 from regrow.ops.native import kernels_serve
 from regrow.ops.pattern import Geometry, Pattern
 
 
-class Watched(NamedTuple):
-    """Weights that a layer does not have, whose gradient is wanted with every backward pass.
+class Covered(NamedTuple):
+    """Positions that a layer's parameter has numbers for, beyond those of the active weights.
 
     Attributes:
-        parameter: stands for them, at zero, shape (positions,).
-        pattern: where they stand in the dense weight; None for every position of it, those of weights that exist too.
-        shape: shape of the dense weight, with the two or four dimensions that the kernels know.
+        positions: sorted flat positions, those of active weights among them, int32 or int64; None for every position
+            of the dense weight.
+        active: where the numbers of the active weights stand in the parameter, int64, shape (nonzeros,).
+        pattern: index structure of the positions; None for all.
     """
 
-    parameter: nn.Parameter
+    positions: Tensor | None
+    active: Tensor
     pattern: Pattern | None
-    shape: tuple[int, ...]
 
 
 class SparseLayer(nn.Module, ABC):
@@ -33,8 +36,13 @@ class SparseLayer(nn.Module, ABC):
 
     Its parameter is `values`, shape (nonzeros,), in the order of the buffer `index`, the sorted flat positions in the
     dense weight (int32 where that is enough): so gradients and optimizer state are as small, and `state_dict`,
-    `deepcopy`, `pickle` and `.to()` carry both along. A state dict with another number of nonzeros can be loaded; the
-    parameter stays the same object.
+    `deepcopy`, `pickle` and `.to()` carry both along. A state dict with another number of nonzeros can be loaded, and
+    one of the ordinary layer, with its mask or, if that is missing, at the positions that the layer has. The parameter
+    stays the same object.
+
+    While growth gathers what it needs of absent weights, the parameter *covers* those too. Their numbers take no part
+    in the output, but gradient and optimizer state are those that a dense weight would have there. A state dict holds
+    the active weights alone, always.
 
     Args:
         values: the weights that exist, shape (nonzeros,).
@@ -42,7 +50,8 @@ class SparseLayer(nn.Module, ABC):
         bias: one number for each output, or None.
 
     Attributes:
-        watched: set while growth needs the gradient of absent weights; no part of the module's state.
+        covered: which positions the parameter covers; None for those of the active weights.
+        unit: outputs and inputs of a unit of topology.
     """
 
     def __init__(self, values: Tensor, index: Tensor, bias: Tensor | None = None) -> None:
@@ -52,8 +61,10 @@ class SparseLayer(nn.Module, ABC):
         self.register_parameter("bias", None if bias is None else _parameter(bias))
         self.index: Tensor
         self.register_buffer("index", index)
-        self.watched: Watched | None = None
+        self.covered: Covered | None = None
+        self.unit: tuple[int, int] = (1, 1)
         self._pattern: Pattern | None = None
+        self._pattern_version = 0
 
     @property
     @abstractmethod
@@ -70,8 +81,8 @@ class SparseLayer(nn.Module, ABC):
         """Return an input as the product takes it: of the dimensions that the kernels know, padded."""
 
     @abstractmethod
-    def product(self, x: Tensor) -> Tensor:
-        """Return the output for an input that has entered."""
+    def product(self, x: Tensor, values: Tensor) -> Tensor:
+        """Return the output for an input that has entered and the active weights, shape (nonzeros,)."""
 
     @abstractmethod
     def leave(self, output: Tensor, x: Tensor) -> Tensor:
@@ -86,31 +97,47 @@ class SparseLayer(nn.Module, ABC):
         entered = self.enter(x)
         if kernels_serve(self.values) and torch.is_autocast_enabled(x.device.type):
             entered = entered.float()  # the precision that the kernels know
-        output = self.product(entered)
-        if self.watched is not None and torch.is_grad_enabled():
-            output = watch(output, entered, *self.watched, self.geometry)
+        covered = self.covered
+        if covered is None:
+            return self.leave(self.product(entered, self.values), x)
+        output = self.product(entered, self.values.detach()[covered.active])
+        if self.values.requires_grad and torch.is_grad_enabled():
+            output = watch(output, entered, self.values, covered.pattern, self._pattern_shape, self.geometry)
         return self.leave(output, x)
 
     @property
     def pattern(self) -> Pattern:
         """The index structure that the kernels use; made anew only when the positions change."""
-        if self._pattern is None:
-            self._pattern = self.pattern_of(self.index.cpu())
+        version = _version(self.index)
+        if self._pattern is None or self._pattern_version != version:
+            self._pattern, self._pattern_version = self.pattern_of(self.index.cpu()), version
         return self._pattern
 
-    def watching(self, parameter: nn.Parameter, positions: Tensor | None) -> Watched:
-        """Return what `watched` takes to gather the gradient of absent weights, with its index structure made.
+    def covering(self, positions: Tensor | None) -> Covered:
+        """Return what `covered` takes, with its index structure made.
 
         Args:
-            parameter: stands for the weights, at zero, shape (positions,).
-            positions: their flat positions, sorted, int32 or int64; None for every position of the dense weight.
+            positions: sorted flat positions, those of active weights among them, int32 or int64; None for all.
         """
         if positions is None:
-            return Watched(parameter, None, self._pattern_shape)
+            return Covered(None, self.index.long(), None)
+        active, found = find(self.index.long(), positions.long())
+        if not bool(found.all()):
+            raise ValueError("positions to be covered must hold those of all active weights")
         pattern = self.pattern_of(positions.cpu())
-        if takes_kernels(pattern, parameter):
+        if takes_kernels(pattern, self.values):
             pattern.forward_blocks(self.geometry)
-        return Watched(parameter, pattern, self._pattern_shape)
+        return Covered(compact(positions, self._numel), active, pattern)
+
+    def hold(self, numbers: Tensor, covered: Covered | None) -> None:
+        """Let the parameter hold the numbers of other covered positions; it stays the same object, without gradient.
+
+        Args:
+            numbers: one for each covered position.
+            covered: as from `covering`; None for the positions of the active weights.
+        """
+        rebind(self.values, numbers)
+        self.covered = covered
 
     def pattern_of(self, positions: Tensor) -> Pattern:
         """Return the index structure of other positions of this layer's weight."""
@@ -127,17 +154,25 @@ class SparseLayer(nn.Module, ABC):
         """The dense shape with the two or four dimensions that the kernels know."""
         return self.shape
 
+    @property
+    def _numel(self) -> int:
+        return math.prod(self.shape)
+
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """Return the weight as a new dense tensor, zero where weights are absent."""
-        dense = self.values.new_zeros(math.prod(self.shape))
-        dense[self.index] = self.values
+        dense = self.values.new_zeros(self._numel)
+        dense[self.index] = self._active_values()
         return dense.view(self.shape)
+
+    def _active_values(self) -> Tensor:
+        values = self.values.detach()
+        return values if self.covered is None else values[self.covered.active]
 
     def replace(self, index: Tensor, values: Tensor) -> None:
         """Take other positions and values, of any number; the parameter stays the same object.
 
-        The gradient, which belonged to the old ones, is set to None.
+        The gradient, which belonged to the old ones, is set to None, and nothing but active weights is covered.
 
         Args:
             index: flat positions in the dense weight, sorted, int32 or int64.
@@ -145,17 +180,36 @@ class SparseLayer(nn.Module, ABC):
         """
         # The old structures go before the new ones are made: at no time are there both.
         self._pattern = None
-        rebind(self.values, values)
+        self.hold(values, None)
         self.index = index
         self.prepare()
 
+    def replace_active(self, index: Tensor) -> None:
+        """Let other weights be active, among the positions that the parameter covers; the gradient is set to None.
+
+        Args:
+            index: flat positions in the dense weight, sorted, int32 or int64.
+        """
+        assert self.covered is not None
+        self._pattern = None
+        self.values.grad = None
+        self.index = index
+        if self.covered.positions is None:
+            self.covered = Covered(None, index.long(), None)
+        else:
+            self.covered = self.covered._replace(active=find(index.long(), self.covered.positions.long())[0])
+        self.prepare()
+
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is not the layer's own: a copy is not watched, and makes its own pattern."""
-        return {**self.__dict__, "watched": None, "_pattern": None}
+        """Leave out the index structures, which a copy makes for itself."""
+        covered = self.covered and self.covered._replace(pattern=None)
+        return {**self.__dict__, "covered": covered, "_pattern": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state and make the pattern."""
+        """Take over a state and make the index structures."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.covered is not None:
+            self.covered = self.covering(self.covered.positions)
         self.prepare()
 
     def _apply(self, *args: Any, **kwargs: Any) -> SparseLayer:
@@ -164,19 +218,60 @@ class SparseLayer(nn.Module, ABC):
         self.prepare()
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.covered is not None:
+            destination[prefix + "values"] = self._active_values()
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: list[str]
     ) -> None:
-        values, index = (state_dict.get(prefix + name) for name in ("values", "index"))
-        if values is not None and index is not None and not self._has(index):
-            try:
-                pattern = self.pattern_of(index.cpu())
-            except ValueError as error:
-                *_, errors = lists
-                errors.append(f"{prefix}index does not fit this layer: {error}")
-                return
-            self.replace(index.to(self.index, copy=True), self.values.new_empty(pattern.nonzeros))
+        *_, errors = lists
+        keys = {key: prefix + key for key in ("values", "index", "weight", "weight_mask")}
+        try:
+            loaded = self._loaded(*(state_dict.pop(name, None) for name in keys.values()))
+        except ValueError as error:
+            errors.append(f"{prefix}values does not fit this layer: {error}")
+            loaded = None
+        if loaded is not None:
+            # A tensor made under inference mode could never be trained.
+            with torch.inference_mode(False), torch.no_grad():
+                self._take(*loaded)
+            errors = []
+        # What remains is the bias; values and index are in place, so that they are not missed.
+        if loaded is not None or errors:
+            state_dict[keys["values"]], state_dict[keys["index"]] = self.values.detach(), self.index
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
+    def _loaded(
+        self, values: Tensor | None, index: Tensor | None, weight: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return values and positions from a state, whichever storage wrote it; None if it holds nothing of them."""
+        if weight is not None and values is None and index is None:
+            if tuple(weight.shape) != self.shape or (mask is not None and mask.shape != weight.shape):
+                raise ValueError(f"the dense weight has shape {tuple(weight.shape)} there, and {self.shape} here")
+            index = self.index if mask is None else mask.reshape(-1).nonzero().squeeze(1)
+            values = weight.reshape(-1)[index.to(weight.device, torch.int64)]
+        if values is None and index is None:
+            return None
+        if values is None or index is None:
+            raise ValueError("values and index belong together: load both")
+        pattern = self.pattern_of(index.cpu())  # checks the positions
+        if values.shape != (pattern.nonzeros,):
+            raise ValueError(f"values of shape {tuple(values.shape)} stand at {pattern.nonzeros} positions")
+        Units(self.shape, self.unit).numbers_of(pattern.positions.long())
+        return values, index
+
+    def _take(self, values: Tensor, index: Tensor) -> None:
+        """Take copies of values and positions of a state."""
+        values = values.to(self.values, copy=True)
+        if not self._has(index):
+            self.replace(compact(index, self._numel).to(self.index.device, copy=True), values)
+        elif self.covered is None:
+            self.values.copy_(values)
+        else:
+            self.values.zero_()
+            self.values[self.covered.active] = values
 
     def _has(self, index: Tensor) -> bool:
         """Return whether these are the positions of the layer's weights."""
@@ -186,10 +281,17 @@ class SparseLayer(nn.Module, ABC):
 def rebind(parameter: nn.Parameter, data: Tensor) -> None:
     """Let a parameter hold other numbers, of any count; it stays the same object, and its gradient becomes None."""
     parameter.grad = None
+    # A graph that was made before must not be differentiated with the new numbers.
+    if not parameter.is_inference():
+        torch.autograd.graph.increment_version(parameter)
     # A graph still alive somewhere, as that of the last loss, keeps the node that accumulates the gradient, and that
     # keeps the old shape. PyTorch makes a new one when the dtype changes, so it changes for a moment.
     parameter.data = data.new_empty(0, dtype=torch.bfloat16 if data.dtype != torch.bfloat16 else torch.float32)
     parameter.data = data
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

@@ -62,9 +62,9 @@ class SparseLinear(SparseLayer):
         """Return the input, shape (..., in_features), as it is."""
         return x
 
-    def product(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor, values: Tensor) -> Tensor:
         """Return the output, shape (..., out_features), for the input of shape (..., in_features)."""
-        return sparse_linear(x, self.values, self.bias, self.pattern)
+        return sparse_linear(x, values, self.bias, self.pattern)
 
     def leave(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the output as it is."""

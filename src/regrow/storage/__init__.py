@@ -5,21 +5,30 @@ from __future__ import annotations
 from torch import nn
 
 from regrow.nn.sparse_layer import SparseLayer
-from regrow.storage.masked import masked_weights
+from regrow.storage.masked import enforce, mask_weight, masked_weights
 from regrow.storage.sparse import SparseWeight
-from regrow.storage.weight import Weight
+from regrow.storage.weight import Storage, Weight
 
 
 def sparse_weights(model: nn.Module) -> dict[str, Weight]:
     """Return a handle on every sparse weight of `model` by its full name, in the order of the modules."""
     handles: dict[str, Weight] = {}
     for path, module in model.named_modules():
-        if isinstance(module, SparseLayer):
-            name = f"{path}.weight" if path else "weight"
-            handles[name] = SparseWeight(name, module)
-        else:
-            handles.update(masked_weights(module, path))
+        handles.update(weights_of(module, path))
     return handles
 
 
-__all__ = ["Weight", "sparse_weights"]
+def weights_of(module: nn.Module, path: str) -> dict[str, Weight]:
+    """Return a handle on every sparse weight that `module` itself owns, by its full name.
+
+    Args:
+        module: the module; its children are not looked at.
+        path: its full name in the model.
+    """
+    if isinstance(module, SparseLayer):
+        name = f"{path}.weight" if path else "weight"
+        return {name: SparseWeight(name, module)}
+    return masked_weights(module, path)
+
+
+__all__ = ["Storage", "Weight", "enforce", "mask_weight", "sparse_weights", "weights_of"]

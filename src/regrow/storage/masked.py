@@ -1,23 +1,41 @@
 """Masked storage: the parameter stays dense and is zero wherever its mask is.
 
-The mask is a buffer `<parameter>_mask` beside the parameter, in its dtype and memory format: so `state_dict`,
-`deepcopy`, `pickle` and `.to()` carry it along, and applying it is one multiplication without conversion. The
-gradient stays dense, which is what growth reads for free. In exchange nothing is saved: memory and arithmetic are
-those of the dense layer. It serves any layer, device and dtype, and is the reference for every other storage.
+The mask is a bool buffer `<parameter>_mask` beside the parameter: `state_dict`, `deepcopy`, `pickle` and `.to()` carry
+it along, and nothing that averages buffers can make fractions of it. The gradient stays dense, which is what growth
+reads for free. In exchange nothing is saved: memory and arithmetic are those of the dense layer. It serves any layer,
+device and dtype, and is the reference for every other storage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regrow.core.entries import Change
+from regrow.core.units import Units
+from regrow.storage.weight import Storage, Weight
 
 _SUFFIX = "_mask"
+# Where a module notes which of its parameters are masked: for each its unit. The hook that loads states is beside it.
+_UNITS, _HOOK = "_regrow_units", "_regrow_hook"
+
+
+@dataclass
+class _Factor:
+    """A mask as numbers of the weight's dtype, made anew when the mask has changed."""
+
+    numbers: Tensor | None = None
+    made_from: tuple[object, ...] = ()
+
+    def of(self, mask: Tensor, weight: Tensor) -> Tensor:
+        made_from = (id(mask), mask._version, weight.dtype, weight.device, weight.stride())
+        if self.numbers is None or self.made_from != made_from:
+            self.numbers, self.made_from = torch.empty_like(weight, requires_grad=False).copy_(mask), made_from
+        return self.numbers
 
 
 @dataclass(frozen=True)
@@ -33,11 +51,12 @@ class MaskedWeight:
     name: str
     module: nn.Module
     parameter: str
+    _factor: _Factor = field(default_factory=_Factor, compare=False, repr=False)
 
     @property
-    def storage(self) -> str:
-        """How it is stored, in a word."""
-        return "masked"
+    def storage(self) -> Storage:
+        """How it is stored."""
+        return Storage.MASKED
 
     @property
     def holds_absent(self) -> bool:
@@ -51,8 +70,8 @@ class MaskedWeight:
         return parameter
 
     @property
-    def mask(self) -> Tensor:
-        """Ones and zeros in the weight's dtype and shape."""
+    def buffer(self) -> Tensor:
+        """The mask itself, bool in the weight's shape."""
         mask: Tensor = getattr(self.module, self.parameter + _SUFFIX)
         return mask
 
@@ -67,44 +86,99 @@ class MaskedWeight:
         return self.weight.numel()
 
     @property
+    def units(self) -> Units:
+        """The units in which its topology changes."""
+        return Units(self.shape, self.module.__dict__[_UNITS][self.parameter])
+
+    @property
     def bytes(self) -> int:
         """Bytes that the weight takes in memory, its mask included."""
-        return self.weight.nbytes + self.mask.nbytes
+        return self.weight.nbytes + self.buffer.nbytes
 
-    def positions(self) -> Tensor:
-        """Return the mask as a bool tensor in the shape of the weight."""
-        return self.mask != 0
+    @property
+    def state_keys(self) -> tuple[str, str]:
+        """Keys of parameter and mask in a state dict."""
+        return self.name, self.name + _SUFFIX
+
+    @torch.no_grad()
+    def dense(self) -> Tensor:
+        """Return the weight as a new dense tensor, zero where it is absent."""
+        return self.weight * self.factor()
+
+    def mask(self) -> Tensor:
+        """Return a copy of the mask."""
+        return self.buffer.clone()
 
     def nonzeros(self) -> int:
-        """Return how many weights exist, zero-valued ones included."""
-        return int(self.mask.count_nonzero())
+        """Return how many weights are active, zero-valued ones included."""
+        return int(self.buffer.count_nonzero())
 
     def index(self) -> Tensor:
-        """Return the flat positions of the weights that exist, sorted int64."""
-        return self.mask.reshape(-1).nonzero().squeeze(1)
+        """Return the flat positions of the active weights, sorted int64."""
+        return self.buffer.reshape(-1).nonzero().squeeze(1)
+
+    def index_version(self) -> object:
+        """Return nothing: whatever replaces the mask, gradients and state keep their positions."""
+        return None
+
+    def factor(self) -> Tensor:
+        """Return the mask in the weight's dtype and memory format."""
+        return self._factor.of(self.buffer, self.weight)
 
     def existing(self, tensor: Tensor) -> Tensor:
         """Return the numbers of a dense tensor in the order of `index`."""
         return self.at(tensor, self.index())
 
+    def everywhere(self, tensor: Tensor) -> Tensor:
+        """Return the numbers of a dense tensor, flat."""
+        return tensor.reshape(-1)
+
     def at(self, tensor: Tensor, positions: Tensor) -> Tensor:
         """Return the numbers of a dense tensor at flat positions."""
         return tensor.reshape(-1)[positions]
 
+    def put(self, tensor: Tensor, positions: Tensor, numbers: Tensor) -> None:
+        """Set the numbers of a dense tensor at flat positions."""
+        # Coordinates instead of flat positions: the tensor may have any memory format.
+        tensor[torch.unravel_index(positions, self.shape)] = numbers
+
+    def cover(self, positions: Tensor | None, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state with zeros at absent positions, in place: the parameter covers them as it is."""
+        for tensor in state.values():
+            tensor.mul_(self.buffer)
+        return dict(state)
+
+    def uncover(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state as it is: the parameter covers every position, always."""
+        return dict(state)
+
+    def clear_absent(self) -> None:
+        """Do nothing: `enforce` does it for all masked weights at once."""
+
     @torch.no_grad()
-    def apply(self, change: Change, numbers: Mapping[str, Tensor], joining: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Carry out a change in place: dropped and grown weights become zero, the mask and the state follow."""
-        # Coordinates instead of flat positions: the tensors may have any memory format.
+    def apply(self, change: Change, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Carry out a change in place: dropped weights become zero and the mask follows; the state stays."""
         drop, grow = (torch.unravel_index(index, self.shape) for index in (change.drop, change.grow))
         self.weight[drop] = 0
-        self.mask[drop] = 0
-        self.mask[grow] = 1
-        for key, tensor in numbers.items():
-            tensor[grow] = joining[key]
-        return dict(numbers)
+        self.buffer[drop] = False
+        self.buffer[grow] = True
+        return dict(state)
+
+    def to_dense(self) -> nn.Module:
+        """Return the module, its parameter an ordinary one again, in place; absent weights are zero."""
+        enforce([self])
+        units = self.module.__dict__[_UNITS]
+        del units[self.parameter]
+        delattr(self.module, self.parameter + _SUFFIX)
+        if not units:
+            self.module.__dict__.pop(_HOOK).remove()
+            del self.module.__dict__[_UNITS]
+        return self.module
 
 
-def mask_weight(module: nn.Module, name: str, parameter: str, positions: Tensor) -> None:
+def mask_weight(
+    module: nn.Module, name: str, parameter: str, positions: Tensor, unit: tuple[int, int] = (1, 1)
+) -> None:
     """Turn a parameter into a masked weight, in place.
 
     Args:
@@ -112,6 +186,7 @@ def mask_weight(module: nn.Module, name: str, parameter: str, positions: Tensor)
         name: the parameter's full name, for the error.
         parameter: its name within the module.
         positions: bool tensor in the parameter's shape, true where the weight exists.
+        unit: sides of a unit along the first two dimensions, divisors of the parameter's.
 
     Raises:
         ValueError: if the module already has an attribute of the mask's name.
@@ -119,49 +194,80 @@ def mask_weight(module: nn.Module, name: str, parameter: str, positions: Tensor)
     if hasattr(module, parameter + _SUFFIX):
         raise ValueError(f"cannot mask {name!r}: its module already has an attribute {parameter + _SUFFIX!r}")
     weight = getattr(module, parameter)
-    mask = torch.empty_like(weight, requires_grad=False).copy_(positions)
+    mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(positions)
     module.register_buffer(parameter + _SUFFIX, mask)
+    if _UNITS not in module.__dict__:
+        module.__dict__[_UNITS] = {}
+        module.__dict__[_HOOK] = module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _complete
+        )
+    module.__dict__[_UNITS][parameter] = unit
     with torch.no_grad():
         weight.mul_(mask)
 
 
-def masked_weights(module: nn.Module, path: str) -> dict[str, MaskedWeight]:
+def masked_weights(module: nn.Module, path: str) -> dict[str, Weight]:
     """Return a handle on every masked weight that `module` itself owns, by its full name.
 
     Args:
         module: the module; its children are not looked at.
         path: its full name in the model.
     """
-    handles = {}
-    for parameter, weight in module.named_parameters(recurse=False, remove_duplicate=False):
-        mask = module._buffers.get(parameter + _SUFFIX)
-        if mask is not None and mask.shape == weight.shape:
-            name = f"{path}.{parameter}" if path else parameter
-            handles[name] = MaskedWeight(name, module, parameter)
-    return handles
+    prefix = f"{path}." if path else ""
+    return {
+        prefix + parameter: MaskedWeight(prefix + parameter, module, parameter)
+        for parameter in module.__dict__.get(_UNITS, ())
+    }
 
 
-def unmask(weight: MaskedWeight) -> None:
-    """Turn a masked weight back into an ordinary parameter, in place; absent weights stay zero."""
-    enforce([weight])
-    delattr(weight.module, weight.parameter + _SUFFIX)
-
-
-def enforce(weights: Sequence[MaskedWeight]) -> None:
-    """Zero every absent weight, in place, without allocation or host sync."""
-    if weights:
+def enforce(weights: Sequence[Weight]) -> None:
+    """Zero every absent weight of masked storage, in place, without allocation or host sync."""
+    factors = [(weight.weight, factor) for weight in weights if (factor := weight.factor()) is not None]
+    if factors:
         with torch.no_grad():
             # One call for all layers: on CUDA one kernel, on the CPU one loop outside Python.
-            torch._foreach_mul_([w.weight for w in weights], [w.mask for w in weights])
+            torch._foreach_mul_(*map(list, zip(*factors, strict=True)))
 
 
-def dense_state_dict(state: Mapping[str, Any], weights: Mapping[str, MaskedWeight]) -> dict[str, Any]:
-    """Return `state`, a state dict of the masked model, without its masks and with absent weights at zero."""
-    masks = {name + _SUFFIX for name in weights}
-    # by address, for a shared weight stands in the state under each of its names
-    applied = {state[name].data_ptr(): state[name] * weight.mask for name, weight in weights.items()}
-    return {
-        name: applied.get(value.data_ptr(), value) if isinstance(value, Tensor) else value
-        for name, value in state.items()
-        if name not in masks
-    }
+def _complete(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Make of a state of this module, from sparse storage or dense, one that masked storage loads.
+
+    A dense weight is taken where the mask is known: the module's own.
+    """
+    *_, errors = rest
+    for parameter, unit in module.__dict__.get(_UNITS, {}).items():
+        name, mask_name = prefix + parameter, prefix + parameter + _SUFFIX
+        own = getattr(module, parameter + _SUFFIX)
+        values, index = (state.get(prefix + key) for key in ("values", "index"))
+        try:
+            if parameter == "weight" and name not in state and values is not None and index is not None:
+                state[name], state[mask_name] = _dense(values, index, tuple(own.shape))
+                del state[prefix + "values"], state[prefix + "index"]
+            if mask_name not in state and name in state and state[name].shape == own.shape:
+                state[mask_name] = own.clone()
+            elif mask_name in state:
+                _check_units(state[mask_name], tuple(own.shape), unit)
+        except ValueError as error:
+            errors.append(f"{name} does not fit this layer: {error}")
+            state[name], state[mask_name] = getattr(module, parameter), own
+            continue
+        if name in state and mask_name in state and state[name].shape == state[mask_name].shape:
+            state[name] = state[name] * state[mask_name].bool().to(state[name].device)
+
+
+def _dense(values: Tensor, index: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return a dense weight and its mask from values at flat positions."""
+    index = index.to(values.device, torch.int64)
+    numel = torch.Size(shape).numel()
+    if values.dim() != 1 or index.shape != values.shape:
+        raise ValueError(f"{tuple(values.shape)} values stand at {tuple(index.shape)} positions")
+    if len(index) and not (index[0] >= 0 and index[-1] < numel and bool((index.diff() > 0).all())):
+        raise ValueError(f"positions must be sorted, distinct and within the shape {shape}")
+    weight, mask = values.new_zeros(numel), torch.zeros(numel, dtype=torch.bool, device=values.device)
+    weight[index], mask[index] = values, True
+    return weight.view(shape), mask.view(shape)
+
+
+def _check_units(mask: Tensor, shape: tuple[int, ...], unit: tuple[int, int]) -> None:
+    if unit != (1, 1) and tuple(mask.shape) == shape:
+        Units(shape, unit).numbers_of(mask.reshape(-1).nonzero().squeeze(1))

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from regrow.core.entries import Change, Entries, LayerState
-from regrow.core.growth import wanted
+from regrow.core.entries import Change
 from regrow.core.recipe import Recipe
-from regrow.core.units import Units
 from regrow.core.update import update
-from regrow.storage import Weight, sparse_weights
-from regrow.storage.masked import MaskedWeight, enforce
-from regrow.topology.momentum import check_momentum, momentum
-from regrow.topology.shadow import Shadow, groups_of, numbers_of
+from regrow.storage import Weight, enforce, sparse_weights
+from regrow.topology.dense import Dense
+from regrow.topology.gathered import Gathered
+from regrow.topology.optimizer_state import check_momentum, groups_of
+from regrow.topology.source import Source
 
-# What the state of growth holds of positions.
-_POSITIONS = ("positions", "existing")
+__all__ = ["OnUpdate", "TopologyUpdater"]
 
 OnUpdate = Callable[[int, Mapping[str, Change]], None]
 
@@ -33,10 +30,10 @@ class TopologyUpdater:
     that a GradScaler skips does not count. Gradients may be accumulated, clipped, set to None or to zero. With
     masked storage the gradient of absent weights is there too, for growth: a norm for clipping counts it.
 
-    With sparse storage it computes what growth needs of absent weights, as `recipe.growth` says, while it is needed;
-    gradients are to be cleared between steps, as usual. A norm for clipping counts the weights that exist alone, and
-    what was shortened or unscaled is taken to be so by one number in each layer. After an update the gradient of a
-    weight is None. Processes that train together would each see their own batches: use masked storage for that.
+    With sparse storage the parameters of sparse layers have a number for each active weight. In the steps in which
+    `recipe.growth` gathers, they have one for each absent weight that is looked at too: whatever the loop does to
+    gradients then counts for both alike. Clear gradients between steps, as usual: a parameter that changes its size has
+    none. Processes that train together would each see their own batches: use masked storage for that.
 
     It also serves static training: with masked storage an optimizer would fill the absent weights without it.
 
@@ -50,8 +47,7 @@ class TopologyUpdater:
 
     Raises:
         ValueError: if the model is not sparse, a sparse weight is not in the optimizer, the recipe needs
-            momentum that the optimizer does not keep, the optimizer is LBFGS, it has an updater already, or a
-            second of its kind cannot be made where sparse storage needs one.
+            momentum that the optimizer does not keep, the optimizer is LBFGS, or it has an updater already.
 
     Example:
         >>> import regrow
@@ -89,12 +85,12 @@ class TopologyUpdater:
         self._on_update = on_update
         self._step = 0
         self._gradients: dict[str, Tensor] = {}
-        self._absent_gradients: dict[str, Tensor] = {}
-        self._shadow: Shadow | None = None
         self._check_groups()
         self._check_alone()
-        enforce(self._masked())
+        enforce(self._weights)
+        self._sources = [self._source(weight) for weight in self._weights]
         self._look_ahead()
+        self._index_versions = self._versions()
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -114,7 +110,8 @@ class TopologyUpdater:
         """Leave the optimizer: from now on nothing updates the topology or keeps absent weights at zero."""
         for hook in self._hooks:
             hook.remove()
-        self._close()
+        for source in self._sources:
+            source.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps taken, the state of the random generator and what growth has gathered.
@@ -125,38 +122,39 @@ class TopologyUpdater:
             "step": self._step,
             "generator": self._generator.get_state(),
             "shapes": {weight.name: list(weight.shape) for weight in self._weights},
-            "growth": None if self._shadow is None else self._shadow.state_dict(),
+            "units": {weight.name: list(weight.units.unit) for weight in self._weights},
+            "growth": {source.weight.name: source.state_dict() for source in self._sources},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`; load those of model and optimizer beside it.
+        """Go on from a `state_dict`; load those of model and optimizer first.
 
         Raises:
-            ValueError: if the state belongs to a model with other sparse weights.
+            ValueError: if the state belongs to a model with other sparse weights, or other units.
         """
-        shapes = {weight.name: list(weight.shape) for weight in self._weights}
-        if state["shapes"] != shapes:
-            different = sorted(
-                name for name in shapes.keys() | state["shapes"] if shapes.get(name) != state["shapes"].get(name)
-            )
-            raise ValueError(
-                f"this topology state is of another model: the sparse weights differ in {', '.join(different)}; "
-                "load it beside the model it was saved with"
-            )
+        own = self.state_dict()
+        for what, differ in (("shapes", "sparse weights differ"), ("units", "units differ")):
+            names = own[what].keys() | state[what]
+            different = sorted(name for name in names if own[what].get(name) != state[what].get(name))
+            if different:
+                raise ValueError(
+                    f"this topology state is of another model: the {differ} in {', '.join(different)}; "
+                    "load it beside the model it was saved with"
+                )
         self._step = state["step"]
         self._generator.set_state(state["generator"])
-        self._close()
-        growth = state["growth"]
-        if growth is not None:
-            weights = [weight for weight in self._weights if weight.name in growth["positions"]]
-            # copies: the state that was loaded from stays as it is
-            positions, existing = ({w.name: _copy(growth[key][w.name], w) for w in weights} for key in _POSITIONS)
-            with_momentum = growth["optimizer"] is not None
-            self._shadow = Shadow(self._optimizer, weights, positions, with_momentum=with_momentum, existing=existing)
-            self._shadow.load_optimizer(growth["optimizer"])
+        for source in self._sources:
+            source.load_state_dict(state["growth"][source.weight.name])
+        self._index_versions = self._versions()
 
-    def _masked(self) -> list[MaskedWeight]:
-        return [weight for weight in self._weights if isinstance(weight, MaskedWeight)]
+    def _source(self, weight: Weight) -> Source:
+        growth = self._recipe.growth
+        if weight.holds_absent and growth.steps is None and growth.per_nonzero is None:
+            return Dense(weight, self._optimizer, self._recipe)
+        return Gathered(weight, self._optimizer, self._recipe, self._generator)
+
+    def _versions(self) -> dict[str, object]:
+        return {weight.name: weight.index_version() for weight in self._weights}
 
     def _check_groups(self) -> None:
         groups = groups_of(self._optimizer)
@@ -172,14 +170,18 @@ class TopologyUpdater:
     def _check_alone(self) -> None:
         for hook in self._optimizer._optimizer_step_post_hooks.values():
             other = getattr(hook, "__self__", None)
-            if isinstance(other, TopologyUpdater) and set(other._weights) & set(self._weights):
+            if isinstance(other, TopologyUpdater) and other._parameters() & self._parameters():
                 raise ValueError("this optimizer has a TopologyUpdater for these weights already: remove() it first")
 
+    def _parameters(self) -> set[int]:
+        return {id(weight.weight) for weight in self._weights}
+
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        self._check_index()
         # SGD's foreach form adds Nesterov's momentum into `.grad` itself, so it is read before that: before the
         # step or, where a closure makes the gradient during the step, as soon as the closure returns.
-        self._gradients, self._absent_gradients = {}, {}
-        if self._shadow is None and not self._reads_gradients():
+        self._gradients = {}
+        if not ("gradient" in self._recipe.needs and self._recipe.update_at(self._step + 1)):
             return None
         if kwargs.get("closure") is not None:
             return args, {**kwargs, "closure": self._reading(kwargs["closure"])}
@@ -187,6 +189,14 @@ class TopologyUpdater:
             return (args[0], self._reading(args[1]), *args[2:]), kwargs
         self._read_gradients()
         return None
+
+    def _check_index(self) -> None:
+        for weight in self._weights:
+            if weight.index_version() is not self._index_versions[weight.name]:
+                raise RuntimeError(
+                    f"the positions of {weight.name!r} changed under its TopologyUpdater: load the updater's state "
+                    "after the model's, or make a new updater"
+                )
 
     def _reading(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return a closure that also reads the gradients it has made."""
@@ -199,21 +209,11 @@ class TopologyUpdater:
         return reading
 
     def _read_gradients(self) -> None:
-        if self._shadow is not None:
-            self._shadow.collect()
-        if not self._reads_gradients():
-            return
         # Optimizers that unscale by themselves are handed the scale of the GradScaler for the step.
         scale = getattr(self._optimizer, "grad_scale", None)
         for weight in self._weights:
             grad = _gradient(weight)
             self._gradients[weight.name] = grad.clone() if scale is None else grad / scale.to(grad.device)
-            if self._shadow is not None and weight in self._shadow:
-                self._absent_gradients[weight.name] = self._shadow.gradient(weight)
-
-    def _reads_gradients(self) -> bool:
-        """Return whether the step that comes wants the gradients."""
-        return "gradient" in self._recipe.needs and self._recipe.update_at(self._step + 1)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Optimizers that unscale by themselves are stepped even when the GradScaler found an infinity.
@@ -221,9 +221,9 @@ class TopologyUpdater:
         if infinities is not None and bool(infinities):
             return
         self._step += 1
-        enforce(self._masked())
-        if self._shadow is not None:
-            self._shadow.step()
+        enforce(self._weights)
+        for source in self._sources:
+            source.after_step()
         if self._recipe.update_at(self._step):
             self.update()
         self._look_ahead()
@@ -237,143 +237,30 @@ class TopologyUpdater:
         Raises:
             RuntimeError: if the recipe needs what only a step before an update gathers.
         """
-        layers = {weight.name: self._layer_state(weight) for weight in self._weights}
-        self._gradients, self._absent_gradients = {}, {}
+        self._check_index()
+        groups = groups_of(self._optimizer)
+        layers = {}
+        for source in self._sources:
+            weight = source.weight
+            gradient = self._gradients.get(weight.name)
+            if gradient is None and "gradient" in self._recipe.needs:
+                gradient = _gradient(weight)
+            layers[weight.name] = source.layer_state(gradient, groups[id(weight.weight)], self._step)
+        self._gradients = {}
         changes = update(self._recipe, layers, self._step, self._generator)
-        del layers  # as large as all that was gathered, and the new index structures are still to be made
-        for weight in self._weights:
-            self._carry_out(weight, changes[weight.name])
-        if not self._goes_on():
-            self._close()
+        # What a layer's numbers are cut from may be as large as the dense weight, and new index structures come.
+        del layers
+        for source in self._sources:
+            source.carry(changes[source.weight.name], groups[id(source.weight.weight)], self._step)
+        self._index_versions = self._versions()
         if self._on_update is not None:
             self._on_update(self._step, changes)
 
-    def _layer_state(self, weight: Weight) -> LayerState:
-        """Return a layer as the update sees it."""
-        index, parameter = weight.index(), weight.weight.detach()
-        shadow = self._shadow if self._shadow is not None and weight in self._shadow else None
-        if shadow is None and self._recipe.needs and not self._reads_dense(weight):
-            raise self._nothing_gathered(weight)
-        if shadow is None:
-            positions = wanted(self._recipe.growth, index, Units(weight.shape), self._generator)
-        else:
-            positions = shadow.positions(weight)
-            if not shadow.fits(weight, index):
-                raise RuntimeError(
-                    f"the positions of {weight.name!r} changed under its TopologyUpdater: load the updater's state "
-                    "beside the model's, or make a new updater"
-                )
-
-        existing: dict[str, Tensor] = {}
-        missing: dict[str, Callable[[], Tensor]] = {}
-        if "gradient" in self._recipe.needs:
-            grad = self._gradients.get(weight.name)
-            grad = _gradient(weight) if grad is None else grad
-            existing["grad"] = weight.existing(grad)
-            if shadow is None:
-                missing["grad"] = partial(_absent_numbers, weight, grad, positions)
-            elif weight.name in self._absent_gradients:
-                missing["grad"] = partial(torch.Tensor.detach, self._absent_gradients[weight.name])
-            else:
-                raise self._nothing_gathered(weight)
-        if "momentum" in self._recipe.needs:
-            group = groups_of(self._optimizer)[id(weight.weight)]
-            kept = momentum(self._optimizer, weight.weight, group)
-            existing["momentum"] = weight.existing(kept)
-            if shadow is None:
-                missing["momentum"] = partial(_absent_numbers, weight, kept, positions)
-            else:
-                missing["momentum"] = partial(shadow.momentum, weight)
-
-        zero = parameter.new_zeros(())
-        candidates: Entries
-        if positions is None:
-            units = Units(weight.shape)
-            candidates = Entries.absent(units, index, zero, missing.get("grad"), missing.get("momentum"))
-        else:
-            numbers = {name: read() for name, read in missing.items()}
-            zeros = zero.expand(len(positions))
-            candidates = Entries(positions, zeros, numbers.get("grad"), numbers.get("momentum"))
-        return LayerState(
-            active=Entries(index, weight.existing(parameter), existing.get("grad"), existing.get("momentum")),
-            candidates=candidates,
-            numel=weight.numel,
-            shape=weight.shape,
-        )
-
-    def _nothing_gathered(self, weight: Weight) -> RuntimeError:
-        return RuntimeError(
-            f"nothing is known of the absent weights of {weight.name!r} at step {self._step}: their "
-            f"{' and '.join(self._recipe.needs)} is gathered only before the steps that the recipe's update_at names; "
-            "update at those, or with growth=regrow.growth.exact() on masked storage"
-        )
-
-    def _carry_out(self, weight: Weight, change: Change) -> None:
-        """Change where a weight exists, and take its optimizer state along."""
-        shadow = self._shadow if self._shadow is not None and weight in self._shadow else None
-        goes_on = shadow if self._goes_on() else None
-        state = self._optimizer.state.get(weight.weight, {})
-        numbers = numbers_of(state, weight.weight)
-        leaving = {key: weight.at(tensor, change.drop) for key, tensor in numbers.items() if goes_on is not None}
-        joining = {}
-        for key, tensor in numbers.items():
-            if self._recipe.reset_state:
-                joining[key] = tensor.new_zeros(len(change.grow))
-            elif shadow is None:
-                joining[key] = weight.at(tensor, change.grow)
-            else:
-                joining[key] = shadow.joining(weight, key, tensor, change.grow)
-        if shadow is not None and goes_on is None:
-            shadow.forget(weight)
-        state.update(weight.apply(change, numbers, joining))
-        if goes_on is not None:
-            goes_on.follow(weight, change, leaving)
-
-    def _reads_dense(self, weight: Weight) -> bool:
-        """Return whether gradient and momentum of absent weights are read off the weight's own, dense ones."""
-        return weight.holds_absent and self._recipe.growth.steps is None
-
-    def _gathers(self) -> bool:
-        """Return whether the steps that come gather what growth reads of absent weights."""
-        if not self._recipe.needs:
-            return False
-        # The gradient counts at the update alone.
-        steps = self._recipe.growth.steps if "momentum" in self._recipe.needs else 1
-        return steps is None or any(self._recipe.update_at(self._step + ahead) for ahead in range(1, steps + 1))
-
-    def _goes_on(self) -> bool:
-        """Return whether what is gathered now serves the next update too; candidates are drawn anew for each."""
-        return self._shadow is not None and self._shadow.sees_all and self._gathers()
-
     def _look_ahead(self) -> None:
-        """Begin or end to gather, as the steps that come want."""
-        if not self._gathers():
-            self._close()
-            return
-        weights = [weight for weight in self._weights if not self._reads_dense(weight)]
-        if self._shadow is None and weights:
-            growth, generator = self._recipe.growth, self._generator
-            positions = {w.name: wanted(growth, w.index(), Units(w.shape), generator) for w in weights}
-            with_momentum = "momentum" in self._recipe.needs
-            self._shadow = Shadow(self._optimizer, weights, positions, with_momentum=with_momentum)
-
-    def _close(self) -> None:
-        if self._shadow is not None:
-            self._shadow.close()
-            self._shadow = None
+        for source in self._sources:
+            source.look_ahead(self._step)
 
 
 def _gradient(weight: Weight) -> Tensor:
     grad = weight.weight.grad
     return torch.zeros_like(weight.weight) if grad is None else grad.detach()
-
-
-def _absent_numbers(weight: Weight, numbers: Tensor, positions: Tensor | None) -> Tensor:
-    """Return numbers in the parameter's shape at absent positions; for all of them, at every position of the weight."""
-    if positions is not None:
-        return weight.at(numbers, positions)
-    return numbers.reshape(-1)
-
-
-def _copy(positions: Tensor | None, weight: Weight) -> Tensor | None:
-    return None if positions is None else positions.to(weight.weight.device, copy=True)

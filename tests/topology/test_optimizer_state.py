@@ -4,7 +4,7 @@ from torch import nn
 
 import regrow
 from cases import OPTIMIZERS, Run, method, model, optimization
-from regrow.topology.momentum import keeps_momentum, momentum
+from regrow.topology.optimizer_state import keeps_momentum, momentum
 
 ADAM_LIKE = [row for row in OPTIMIZERS if row.name in ("adam", "adam-fused", "adamw-foreach", "radam")]
 

@@ -1,11 +1,14 @@
-"""The momentum that an optimizer keeps, read as one tensor whatever the optimizer."""
+"""What an optimizer keeps for a parameter: its group, its state, and the momentum in it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+__all__ = ["check_momentum", "correction", "groups_of", "keeps_momentum", "momentum", "numbers_of"]
 
 _ADVICE = "use SGD with momentum, Adam or AdamW, or a method without momentum (regrow.set, regrow.rigl)"
 
@@ -23,7 +26,19 @@ def keeps_momentum(group: dict[str, Any]) -> bool:
     return bool(group.get("momentum")) or "betas" in group or "beta1" in group
 
 
-def momentum(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: dict[str, Any]) -> Tensor:
+def groups_of(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """Return the parameter group of each parameter by the parameter's `id`."""
+    return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def numbers_of(state: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
+    """Return every tensor of a parameter's optimizer state that has a number for each of its elements."""
+    return {key: value for key, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
+
+
+def momentum(
+    optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: dict[str, Any], steps: float | None = None
+) -> Tensor:
     """Return the momentum of `weight`, in its shape.
 
     SGD's `momentum_buffer`; for the Adam family `exp_avg / (sqrt(exp_avg_sq) + eps)`, both bias-corrected; for
@@ -33,6 +48,7 @@ def momentum(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: dict
         optimizer: the optimizer that holds the state.
         weight: one of its parameters.
         group: the parameter group of the weight.
+        steps: steps that the averages have seen since they were zero; None takes the optimizer's own count.
 
     Raises:
         ValueError: if the optimizer keeps neither `momentum_buffer` nor `exp_avg`.
@@ -42,7 +58,7 @@ def momentum(optimizer: torch.optim.Optimizer, weight: nn.Parameter, group: dict
     if buffer is not None:
         return buffer.detach()
     if "exp_avg" in state:
-        return _adaptive(state, group)
+        return _adaptive(state, group, float(state.get("step", 0)) if steps is None else steps)
     if not state or "momentum_buffer" in state:
         return torch.zeros_like(weight)
     raise ValueError(
@@ -81,12 +97,11 @@ def correction(name: str, group: dict[str, Any], steps: float, into: float) -> f
     return float((1 - beta**into) / (1 - beta**steps))
 
 
-def _adaptive(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+def _adaptive(state: dict[str, Any], group: dict[str, Any], step: float) -> Tensor:
     average: Tensor = state["exp_avg"].detach()
     if "exp_avg_sq" not in state or "betas" not in group:
         return average
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    step = float(state["step"])
     if step == 0:  # its only gradient came in a step that was skipped
         return torch.zeros_like(average)
     variance: Tensor = (state["exp_avg_sq"].detach() / (1 - beta2**step)).sqrt_()

@@ -1,0 +1,72 @@
+"""Turn a sparse model back into an ordinary one, or its state."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from regrow.convert.choose import forget
+from regrow.convert.exchange import replace_modules
+from regrow.convert.follow_layout import restore_layout
+from regrow.nn.sparse_layer import SparseLayer
+from regrow.storage import sparse_weights, weights_of
+
+__all__ = ["dense_state_dict", "densify"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def dense_state_dict(model: nn.Module) -> dict[str, Any]:
+    """Return the state dict of the model as if it were dense: loadable into the unsparsified model.
+
+    Example:
+        >>> import regrow
+        >>> model = regrow.sparsify(nn.Linear(4, 2), density=0.5)
+        >>> nn.Linear(4, 2).load_state_dict(dense_state_dict(model))
+        <All keys matched successfully>
+    """
+    state = model.state_dict()
+    numbers, positions, by_address = {}, set(), {}
+    # A module at several places stands in the state at each of them.
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, weight in weights_of(module, path).items():
+            key, positions_key = weight.state_keys
+            numbers[key] = name, weight.dense()
+            positions.add(positions_key)
+            by_address[state[key].data_ptr()] = numbers[key][1]
+    dense: dict[str, Any] = {}
+    for key, value in state.items():
+        if key in numbers:
+            name, tensor = numbers[key]
+            dense[name] = tensor
+        elif key not in positions:
+            # A shared parameter stands in the state under each of its names.
+            shared = by_address.get(value.data_ptr()) if isinstance(value, Tensor) and value.numel() else None
+            dense[key] = value if shared is None else shared
+    return dense
+
+
+def densify(model: Model) -> Model:
+    """Turn a sparse model back into an ordinary one, in place; absent weights are ordinary zeros from now on.
+
+    A `TopologyUpdater` of the model must be removed first (`topology.remove()`) if training goes on. Sparsely stored
+    layers are replaced by ordinary ones, so training on then wants a new optimizer; norms, activations and pools that
+    followed their layout are ordinary again too.
+
+    Example:
+        >>> import regrow
+        >>> model = densify(regrow.sparsify(nn.Linear(4, 2), density=0.5))
+        >>> regrow.masks(model)
+        {}
+    """
+    if isinstance(model, SparseLayer):
+        raise ValueError("the model itself is a sparse layer, so nothing can hold its replacement: call its to_dense()")
+    replaced = {}
+    for weight in sparse_weights(model).values():
+        replaced[weight.module] = weight.to_dense()
+        forget(weight.module)
+    replace_modules(model, {module: dense for module, dense in replaced.items() if dense is not module})
+    restore_layout(model)
+    model.__dict__.pop("_ddp_params_and_buffers_to_ignore", None)
+    return model
