@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+import reference
 import regrow
 
 EVERY, STEPS = 2, 8  # the schedule of the general tests: short, with several updates
@@ -18,24 +19,27 @@ EVERY, STEPS = 2, 8  # the schedule of the general tests: short, with several up
 
 @dataclass(frozen=True)
 class Method:
-    """A row of METHODS: the factory, called as `factory(every=..., steps=...)`, and what its card promises."""
+    """A row of METHODS: the name of a registered method, and what its card promises."""
 
     name: str
-    factory: Callable[..., regrow.Recipe]
     needs_momentum: bool = False
     resets_state: bool = False  # a grown weight's optimizer state starts at zero; else it keeps what it has
     keeps_layers: bool = True  # each layer gets back as many weights as it dropped
     updates: tuple[int, ...] = ()  # steps of the updates with every=2, steps=8
+
+    @property
+    def factory(self) -> Callable[..., regrow.Recipe]:
+        return regrow.methods.METHODS[self.name]
 
     def recipe(self) -> regrow.Recipe:
         return self.factory(every=EVERY, steps=STEPS)
 
 
 METHODS = [
-    Method("static", regrow.static),
-    Method("set", regrow.set, resets_state=True, updates=(2, 4, 6)),
-    Method("rigl", regrow.rigl, resets_state=True, updates=(2, 4)),
-    Method("sparse-momentum", regrow.sparse_momentum, needs_momentum=True, keeps_layers=False, updates=(2, 4, 6)),
+    Method("static"),
+    Method("set", resets_state=True, updates=(2, 4, 6)),
+    Method("rigl", resets_state=True, updates=(2, 4)),
+    Method("sparse-momentum", needs_momentum=True, keeps_layers=False, updates=(2, 4, 6)),
 ]
 
 # For each backend of `sparsify` the storage that it means, as the summary names it.
@@ -200,6 +204,9 @@ def _name(row: Any) -> str:
 
 
 each_method = pytest.mark.parametrize("method", METHODS, ids=_name)
+each_method_with_reference = pytest.mark.parametrize(
+    "method", [row for row in METHODS if row.name in reference.UPDATES], ids=_name
+)
 each_model = pytest.mark.parametrize("model", MODELS, ids=_name)
 each_storage = pytest.mark.parametrize("storage", STORAGES)
 each_stored = pytest.mark.parametrize(("model", "storage"), STORED, ids=_name)

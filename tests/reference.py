@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 
@@ -19,6 +20,29 @@ class Layer:
     candidate: np.ndarray
     grad: np.ndarray
     momentum: np.ndarray
+    shape: tuple[int, ...] = ()  # of the dense weight; () means a vector
+    unit: tuple[int, int] = (1, 1)
+
+    @property
+    def size(self) -> int:
+        """Weights in a unit."""
+        return self.unit[0] * self.unit[1]
+
+    def units(self) -> list[list[int]]:
+        """Return the flat positions of each unit, in the order of their numbers."""
+        return units_of(self.shape or (len(self.weight),), self.unit)
+
+
+def units_of(shape: Sequence[int], unit: tuple[int, int]) -> list[list[int]]:
+    """Return the flat positions of each block of `unit` outputs and inputs at one position of the kernel."""
+    outputs, inputs, *kernel = shape if len(shape) > 1 else (*shape, 1)
+    flat = np.arange(math.prod(shape)).reshape(outputs, inputs, math.prod(kernel))
+    return [
+        [int(flat[o + i, c + j, k]) for i in range(unit[0]) for j in range(unit[1])]
+        for o in range(0, outputs, unit[0])
+        for c in range(0, inputs, unit[1])
+        for k in range(flat.shape[2])
+    ]
 
 
 Decision = tuple[list[int], list[int]]
@@ -50,31 +74,79 @@ def water_fill(total: int, share: Sequence[Fraction], room: Sequence[int]) -> li
     return [Fraction(room[i]) if i in full else level * share[i] for i in range(len(share))]
 
 
-def apportion(total: int, share: Sequence[Fraction], room: Sequence[int]) -> list[int]:
-    """Hand out whole units: the water filling, rounded by largest remainder, ties to the earlier."""
-    quota = water_fill(total, share, room)
-    result = [math.floor(q) for q in quota]
-    order = sorted(range(len(quota)), key=lambda i: (result[i] - quota[i], i))
-    for i in order[: total - sum(result)]:
-        result[i] += 1
-    return result
+def sums(room: Sequence[int], size: Sequence[int]) -> set[int]:
+    """Return every sum that whole units make, within the room."""
+    made = {0}
+    for most, step in zip(room, size, strict=True):
+        made = {one + more for one in made for more in range(0, most + 1, step)}
+    return made
+
+
+def apportion(
+    total: int, share: Sequence[Fraction], room: Sequence[int], size: Sequence[int] | None = None
+) -> list[int]:
+    """Hand out whole units: the water filling, rounded by largest remainder, ties to the earlier.
+
+    If units of several sizes leave a rest, the exchange that moves the fewest weights meets it, of several the one that
+    adds the most of the smallest units: each unit joins where most is missing and leaves where least is.
+    """
+    size = size or [1] * len(room)
+    room = [most // step * step for most, step in zip(room, size, strict=True)]
+    total = max(made for made in sums(room, size) if made <= total)
+    quota = [q / step for q, step in zip(water_fill(total, share, room), size, strict=True)]
+    units = [math.floor(q) for q in quota]
+    rest = total - sum(n * step for n, step in zip(units, size, strict=True))
+    for i in sorted(range(len(quota)), key=lambda i: (units[i] - quota[i], i)):
+        if size[i] <= rest and (units[i] + 1) * size[i] <= room[i]:
+            units[i] += 1
+            rest -= size[i]
+    if rest:
+        _exchange(rest, units, quota, room, size)
+    return [n * step for n, step in zip(units, size, strict=True)]
+
+
+def _exchange(rest: int, units: list[int], quota: Sequence[Fraction], room: Sequence[int], size: Sequence[int]) -> None:
+    sizes = sorted(set(size))
+    choices = []
+    for step in sizes:
+        have = sum(n for n, s in zip(units, size, strict=True) if s == step)
+        most = sum(most // s for most, s in zip(room, size, strict=True) if s == step)
+        choices.append(range(-have, most - have + 1))
+    ways = [way for way in product(*choices) if sum(n * s for n, s in zip(way, sizes, strict=True)) == rest]
+    best = min(ways, key=lambda way: (sum(abs(n) * s for n, s in zip(way, sizes, strict=True)), [-n for n in way]))
+    for more, step in zip(best, sizes, strict=True):
+        for _ in range(abs(more)):
+            of_size = [i for i in range(len(size)) if size[i] == step]
+            if more > 0:
+                free = [i for i in of_size if (units[i] + 1) * step <= room[i]]
+                units[min(free, key=lambda i: (units[i] - quota[i], i))] += 1
+            else:
+                units[max((i for i in of_size if units[i]), key=lambda i: (units[i] - quota[i], i))] -= 1
+
+
+def choose(units: Sequence[list[int]], score: np.ndarray, count: int, *, largest: bool) -> list[int]:
+    """Return the positions of the `count` units of largest or smallest mean |score|, ties to the lower unit."""
+    sign = -1 if largest else 1
+    mean = [sign * math.fsum(abs(float(score[i])) for i in unit) / len(unit) for unit in units]
+    ranked = sorted(range(len(units)), key=lambda n: (mean[n], min(units[n])))
+    return sorted(i for n in ranked[:count] for i in units[n])
 
 
 def drop_smallest(layer: Layer, rate: float) -> list[int]:
-    """Return the `ceil(rate * nonzeros)` active positions of smallest magnitude, ties to the lower index."""
-    active = [i for i, exists in enumerate(layer.active) if exists]
-    count = math.ceil(rate * len(active))
-    return sorted(sorted(active, key=lambda i: (abs(layer.weight[i]), i))[:count])
+    """Return the positions of the `ceil(rate * units)` active units of smallest magnitude, ties to the lower unit."""
+    active = [unit for unit in layer.units() if layer.active[unit].all()]
+    return choose(active, layer.weight, math.ceil(rate * len(active)), largest=False)
 
 
 def grow_largest(layer: Layer, dropped: Sequence[int], score: np.ndarray, count: int) -> list[int]:
-    """Return the `count` positions of largest score among candidates and dropped, ties to the lower index."""
-    absent = growable(layer, dropped)
-    return sorted(sorted(absent, key=lambda i: (-abs(score[i]), i))[:count])
+    """Return `count` positions, those of the units of largest score among candidates and dropped."""
+    return choose(growable(layer, dropped), score, count // layer.size, largest=True)
 
 
-def growable(layer: Layer, dropped: Sequence[int]) -> list[int]:
-    return sorted([i for i, free in enumerate(layer.candidate) if free] + list(dropped))
+def growable(layer: Layer, dropped: Sequence[int]) -> list[list[int]]:
+    """Return the units that may be grown: those that were candidates before, then those dropped."""
+    free = [unit for unit in layer.units() if layer.candidate[unit].all()]
+    return free + [unit for unit in layer.units() if set(unit) <= set(dropped)]
 
 
 def sparse_momentum(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
@@ -84,8 +156,8 @@ def sparse_momentum(layers: Sequence[Layer], rate: float, noise: Noise) -> list[
     for layer in layers:
         values = [abs(float(m)) for m in layer.momentum[layer.active]]
         share.append(Fraction(math.fsum(values) / len(values)) if values else Fraction(0))
-    room = [len(growable(layer, drop)) for layer, drop in zip(layers, dropped, strict=True)]
-    counts = apportion(sum(map(len, dropped)), share, room)
+    room = [len(growable(layer, drop)) * layer.size for layer, drop in zip(layers, dropped, strict=True)]
+    counts = apportion(sum(map(len, dropped)), share, room, [layer.size for layer in layers])
     return [
         (drop, grow_largest(layer, drop, layer.momentum, count))
         for layer, drop, count in zip(layers, dropped, counts, strict=True)
@@ -97,7 +169,7 @@ def set_(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
     decisions = []
     for layer in layers:
         drop = drop_smallest(layer, rate)
-        in_draw_order = [*np.flatnonzero(layer.candidate), *sorted(drop)]  # what was absent before, then the dropped
+        in_draw_order = [i for unit in growable(layer, drop) for i in unit]
         drawn = np.zeros(len(layer.weight))
         drawn[in_draw_order] = noise(len(in_draw_order))
         decisions.append((drop, grow_largest(layer, drop, drawn, len(drop))))

@@ -8,14 +8,14 @@ Example:
     >>> topology = regrow.TopologyUpdater(model, optimizer, regrow.sparse_momentum(every=100, steps=1000))
 """
 
-from regrow import distribution, growth, redistribute, schedule, score
+from regrow import distribution, growth, methods, redistribute, schedule, score
 from regrow.convert.densify import dense_state_dict, densify
 from regrow.convert.sparsify import masks, sparsify
 from regrow.convert.summary import Summary, summary
 from regrow.core.entries import Change, Entries, LayerState
 from regrow.core.recipe import Recipe
 from regrow.core.update import update
-from regrow.methods import rigl, set, sparse_momentum, static
+from regrow.methods import *  # noqa: F403 - a method is named once, in regrow.methods
 from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
 from regrow.nn.sparse_linear import SparseLinear
 from regrow.topology.updater import TopologyUpdater
@@ -37,14 +37,12 @@ __all__ = [
     "distribution",
     "growth",
     "masks",
+    "methods",
     "redistribute",
-    "rigl",
     "schedule",
     "score",
-    "set",
-    "sparse_momentum",
     "sparsify",
-    "static",
     "summary",
     "update",
 ]
+__all__ += methods.__all__

@@ -6,6 +6,7 @@ from regrow.core.redistribute import (
     by_mean,
     keep,
     room_to_grow,
+    unit_sizes,
 )
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "by_mean",
     "keep",
     "room_to_grow",
+    "unit_sizes",
 ]

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 import reference
 import regrow
-from cases import METHODS, each_method
+from cases import METHODS, each_method, each_method_with_reference
 from cases import method as row
 from regrow import Entries, LayerState, update
+from regrow.core.units import fitting_unit
 
 ABSENT, CANDIDATE, ACTIVE = 0, 1, 2  # absent: neither exists nor may be grown
 # Few different values, exact in every dtype: ties everywhere, weights that exist and are zero.
@@ -21,28 +22,48 @@ FRACTIONS = st.floats(0, 1)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
+UNITS = [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]
+SIDES = st.sampled_from([1, 2, 3, 4, 6])
+
+
 @st.composite
-def networks(draw, kinds=(ABSENT, CANDIDATE, ACTIVE)):
-    """Draw the layers of a network as the reference has them."""
+def networks(draw, kinds=(ABSENT, CANDIDATE, ACTIVE), units=UNITS):
+    """Draw the layers of a network as the reference has them, in units of one size or, where sides differ, of several.
+
+    Sides that the unit does not divide take the largest divisor.
+    """
     layers = []
+    asked = draw(st.sampled_from(units))
     for _ in range(draw(st.integers(1, 4))):
-        numel = draw(st.integers(1, 20))
-        kind = np.array(draw(st.lists(st.sampled_from(kinds), min_size=numel, max_size=numel)))
+        shape = (draw(st.integers(1, 20)),) if asked == (1, 1) else tuple(draw(st.lists(SIDES, min_size=1, max_size=2)))
+        if len(shape) > 1 and draw(st.booleans()):
+            shape = (*shape, draw(st.integers(1, 2)))
+        unit = fitting_unit((shape[0], shape[1] if len(shape) > 1 else 1), asked)
+        numel, blocks = math.prod(shape), reference.units_of(shape, unit)
+        kind = np.zeros(numel, dtype=int)
+        for block, its in zip(blocks, draw(st.tuples(*(st.sampled_from(kinds) for _ in blocks))), strict=True):
+            kind[block] = its
         values = [np.array(draw(st.lists(NUMBERS, min_size=numel, max_size=numel))) for _ in range(3)]
         weight = np.where(kind == ACTIVE, values[0], 0)
-        layers.append(reference.Layer(weight, kind == ACTIVE, kind == CANDIDATE, values[1], values[2]))
+        layers.append(
+            reference.Layer(weight, kind == ACTIVE, kind == CANDIDATE, values[1], values[2], shape, unit),
+        )
     return layers
 
 
 def as_states(layers, dtype=torch.float64):
     def entries(layer, chosen):
-        at = torch.from_numpy(np.flatnonzero(chosen))
+        at = torch.tensor([i for unit in layer.units() for i in unit if chosen[i]], dtype=torch.int64)
         dense = (layer.weight, layer.grad, layer.momentum)
         return Entries(at, *(torch.from_numpy(field).to(dtype)[at] for field in dense))
 
     return {
         f"{i}.weight": LayerState(
-            entries(layer, layer.active), entries(layer, layer.candidate), len(layer.weight), (len(layer.weight),)
+            entries(layer, layer.active),
+            entries(layer, layer.candidate),
+            len(layer.weight),
+            layer.shape or (len(layer.weight),),
+            layer.unit,
         )
         for i, layer in enumerate(layers)
     }
@@ -74,31 +95,46 @@ def test_update_keeps_its_invariants(method, layers, rate, dtype):
         assert set(drop) <= active
         assert set(grow) <= positions(layer.candidate) | set(drop)
         assert not set(grow) & (active - set(drop))
-        assert len(drop) == math.ceil(rate * len(active))
+        assert len(drop) == math.ceil(rate * (len(active) // layer.size)) * layer.size
+        for unit in layer.units():
+            assert len(set(unit) & set(drop)) in (0, layer.size)
+            assert len(set(unit) & set(grow)) in (0, layer.size)
         if method.keeps_layers:
             assert len(grow) == len(drop)
     assert sum(len(drop) for drop, _ in changes) == sum(len(grow) for _, grow in changes)
 
 
+def ranked(layer, units, values):
+    """Return the mean magnitude of each unit and its number, as pairs that sort as units do."""
+    numbers = {tuple(unit): number for number, unit in enumerate(layer.units())}
+    return [(abs(values[unit]).mean(), numbers[tuple(unit)]) for unit in units]
+
+
 @each_method
 @given(layers=networks(), rate=FRACTIONS)
-def test_ties_in_the_drop_fall_to_the_lower_index(method, layers, rate):
+def test_ties_in_the_drop_fall_to_the_lower_unit(method, layers, rate):
     for layer, (drop, _) in zip(layers, carry_out(with_rate(method.recipe(), rate), layers), strict=True):
-        left, stayed = ([(abs(layer.weight[i]), i) for i in at] for at in (drop, positions(layer.active) - set(drop)))
+        active = [unit for unit in layer.units() if layer.active[unit].all()]
+        left, stayed = (
+            ranked(layer, [unit for unit in active if (unit[0] in drop) is leaves], layer.weight)
+            for leaves in (True, False)
+        )
         assert not left or not stayed or max(left) < min(stayed)
 
 
 @pytest.mark.parametrize(("name", "score"), [("rigl", "grad"), ("sparse-momentum", "momentum")])
 @given(layers=networks(), rate=FRACTIONS)
-def test_ties_in_the_growth_fall_to_the_lower_index(name, score, layers, rate):
+def test_ties_in_the_growth_fall_to_the_lower_unit(name, score, layers, rate):
     for layer, (drop, grow) in zip(layers, carry_out(with_rate(row(name).recipe(), rate), layers), strict=True):
-        values = getattr(layer, score)
-        absent = set(reference.growable(layer, drop)) - set(grow)
-        joined, stayed = ([(-abs(values[i]), i) for i in at] for at in (grow, absent))
+        growable = reference.growable(layer, drop)
+        joined, stayed = (
+            [(-mean, number) for mean, number in ranked(layer, units, getattr(layer, score))]
+            for units in ([u for u in growable if u[0] in grow], [u for u in growable if u[0] not in grow])
+        )
         assert not joined or not stayed or max(joined) < min(stayed)
 
 
-@each_method
+@each_method_with_reference
 @given(layers=networks(), rate=FRACTIONS, dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**32))
 def test_update_does_what_the_reference_does(method, layers, rate, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -130,7 +166,7 @@ def test_update_is_pure_and_deterministic(method, layers, rate, seed):
 
 @each_method
 @given(layers=networks(kinds=(CANDIDATE, ACTIVE)), rate=FRACTIONS, density=FRACTIONS)
-def test_a_scheduled_density_is_met_exactly_growing_and_shrinking(method, layers, rate, density):
+def test_a_scheduled_density_is_met_as_whole_units_can_growing_and_shrinking(method, layers, rate, density):
     recipe = dataclasses.replace(with_rate(method.recipe(), rate), density=regrow.schedule.constant(density))
     changes = carry_out(recipe, layers)
     after = []
@@ -139,7 +175,9 @@ def test_a_scheduled_density_is_met_exactly_growing_and_shrinking(method, layers
         assert set(drop) <= positions(layer.active)
         assert not left & set(grow)
         after.append(len(left | set(grow)))
-    assert sum(after) == round(density * sum(len(layer.weight) for layer in layers))
+    wanted = round(density * sum(len(layer.weight) for layer in layers))
+    made = reference.sums([len(layer.weight) for layer in layers], [layer.size for layer in layers])
+    assert sum(after) == max(one for one in made if one <= wanted)
 
 
 @each_method

@@ -4,18 +4,21 @@ import pytest
 
 import reference
 import regrow
-from cases import EVERY, METHODS, STEPS, each_method
+from cases import EVERY, METHODS, STEPS, each_method, each_method_with_reference
+
+FACTORIES = list(regrow.methods.METHODS.values())
 
 
 @each_method
 def test_the_row_of_the_table_says_what_the_recipe_does(method):
     recipe = method.recipe()
     assert ("momentum" in recipe.needs) is method.needs_momentum
+    assert set(recipe.needs_of_absent) <= set(recipe.needs)
     assert recipe.reset_state is method.resets_state
     assert tuple(step for step in range(2 * STEPS) if recipe.update_at(step)) == method.updates
 
 
-@each_method
+@each_method_with_reference
 def test_the_prune_rate_is_the_published_one(method):
     steps = 1000
     rate = method.factory(every=10, steps=steps).fraction
@@ -45,8 +48,10 @@ def test_rigl_stops_after_three_quarters_of_the_training():
     assert [step for step in range(1001) if recipe.update_at(step)] == [100, 200, 300, 400, 500, 600, 700]
 
 
-def test_every_method_that_is_exported_is_in_the_table():
-    factories = {row.factory for row in METHODS}
-    exported = {getattr(regrow.methods, name) for name in vars(regrow.methods) if not name.startswith("_")}
-    assert {factory for factory in exported if callable(factory)} == factories
-    assert {row.name for row in METHODS} == reference.UPDATES.keys() == reference.RATES.keys()
+def test_every_method_is_registered_exported_and_in_the_table():
+    names = [row.name for row in METHODS]
+    assert names == list(regrow.methods.METHODS) == [factory.__name__.replace("_", "-") for factory in FACTORIES]
+    exported = {getattr(regrow.methods, name) for name in regrow.methods.__all__}
+    assert exported == set(FACTORIES)
+    assert all(getattr(regrow, factory.__name__) is factory for factory in FACTORIES)
+    assert reference.UPDATES.keys() == reference.RATES.keys() <= set(names)

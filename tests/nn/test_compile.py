@@ -12,6 +12,7 @@ from cases import assert_same, weights
 from regrow.core.growth import candidates, exact, window
 from regrow.ops import gradient
 from regrow.ops.pattern import Geometry, Pattern
+from regrow.storage import sparse_weights
 
 SOURCES = pytest.mark.parametrize("growth", [exact(), window(2), candidates(2, 1)], ids=str)
 PLANE, LINE = (5, 4, 8, 8), (5, 4, 9)
@@ -139,11 +140,11 @@ def test_so_does_the_one_for_every_position(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_watched_layer_refuses_to_be_differentiated_twice(dtype):
-    layer = regrow.sparsify(nn.Sequential(nn.Linear(7, 5)), 0.3, backend="cpu").to(dtype)[0]
-    absent = nn.Parameter(torch.zeros(3, dtype=dtype))
-    layer.watched = layer.watching(absent, torch.tensor([0, 2, 4]))
-    loss = layer(torch.randn(2, 7, dtype=dtype)).square().sum()
-    (at,) = torch.autograd.grad(loss, [absent], create_graph=True)
+    sparse = regrow.sparsify(nn.Sequential(nn.Linear(7, 5)), 0.3, backend="cpu").to(dtype)
+    (weight,) = sparse_weights(sparse).values()
+    weight.cover(None, {})
+    loss = sparse(torch.randn(2, 7, dtype=dtype)).square().sum()
+    (at,) = torch.autograd.grad(loss, [weight.weight], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivatives"):
         at.sum().backward()
 

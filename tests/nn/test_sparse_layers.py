@@ -10,6 +10,7 @@ from torch import nn
 
 import regrow
 from cases import assert_same, model
+from regrow.core.positions import absent as positions_absent
 from regrow.ops.pattern import Geometry
 from regrow.storage import sparse_weights
 
@@ -78,13 +79,15 @@ def test_gradients_of_absent_weights_are_those_of_the_ordinary_layer(build, shap
     seen = torch.randn_like(output)
     output.backward(seen)
     expected = dense[0].weight.grad.flatten()
-    positions = torch.randperm(len(expected))[: round(share * len(expected))].sort().values
-    absent = nn.Parameter(torch.zeros(len(positions), dtype=dtype))
-    sparse[0].watched = sparse[0].watching(absent, positions)
+    (weight,) = sparse_weights(sparse).values()
+    absent = positions_absent(weight.index(), weight.numel)
+    positions = absent[torch.randperm(len(absent))[: round(share * len(absent))]].sort().values
+    weight.cover(None if share == 1.0 else positions, {})
     watched = sparse(x)
     torch.testing.assert_close(watched, output)
     watched.backward(seen)
-    torch.testing.assert_close(absent.grad, expected[positions])
+    for at in (positions, weight.index()):
+        torch.testing.assert_close(weight.at(weight.weight.grad, at), expected[at])
 
 
 def test_gradients_of_absent_weights_are_put_together_from_parts(monkeypatch):
@@ -151,7 +154,7 @@ def test_a_state_of_another_shape_is_refused_and_changes_nothing():
 
 
 @each_copy
-def test_a_copy_made_while_gradients_are_watched_is_not_watched(copied):
+def test_a_copy_made_while_absent_weights_are_covered_covers_none(copied):
     sparse = regrow.sparsify(model("mlp").build(), 0.3, backend="cpu")
     optimizer = torch.optim.SGD(sparse.parameters(), lr=0.1, momentum=0.9)
     topology = regrow.TopologyUpdater(sparse, optimizer, regrow.sparse_momentum(every=2, steps=8))

@@ -14,7 +14,9 @@ SGD = [
     {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0},
     {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
 ]
-COMPARED = [(m, s) for m in METHODS for s in SGD if s["momentum"] or not m.needs_momentum]
+COMPARED = [
+    (m, s) for m in METHODS if m.name in reference.UPDATES for s in SGD if s["momentum"] or not m.needs_momentum
+]
 EVERY, STEPS, SEED = 3, 18, 5
 
 

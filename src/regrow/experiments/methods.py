@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,16 +15,11 @@ from regrow.core.schedule import constant, cosine, linear
 from regrow.experiments.config import TrainConfig
 from regrow.experiments.errors import UserError
 from regrow.experiments.growth import parse_growth
+from regrow.methods import METHODS
+
+__all__ = ["METHODS", "check_method", "make_recipe", "run_name"]
 
 Factory = Callable[..., regrow.Recipe]
-
-METHODS: Mapping[str, Factory] = {
-    "static": regrow.static,
-    "set": regrow.set,
-    "rigl": regrow.rigl,
-    "sparse-momentum": regrow.sparse_momentum,
-}
-"""The factory of each sparse method. "dense" is no method: it means ordinary training."""
 
 _FINAL_PRUNE_RATE = 0.005
 

@@ -1,6 +1,23 @@
-"""Methods: one file each, holding the factory of its recipe, with its card as the docstring."""
+"""Methods: one file each, holding the factory of its recipe, with its card as the docstring.
 
-from regrow.methods.rigl import rigl as rigl
-from regrow.methods.set import set as set
-from regrow.methods.sparse_momentum import sparse_momentum as sparse_momentum
-from regrow.methods.static import static as static
+A method is registered here and nowhere else: what `__all__` names is in `regrow`, and `METHODS` names the same
+factories as the command line does.
+"""
+
+from collections.abc import Callable, Mapping
+
+from regrow.core.recipe import Recipe
+from regrow.methods.rigl import rigl
+from regrow.methods.set import set
+from regrow.methods.sparse_momentum import sparse_momentum
+from regrow.methods.static import static
+
+__all__ = ["rigl", "set", "sparse_momentum", "static"]
+
+METHODS: Mapping[str, Callable[..., Recipe]] = {
+    "static": static,
+    "set": set,
+    "rigl": rigl,
+    "sparse-momentum": sparse_momentum,
+}
+"""The factory of each method by its name, called as `factory(every=..., steps=...)`."""

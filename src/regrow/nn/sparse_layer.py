@@ -201,15 +201,16 @@ class SparseLayer(nn.Module, ABC):
         self.prepare()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the index structures, which a copy makes for itself."""
-        covered = self.covered and self.covered._replace(pattern=None)
-        return {**self.__dict__, "covered": covered, "_pattern": None}
+        """Leave out what is not the layer's own: a copy covers its active weights alone and makes its own pattern."""
+        state = {**self.__dict__, "covered": None, "_pattern": None}
+        if self.covered is not None:
+            values = nn.Parameter(self._active_values(), requires_grad=self.values.requires_grad)
+            state["_parameters"] = {**self._parameters, "values": values}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state and make the index structures."""
+        """Take over a state and make the pattern."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self.covered is not None:
-            self.covered = self.covering(self.covered.positions)
         self.prepare()
 
     def _apply(self, *args: Any, **kwargs: Any) -> SparseLayer:
@@ -227,30 +228,34 @@ class SparseLayer(nn.Module, ABC):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: list[str]
     ) -> None:
         *_, errors = lists
-        keys = {key: prefix + key for key in ("values", "index", "weight", "weight_mask")}
+        names = {key: prefix + key for key in ("values", "index", "weight", "weight_mask")}
+        found = {key: state_dict.pop(name) for key, name in names.items() if name in state_dict}
         try:
-            loaded = self._loaded(*(state_dict.pop(name, None) for name in keys.values()))
+            loaded = self._loaded(**found)
         except ValueError as error:
-            errors.append(f"{prefix}values does not fit this layer: {error}")
-            loaded = None
-        if loaded is not None:
-            # A tensor made under inference mode could never be trained.
-            with torch.inference_mode(False), torch.no_grad():
-                self._take(*loaded)
-            errors = []
-        # What remains is the bias; values and index are in place, so that they are not missed.
-        if loaded is not None or errors:
-            state_dict[keys["values"]], state_dict[keys["index"]] = self.values.detach(), self.index
+            errors.append(f"{prefix}index does not fit this layer: {error}")
+        else:
+            if loaded is not None:
+                # A tensor made under inference mode could never be trained.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._take(*loaded)
+        if found:
+            # What is in place, or was refused, is not missing; the bias remains to be loaded.
+            state_dict[names["values"]], state_dict[names["index"]] = self.values.detach(), self.index
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def _loaded(
-        self, values: Tensor | None, index: Tensor | None, weight: Tensor | None, mask: Tensor | None
+        self,
+        values: Tensor | None = None,
+        index: Tensor | None = None,
+        weight: Tensor | None = None,
+        weight_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | None:
         """Return values and positions from a state, whichever storage wrote it; None if it holds nothing of them."""
         if weight is not None and values is None and index is None:
-            if tuple(weight.shape) != self.shape or (mask is not None and mask.shape != weight.shape):
+            if tuple(weight.shape) != self.shape or (weight_mask is not None and weight_mask.shape != weight.shape):
                 raise ValueError(f"the dense weight has shape {tuple(weight.shape)} there, and {self.shape} here")
-            index = self.index if mask is None else mask.reshape(-1).nonzero().squeeze(1)
+            index = self.index if weight_mask is None else weight_mask.reshape(-1).nonzero().squeeze(1)
             values = weight.reshape(-1)[index.to(weight.device, torch.int64)]
         if values is None and index is None:
             return None
