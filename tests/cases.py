@@ -207,6 +207,7 @@ each_method = pytest.mark.parametrize("method", METHODS, ids=_name)
 each_method_with_reference = pytest.mark.parametrize(
     "method", [row for row in METHODS if row.name in reference.UPDATES], ids=_name
 )
+each_block = pytest.mark.parametrize("block", [(1, 1), (2, 1), (4, 1), (1, 2), (4, 4)], ids=str)
 each_model = pytest.mark.parametrize("model", MODELS, ids=_name)
 each_storage = pytest.mark.parametrize("storage", STORAGES)
 each_stored = pytest.mark.parametrize(("model", "storage"), STORED, ids=_name)
@@ -225,13 +226,14 @@ class Run:
         *,
         storage: str = "masked",
         density: float = 0.3,
+        block: tuple[int, int] = (1, 1),
         seed: int = 0,
         prepare: Callable[[nn.Module], nn.Module] = lambda module: module,
         **settings: Any,
     ) -> None:
         torch.manual_seed(seed)
         self.case = model
-        self.model = prepare(regrow.sparsify(model.build(), density, backend=storage, seed=seed))
+        self.model = prepare(regrow.sparsify(model.build(), density, block=block, backend=storage, seed=seed))
         self.optimizer = optimization.build(self.model.parameters())
         self.topology = regrow.TopologyUpdater(self.model, self.optimizer, recipe, seed=seed, **settings)
 

@@ -216,6 +216,7 @@ class Trainer:
     momentum: float
     nesterov: bool
     weight_decay: float
+    units: Sequence[tuple[int, int]] = ((1, 1), (1, 1))
 
     def __post_init__(self) -> None:
         self.buffers: list[np.ndarray] = []
@@ -241,8 +242,8 @@ class Trainer:
         """Carry out one update of `method`, in place."""
         buffers = self.buffers or [np.zeros_like(w) for w in self.weights]
         layers = [
-            Layer(w.ravel(), mask.ravel(), ~mask.ravel(), g.ravel(), b.ravel())
-            for w, mask, g, b in zip(self.weights, self.masks, self.gradients, buffers, strict=True)
+            Layer(w.ravel(), mask.ravel(), ~mask.ravel(), g.ravel(), b.ravel(), w.shape, unit)
+            for w, mask, g, b, unit in zip(self.weights, self.masks, self.gradients, buffers, self.units, strict=True)
         ]
         for i, (drop, grow) in enumerate(UPDATES[method](layers, rate, noise)):
             self.weights[i].ravel()[drop] = 0

@@ -1,6 +1,7 @@
 """Sparsely stored layers: they compute, copy, save and convert as the ordinary layers they stand for."""
 
 import copy
+import dataclasses
 import pickle
 import re
 
@@ -218,7 +219,7 @@ def test_a_mixture_trains_and_exchanges_weights(growth):
     mixed = mixture()
     optimizer = torch.optim.SGD(mixed.parameters(), lr=0.1, momentum=0.9)
     recipe = regrow.sparse_momentum(every=3, steps=12)
-    recipe = type(recipe)(**{**vars(recipe), "growth": growth})
+    recipe = dataclasses.replace(recipe, growth=growth)
     before = regrow.masks(mixed)
     regrow.TopologyUpdater(mixed, optimizer, recipe)
     for _ in range(12):

@@ -20,14 +20,20 @@ COMPARED = [
 EVERY, STEPS, SEED = 3, 18, 5
 
 
+# For each block the units of the two layers, of 12 outputs by 9 inputs and of 4 by 12.
+BLOCKS = {(1, 1): ((1, 1), (1, 1)), (4, 1): ((4, 1), (4, 1)), (3, 2): ((3, 1), (2, 2)), (2, 3): ((2, 3), (2, 3))}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize(("method", "settings"), COMPARED, ids=lambda v: getattr(v, "name", None))
-def test_a_whole_training_equals_the_reference(method, settings, storage):
+def test_a_whole_training_equals_the_reference(method, settings, storage, block):
     model = nn.Sequential(nn.Linear(9, 12, bias=False), nn.Tanh(), nn.Linear(12, 4, bias=False)).double()
-    regrow.sparsify(model, density=0.4, backend=storage)
+    regrow.sparsify(model, density=0.4, block=block, backend=storage)
     by_hand = reference.Trainer(
         weights=[w.numpy() for w in weights(model).values()],
         masks=[mask.numpy() for mask in regrow.masks(model).values()],
+        units=BLOCKS[block],
         **settings,
     )
     drawn = torch.Generator().manual_seed(SEED)

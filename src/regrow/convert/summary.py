@@ -14,7 +14,7 @@ from regrow.convert.choose import remembered
 from regrow.convert.eligible import slots_of
 from regrow.nn.batch_last import BatchLast
 from regrow.nn.sparse_conv import SparseConv
-from regrow.storage import Weight, sparse_weights
+from regrow.storage import Storage, Weight, sparse_weights
 
 # A column index for each value and a pointer for each row, as in CSR with 32-bit integers.
 _INDEX_BYTES = 4
@@ -37,13 +37,14 @@ class LayerSummary:
         flops: operations for one sample's forward pass, two for each nonzero and output position; without an
             example input, for one output position (a pixel, a token, a row).
         reason: why it is stored so, where `backend="auto"` chose; empty where the storage was asked for.
+        unit: outputs and inputs of a unit of topology, along the first two dimensions.
         gain: how many times faster the layer's sparse form was measured to be than the dense one, forward and
             backward; None where nothing was measured.
     """
 
     name: str
     shape: tuple[int, ...]
-    storage: str
+    storage: Storage
     nonzeros: int
     density: float
     bytes: int
@@ -51,6 +52,7 @@ class LayerSummary:
     flops: int
     reason: str = ""
     gain: float | None = None
+    unit: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class Summary:
         rows: list[tuple[str, ...]] = [header]
         for layer in self.layers:
             shape = "x".join(map(str, layer.shape))
-            rows.append((layer.name, shape, layer.storage, *_figures(layer)))
+            in_units = "" if layer.unit == (1, 1) else f" in {layer.unit[0]}x{layer.unit[1]}"
+            rows.append((layer.name, shape + in_units, str(layer.storage), *_figures(layer)))
         rows.append(("all sparse weights", "", "", *_figures(self)))
         if any(layer.gain is not None for layer in self.layers):
             rows = [(*row, *why) for row, why in zip(rows, self._reasons(), strict=True)]
@@ -189,6 +192,7 @@ def _layer(weight: Weight, positions: float) -> LayerSummary:
         flops=round(2 * nonzeros * positions),
         reason=choice.reason if choice else "",
         gain=choice.gain if choice else None,
+        unit=weight.units.unit,
     )
 
 

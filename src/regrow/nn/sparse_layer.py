@@ -108,9 +108,11 @@ class SparseLayer(nn.Module, ABC):
     @property
     def pattern(self) -> Pattern:
         """The index structure that the kernels use; made anew only when the positions change."""
-        version = _version(self.index)
-        if self._pattern is None or self._pattern_version != version:
-            self._pattern, self._pattern_version = self.pattern_of(self.index.cpu()), version
+        # What writes into the index in place is seen, but not by a compiler, which would look at its own copy.
+        if self._pattern is None or not (
+            torch.compiler.is_compiling() or self._pattern_version == _version(self.index)
+        ):
+            self._pattern, self._pattern_version = self.pattern_of(self.index.cpu()), _version(self.index)
         return self._pattern
 
     def covering(self, positions: Tensor | None) -> Covered:
@@ -227,7 +229,7 @@ class SparseLayer(nn.Module, ABC):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: list[str]
     ) -> None:
-        *_, errors = lists
+        missing, _, errors = lists
         names = {key: prefix + key for key in ("values", "index", "weight", "weight_mask")}
         found = {key: state_dict.pop(name) for key, name in names.items() if name in state_dict}
         try:
@@ -239,10 +241,9 @@ class SparseLayer(nn.Module, ABC):
                 # A tensor made under inference mode could never be trained.
                 with torch.inference_mode(False), torch.no_grad():
                     self._take(*loaded)
-        if found:
-            # What is in place, or was refused, is not missing; the bias remains to be loaded.
-            state_dict[names["values"]], state_dict[names["index"]] = self.values.detach(), self.index
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        if found:  # and so it is in place, or refused, but not missing
+            missing[:] = [name for name in missing if name not in names.values()]
 
     def _loaded(
         self,
