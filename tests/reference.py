@@ -74,12 +74,16 @@ def water_fill(total: int, share: Sequence[Fraction], room: Sequence[int]) -> li
     return [Fraction(room[i]) if i in full else level * share[i] for i in range(len(share))]
 
 
-def sums(room: Sequence[int], size: Sequence[int]) -> set[int]:
-    """Return every sum that whole units make, within the room."""
-    made = {0}
+def nearest_below(total: int, room: Sequence[int], size: Sequence[int]) -> int:
+    """Return the largest sum of whole units, within the room, that is not above `total`."""
+    made = 1  # the bit of each sum that can be made
     for most, step in zip(room, size, strict=True):
-        made = {one + more for one in made for more in range(0, most + 1, step)}
-    return made
+        left, together = most // step, 1
+        while left:  # 1, 2, 4, ... and the remaining units: together they make every number of units
+            together = min(together, left)
+            made |= made << together * step
+            left, together = left - together, 2 * together
+    return (made & ((1 << total + 1) - 1)).bit_length() - 1
 
 
 def apportion(
@@ -87,17 +91,18 @@ def apportion(
 ) -> list[int]:
     """Hand out whole units: the water filling, rounded by largest remainder, ties to the earlier.
 
-    If units of several sizes leave a rest, the exchange that moves the fewest weights meets it, of several the one that
-    adds the most of the smallest units: each unit joins where most is missing and leaves where least is.
+    A unit is taken where that leaves no more too many than would be missing without it. What units of several sizes
+    then leave too few or too many, the exchange that moves the fewest weights mends, of several the one that adds the
+    most of the smallest units: each unit joins where most is missing and leaves where least is.
     """
     size = size or [1] * len(room)
     room = [most // step * step for most, step in zip(room, size, strict=True)]
-    total = max(made for made in sums(room, size) if made <= total)
+    total = nearest_below(total, room, size)
     quota = [q / step for q, step in zip(water_fill(total, share, room), size, strict=True)]
     units = [math.floor(q) for q in quota]
     rest = total - sum(n * step for n, step in zip(units, size, strict=True))
     for i in sorted(range(len(quota)), key=lambda i: (units[i] - quota[i], i)):
-        if size[i] <= rest and (units[i] + 1) * size[i] <= room[i]:
+        if size[i] <= 2 * rest and (units[i] + 1) * size[i] <= room[i]:
             units[i] += 1
             rest -= size[i]
     if rest:
@@ -111,7 +116,8 @@ def _exchange(rest: int, units: list[int], quota: Sequence[Fraction], room: Sequ
     for step in sizes:
         have = sum(n for n, s in zip(units, size, strict=True) if s == step)
         most = sum(most // s for most, s in zip(room, size, strict=True) if s == step)
-        choices.append(range(-have, most - have + 1))
+        far = 4 * max(sizes)  # nothing is gained by exchanging more
+        choices.append(range(-min(have, far), min(most - have, far) + 1))
     ways = [way for way in product(*choices) if sum(n * s for n, s in zip(way, sizes, strict=True)) == rest]
     best = min(ways, key=lambda way: (sum(abs(n) * s for n, s in zip(way, sizes, strict=True)), [-n for n in way]))
     for more, step in zip(best, sizes, strict=True):

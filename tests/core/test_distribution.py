@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 import reference
 from regrow.core.distribution import DISTRIBUTIONS, erdos_renyi, erdos_renyi_kernel, uniform
+from regrow.core.units import fitting_unit
 
 DENSITIES = st.floats(0.001, 1.0)
 SHAPES = st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=5).map(tuple), min_size=1, max_size=5).map(
     lambda shapes: {f"{i}.weight": shape for i, shape in enumerate(shapes)}
 )
+UNITS = st.sampled_from([(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)])
 each_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS.keys())
 
 
@@ -26,31 +28,41 @@ def published_density(name, shape):
     return Fraction(fan_in + fan_out + sum(kernel), fan_in * fan_out * math.prod(kernel))
 
 
+def fitted(shapes, asked):
+    """Return the size of the units of each layer."""
+    sides = {name: (shape[0], shape[1] if len(shape) > 1 else 1) for name, shape in shapes.items()}
+    return {name: math.prod(fitting_unit(side, asked)) for name, side in sides.items()}
+
+
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-@given(shapes=SHAPES, density=DENSITIES)
-def test_counts_are_exact_capped_and_in_the_published_proportion(name, shapes, density):
+@given(shapes=SHAPES, density=DENSITIES, asked=UNITS)
+def test_counts_are_exact_capped_and_in_the_published_proportion(name, shapes, density, asked):
+    sizes = fitted(shapes, asked)
     numel = [math.prod(shape) for shape in shapes.values()]
     total = round(density * sum(numel))
     share = [published_density(name, shape) * n for shape, n in zip(shapes.values(), numel, strict=True)]
-    expected = reference.apportion(total, share, numel)
+    expected = reference.apportion(total, share, numel, list(sizes.values()))
     if 0 in expected:
         with pytest.raises(ValueError, match="too small to leave layer"):
-            DISTRIBUTIONS[name](shapes, density)
+            DISTRIBUTIONS[name](shapes, density, sizes)
         return
-    counts = DISTRIBUTIONS[name](shapes, density)
+    counts = DISTRIBUTIONS[name](shapes, density, sizes)
     assert list(counts) == list(shapes)
-    assert sum(counts.values()) == total
+    assert sum(counts.values()) == reference.nearest_below(total, numel, list(sizes.values()))
+    if asked == (1, 1):
+        assert counts == DISTRIBUTIONS[name](shapes, density)
     assert list(counts.values()) == expected
 
 
 @each_distribution
-@given(shapes=SHAPES)
-def test_the_density_that_the_error_advises_is_enough(distribution, shapes):
+@given(shapes=SHAPES, asked=UNITS)
+def test_the_density_that_the_error_advises_is_enough(distribution, shapes, asked):
+    sizes = fitted(shapes, asked)
     try:
-        distribution(shapes, 1e-9)
+        distribution(shapes, 1e-9, sizes)
     except ValueError as error:
         advised = re.search(r"take (\S+) or more", str(error))
-        assert all(distribution(shapes, float(advised.group(1))).values())
+        assert all(distribution(shapes, float(advised.group(1)), sizes).values())
 
 
 @each_distribution

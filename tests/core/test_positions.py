@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.core.positions import absent, draw_absent, find, lookup
+from regrow.core.positions import absent, draw_absent, find, leave_out, lookup, where
 
 
 @st.composite
@@ -18,11 +18,11 @@ def sets(draw):
 def test_what_is_looked_up_is_found_where_it_stands(wanted, there):
     (_, positions), (_, index) = wanted, there
     numbers = torch.arange(1, len(index) + 1).float()
-    place, found = find(positions, index)
-    where = {int(position): i for i, position in enumerate(index)}
-    assert found.tolist() == [int(p) in where for p in positions]
-    assert place[found].tolist() == [where[int(p)] for p in positions if int(p) in where]
-    assert lookup(positions, index, numbers).tolist() == [where.get(int(p), -1) + 1 for p in positions]
+    slot, found = find(positions, index)
+    expected = {int(position): i for i, position in enumerate(index)}
+    assert found.tolist() == [int(p) in expected for p in positions]
+    assert slot[found].tolist() == [expected[int(p)] for p in positions if int(p) in expected]
+    assert lookup(positions, index, numbers).tolist() == [expected.get(int(p), -1) + 1 for p in positions]
 
 
 @given(sets())
@@ -59,3 +59,17 @@ def test_few_of_very_many_are_drawn_without_listing_all():
     drawn = draw_absent(torch.tensor([7]), 2**50, 1000, torch.Generator().manual_seed(0))
     assert len(drawn) == 1000
     assert drawn.max() > 2**48
+
+
+@pytest.mark.parametrize("at_once", [3, 7, 50])
+@pytest.mark.parametrize("size", [1, 4])
+def test_numbers_are_left_out_part_by_part(size, at_once, monkeypatch):
+    monkeypatch.setattr("regrow.core.positions._AT_ONCE", at_once)
+    numbers, index = torch.randn(20 * size), torch.tensor([0, 2, 3, 4, 5, 13, 19])
+    left = leave_out(numbers, index, room=2, size=size)
+    assert torch.equal(left[:-2], numbers.view(20, size)[absent(index, 20)].flatten())
+
+
+def test_where_is_nonzero():
+    mask = torch.rand(100) < 0.3
+    assert torch.equal(where(mask), mask.nonzero().squeeze(1))

@@ -176,8 +176,8 @@ def test_a_scheduled_density_is_met_as_whole_units_can_growing_and_shrinking(met
         assert not left & set(grow)
         after.append(len(left | set(grow)))
     wanted = round(density * sum(len(layer.weight) for layer in layers))
-    made = reference.sums([len(layer.weight) for layer in layers], [layer.size for layer in layers])
-    assert sum(after) == max(one for one in made if one <= wanted)
+    numel, sizes = [len(layer.weight) for layer in layers], [layer.size for layer in layers]
+    assert sum(after) == reference.nearest_below(wanted, numel, sizes)
 
 
 @each_method

@@ -19,8 +19,8 @@ def apportion(
     What a full layer cannot take is shared among the rest in the same proportion; the last units go to the
     largest remainders, ties to the earlier name. The arithmetic is exact.
 
-    Where names have units of several sizes, a rest that no next unit fits is met by exchanging as few weights as
-    possible. If no choice of whole units makes `total`, the largest sum below it is handed out.
+    Where names have units of several sizes and these do not make `total`, as few weights as possible are exchanged so
+    that they do. If no choice of whole units makes `total`, the largest sum below it is handed out.
 
     Args:
         total: weights to hand out; at most the sum of `room`.
@@ -35,8 +35,8 @@ def apportion(
     Example:
         >>> apportion(10, {"a": 2.0, "b": 1.0, "c": 1.0}, {"a": 3, "b": 9, "c": 9})
         {'a': 3, 'b': 4, 'c': 3}
-        >>> apportion(10, {"a": 2.0, "b": 1.0}, {"a": 9, "b": 9}, unit_size={"a": 4, "b": 3})
-        {'a': 4, 'b': 6}
+        >>> apportion(11, {"a": 2.0, "b": 1.0}, {"a": 9, "b": 9}, unit_size={"a": 4, "b": 3})
+        {'a': 8, 'b': 3}
     """
     size = dict.fromkeys(share, 1) if unit_size is None else unit_size
     if not share.keys() == room.keys() == size.keys():
@@ -107,7 +107,8 @@ def _round_to_total(quota: Mapping[str, Fraction], total: int, room: Mapping[str
 
     # sorted() is stable, so equal remainders keep the order of the names
     for name in sorted(quota, key=missing, reverse=True):
-        if rest and size[name] <= rest and units[name] * size[name] < room[name]:
+        # a unit that overshoots by less than would be missing without it is taken, and the exchange takes back the rest
+        if size[name] <= 2 * rest and units[name] * size[name] < room[name]:
             units[name] += 1
             rest -= size[name]
     if not rest:
@@ -129,18 +130,18 @@ def _round_to_total(quota: Mapping[str, Fraction], total: int, room: Mapping[str
 
 
 def _exchange(rest: int, have: Mapping[int, int], free: Mapping[int, int]) -> dict[int, int] | None:
-    """Return how many units more of each size make `rest` weights more, moving as few weights as possible.
+    """Return how many units more of each size make `rest` weights more or fewer, moving as few weights as possible.
 
     Of several ways it is the one with the most units of the smallest size, then of the next. None if there is none.
 
     Args:
-        rest: weights to add, 0 or more.
+        rest: weights to add; negative to take away.
         have: units by size that may be taken away.
         free: units by size that may be added.
     """
     # Put units added and taken in an order in which the sum stays within a unit of 0 and `rest`. Where a sum came
     # twice, what lies between could be left out: so no more units than there are such sums are ever moved.
-    most = rest + 2 * max(have)
+    most = abs(rest) + 2 * max(have)
     ways: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
     sizes = sorted(have)
     for number, size in enumerate(sizes):
