@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "check.h"
 #include "group.h"
 #include "kernels.h"
 #include "memory.h"
@@ -104,6 +105,47 @@ NB_MODULE(_kernels, module) {
         nb::arg("positions"), nb::arg("wide"), nb::arg("nonzeros"), nb::arg("outputs"), nb::arg("channels"),
         nb::arg("taps"), nb::arg("groups"), nb::arg("transposed"), nb::arg("channels_per_block"), nb::arg("phase"),
         nb::arg("phases"), "Group the nonzeros at sorted positions: the tensors of regrow.pattern.Blocks but the last.");
+
+    module.def(
+        "check_index",
+        [](uintptr_t order, int64_t orders, uintptr_t place, int64_t places, uintptr_t segment_row, int64_t segment_rows,
+           uintptr_t segment_start, int64_t segment_starts, uintptr_t block_start, int64_t block_starts, int64_t values,
+           int64_t rows, int64_t channels, int64_t channels_per_block, int64_t taps, uintptr_t phase, int64_t phases) {
+            IndexTensors index;
+            index.order = {pointer<const int32_t>(order), orders};
+            index.tap_offset = {pointer<const int16_t>(place), places};
+            index.segment_row = {pointer<const int32_t>(segment_row), segment_rows};
+            index.segment_start = {pointer<const int32_t>(segment_start), segment_starts};
+            index.block_start = {pointer<const int32_t>(block_start), block_starts};
+            Expected expected;
+            expected.values = values;
+            expected.rows = rows;
+            expected.channels = channels;
+            expected.channels_per_block = channels_per_block;
+            expected.taps = taps;
+            expected.phase = pointer<const int32_t>(phase);
+            expected.phases = phases;
+            nb::gil_scoped_release release;
+            return fault_of(index, expected);
+        },
+        nb::arg("order"), nb::arg("orders"), nb::arg("place"), nb::arg("places"), nb::arg("segment_row"),
+        nb::arg("segment_rows"), nb::arg("segment_start"), nb::arg("segment_starts"), nb::arg("block_start"),
+        nb::arg("block_starts"), nb::arg("values"), nb::arg("rows"), nb::arg("channels"), nb::arg("channels_per_block"),
+        nb::arg("taps"), nb::arg("phase") = 0, nb::arg("phases") = 1,
+        R"(Say in words what is wrong with an index; an empty string where a kernel may have it.
+
+Time is linear in the size of the index. Call it before a kernel sees an index that was loaded or handed in.
+
+Args:
+    order, place, segment_row, segment_start, block_start: addresses of contiguous tensors, int32 but `place`, int16.
+    orders, places, segment_rows, segment_starts, block_starts: how many elements each of them has.
+    values: how many weights are active.
+    rows: output channels of this direction of the weight (input channels of the layer in the transposed one).
+    channels: input channels of this direction, of all groups.
+    channels_per_block: first element of `blocking`.
+    taps: height times width of the kernel.
+    phase: address of the phase of each tap, int32, as for `group`; 0 where there is one phase, or to leave it unchecked.
+    phases: how many phases the output has: the product of the strides in the transposed direction, else 1.)");
 
     module.def(
         "gather",
