@@ -60,7 +60,8 @@ void must(bool complete) {
 }  // namespace
 
 NB_MODULE(_kernels, module) {
-    module.doc() = "Kernels over the nonzeros of a weight; see regrow.ops for the functions that check their arguments.";
+    module.doc() =
+        "Kernels over the nonzeros of a weight; see regrow.ops for the functions that check their arguments.";
     chosen = &best_kernels();
 
     nb::class_<Axis>(module, "Axis", "One axis of a convolution, in the direction of the gather.")
@@ -77,21 +78,26 @@ NB_MODULE(_kernels, module) {
             [](Index* self, uintptr_t order, uintptr_t place, uintptr_t segment_row, uintptr_t segment_start,
                uintptr_t block_start, uintptr_t blocking, int64_t nonzeros, int64_t rows, int64_t channels) {
                 const int32_t* choice = pointer<const int32_t>(blocking);
-                new (self) Index{pointer<const int32_t>(order),       pointer<const int16_t>(place),
-                                 pointer<const int32_t>(segment_row), pointer<const int32_t>(segment_start),
-                                 pointer<const int32_t>(block_start), nonzeros,
-                                 rows,                                channels,
-                                 choice[0],                           choice[1] != 0};
+                new (self) Index{pointer<const int32_t>(order),
+                                 pointer<const int16_t>(place),
+                                 pointer<const int32_t>(segment_row),
+                                 pointer<const int32_t>(segment_start),
+                                 pointer<const int32_t>(block_start),
+                                 nonzeros,
+                                 rows,
+                                 channels,
+                                 choice[0],
+                                 choice[1] != 0};
             },
-            nb::arg("order"), nb::arg("place"), nb::arg("segment_row"), nb::arg("segment_start"), nb::arg("block_start"),
-            nb::arg("blocking"), nb::arg("nonzeros"), nb::arg("rows"), nb::arg("channels"));
+            nb::arg("order"), nb::arg("place"), nb::arg("segment_row"), nb::arg("segment_start"),
+            nb::arg("block_start"), nb::arg("blocking"), nb::arg("nonzeros"), nb::arg("rows"), nb::arg("channels"));
 
     module.def(
         "group",
         [](uintptr_t positions, bool wide, int64_t nonzeros, int64_t outputs, int64_t channels, int64_t taps,
            int64_t groups, bool transposed, int64_t channels_per_block, uintptr_t phase, int64_t phases) {
-            const Grouping grouping{outputs, channels, taps, groups, transposed, channels_per_block,
-                                    pointer<const int32_t>(phase), phases};
+            const Grouping grouping{
+                outputs, channels, taps, groups, transposed, channels_per_block, pointer<const int32_t>(phase), phases};
             Groups made;
             {
                 nb::gil_scoped_release release;
@@ -104,13 +110,15 @@ NB_MODULE(_kernels, module) {
         },
         nb::arg("positions"), nb::arg("wide"), nb::arg("nonzeros"), nb::arg("outputs"), nb::arg("channels"),
         nb::arg("taps"), nb::arg("groups"), nb::arg("transposed"), nb::arg("channels_per_block"), nb::arg("phase"),
-        nb::arg("phases"), "Group the nonzeros at sorted positions: the tensors of regrow.pattern.Blocks but the last.");
+        nb::arg("phases"),
+        "Group the nonzeros at sorted positions: the tensors of regrow.pattern.Blocks but the last.");
 
     module.def(
         "check_index",
-        [](uintptr_t order, int64_t orders, uintptr_t place, int64_t places, uintptr_t segment_row, int64_t segment_rows,
-           uintptr_t segment_start, int64_t segment_starts, uintptr_t block_start, int64_t block_starts, int64_t values,
-           int64_t rows, int64_t channels, int64_t channels_per_block, int64_t taps, uintptr_t phase, int64_t phases) {
+        [](uintptr_t order, int64_t orders, uintptr_t place, int64_t places, uintptr_t segment_row,
+           int64_t segment_rows, uintptr_t segment_start, int64_t segment_starts, uintptr_t block_start,
+           int64_t block_starts, int64_t values, int64_t rows, int64_t channels, int64_t channels_per_block,
+           int64_t taps, uintptr_t phase, int64_t phases) {
             IndexTensors index;
             index.order = {pointer<const int32_t>(order), orders};
             index.tap_offset = {pointer<const int16_t>(place), places};
@@ -160,20 +168,20 @@ Args:
 
     module.def(
         "values_gradient",
-        [](const Geometry& geometry, const Index& index, uintptr_t output_gradient, uintptr_t input,
-           uintptr_t gradient, uintptr_t bias_gradient, int threads) {
+        [](const Geometry& geometry, const Index& index, uintptr_t output_gradient, uintptr_t input, uintptr_t gradient,
+           uintptr_t bias_gradient, int threads) {
             nb::gil_scoped_release release;
             must(kernels().values_gradient(geometry, index, pointer<const float>(output_gradient),
                                            pointer<const float>(input), pointer<float>(gradient),
                                            pointer<float>(bias_gradient), threads));
         },
-        nb::arg("geometry"), nb::arg("index"), nb::arg("output_gradient"), nb::arg("input"),
-        nb::arg("gradient"), nb::arg("bias_gradient"), nb::arg("threads"));
+        nb::arg("geometry"), nb::arg("index"), nb::arg("output_gradient"), nb::arg("input"), nb::arg("gradient"),
+        nb::arg("bias_gradient"), nb::arg("threads"));
 
     module.def(
         "transpose",
-        [](uintptr_t from, int64_t from_pitch, int64_t from_distance, uintptr_t to, int64_t to_pitch, int64_t to_distance,
-           int64_t rows, int64_t columns, int64_t count, int threads) {
+        [](uintptr_t from, int64_t from_pitch, int64_t from_distance, uintptr_t to, int64_t to_pitch,
+           int64_t to_distance, int64_t rows, int64_t columns, int64_t count, int threads) {
             nb::gil_scoped_release release;
             kernels().transpose(pointer<const float>(from), from_pitch, from_distance, pointer<float>(to), to_pitch,
                                 to_distance, rows, columns, count, threads);
@@ -283,8 +291,9 @@ Args:
 
     module.def("allocate", &allocate, nb::arg("shape"), nb::arg("strides"), nb::rv_policy::reference,
                "A tensor of uninitialised floats, whose memory is kept for the next one when it is gone.");
-    module.def("release_memory", [] { return release_memory(); },
-               "Return to the system the memory of tensors that are gone; in bytes.");
+    module.def(
+        "release_memory", [] { return release_memory(); },
+        "Return to the system the memory of tensors that are gone; in bytes.");
 
     module.def("instruction_set", [] { return std::string(kernels().name); }, "Name of the kernels in use.");
     module.def(

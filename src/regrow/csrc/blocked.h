@@ -38,13 +38,13 @@ static int64_t block_count(const Index& index) { return ceil_divide(index.channe
 
 // Floats from the start of a packed block, for each place.
 static void tabulate_places(const PhasePlan& plan, const Geometry& geometry, const Tile& tile, int64_t channels,
-                     int32_t* offsets) {
+                            int32_t* offsets) {
     for (int64_t channel = 0; channel < channels; ++channel)
         for (int64_t row = 0; row < geometry.height.kernel; ++row)
             for (int64_t column = 0; column < geometry.width.kernel; ++column)
-                *offsets++ = static_cast<int32_t>(channel * plan.channel_pitch +
-                                                  plan.height.tap_line[row] * plan.line_pitch +
-                                                  plan.width.tap_line[column] * tile.lanes());
+                *offsets++ =
+                    static_cast<int32_t>(channel * plan.channel_pitch + plan.height.tap_line[row] * plan.line_pitch +
+                                         plan.width.tap_line[column] * tile.lanes());
 }
 
 // What every thread needs to walk over the packed blocks of its tiles.
@@ -79,7 +79,8 @@ struct Walk {
             const float* plane = input + channel * input_pitch() + item.lane;
             pack(packed, plan.channel_pitch, plane, input_pitch(), channels, inputs, tile, lanes);
             const int64_t next = smaller(index.channels_per_block, index.channels - channel - channels);
-            Ahead ahead(plane + channels * input_pitch(), input_pitch(), next, inputs, tile.vectors, start[1] - start[0]);
+            Ahead ahead(plane + channels * input_pitch(), input_pitch(), next, inputs, tile.vectors,
+                        start[1] - start[0]);
             body(Segments{index.segment_row, index.segment_start, start[0], start[1]}, block == 0, ahead);
         }
     }
@@ -152,15 +153,15 @@ static bool gather_phase(const Walk& walk, const float* values, const float* bia
     return complete;
 }
 
-static bool blocked_gather(const Geometry& geometry, const Index& index, const float* values, const float* bias, const float* input,
-            float* output, int threads) {
+static bool blocked_gather(const Geometry& geometry, const Index& index, const float* values, const float* bias,
+                           const float* input, float* output, int threads) {
     Buffer<int32_t> scratch(scratch_size(geometry));
     if (!scratch) return false;
     for (int64_t phase = 0; phase < phase_count(geometry); ++phase) {
         const Axis &height = geometry.height, &width = geometry.width;
-        const Tile tile = geometry.transposed
-                              ? choose_tile(ceil_divide(height.output, height.stride), ceil_divide(width.output, width.stride))
-                              : choose_tile(height.output, width.output);
+        const Tile tile = geometry.transposed ? choose_tile(ceil_divide(height.output, height.stride),
+                                                            ceil_divide(width.output, width.stride))
+                                              : choose_tile(height.output, width.output);
         const PhasePlan plan = plan_phase(geometry, tile, phase, scratch.data());
         const Walk walk{geometry, index, tile, plan, phase, input};
         if (!gather_phase(walk, values, bias, output, threads)) return false;
@@ -168,9 +169,9 @@ static bool blocked_gather(const Geometry& geometry, const Index& index, const f
     return true;
 }
 
-static bool values_gradient_by_tile(const Geometry& geometry, const Index& index,
-                                    const float* output_gradient, const float* input, float* gradient,
-                                    float* bias_gradient, int threads, const Tile& tile) {
+static bool values_gradient_by_tile(const Geometry& geometry, const Index& index, const float* output_gradient,
+                                    const float* input, float* gradient, float* bias_gradient, int threads,
+                                    const Tile& tile) {
     Buffer<int32_t> scratch(scratch_size(geometry));
     if (!scratch) return false;
     const PhasePlan plan = plan_phase(geometry, tile, 0, scratch.data());
@@ -236,9 +237,8 @@ static bool all_finite(const float* numbers, int64_t count) {
     return sum == 0.0f;
 }
 
-static bool blocked_values_gradient(const Geometry& geometry, const Index& index,
-                                    const float* output_gradient, const float* input, float* gradient,
-                                    float* bias_gradient, int threads) {
+static bool blocked_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
+                                    const float* input, float* gradient, float* bias_gradient, int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     const Tile tile = choose_tile(height.output, width.output);
     const auto by_tile = [&](const Tile& shape) {

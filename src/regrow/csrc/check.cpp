@@ -38,8 +38,8 @@ std::string fault_of_sizes(const IndexTensors& index, const Expected& e, int64_t
     if (index.tap_offset.size != e.values)
         return say("it has ", index.tap_offset.size, " offsets for ", e.values, " values");
     if (blocks > 0 && index.segment_row.size < e.rows)
-        return say("it has ", index.segment_row.size, " segments; the first block alone must have one for each of ", e.rows,
-                   " rows");
+        return say("it has ", index.segment_row.size, " segments; the first block alone must have one for each of ",
+                   e.rows, " rows");
     if (index.segment_start.size != index.segment_row.size + 1)
         return say("it has ", index.segment_start.size, " segment starts for ", index.segment_row.size,
                    " segments; there must be one more");

@@ -162,9 +162,9 @@ void gather_segments(const Segments& segments, const Entry* entries, const float
         const Vector initial = broadcast(bias ? bias[row] : 0.0f);
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kRun; ++j)
-                accumulator[i][j] = add ? read<kAccess>(target + i * targets.line_pitch + j * kLanes,
-                                                        targets.lanes - j * kLanes)
-                                        : initial;
+                accumulator[i][j] =
+                    add ? read<kAccess>(target + i * targets.line_pitch + j * kLanes, targets.lanes - j * kLanes)
+                        : initial;
         const Entry* const end = entries + segments.start[segment + 1];
         for (const Entry* entry = entries + segments.start[segment]; entry < end; ++entry) {
             const Lines<kRows, Pitch> lines(packed + entry->offset, line_pitch);
@@ -228,8 +228,7 @@ void values_segments(const Segments& segments, const int32_t* offsets, const flo
         Vector factor[kRows][kRun];
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kRun; ++j)
-                factor[i][j] =
-                    read<kAccess>(source + i * sources.line_pitch + j * kLanes, sources.lanes - j * kLanes);
+                factor[i][j] = read<kAccess>(source + i * sources.line_pitch + j * kLanes, sources.lanes - j * kLanes);
         if (row_sums) {
             float* const row_sum = row_sums + segments.row[segment] * kLanes;
             Vector sum = load(row_sum);

@@ -24,7 +24,8 @@ void with_tile(const Geometry& geometry, Body&& body) {
     const int64_t lanes = static_cast<int64_t>(kAccumulators) * kLanes;
     using std::integral_constant;
     if (geometry.height.output == 1) return body(integral_constant<int, 1>(), integral_constant<int, 4>());
-    if (geometry.batch > lanes / 4) return body(integral_constant<int, 2>(), integral_constant<int, kAccumulators / 2>());
+    if (geometry.batch > lanes / 4)
+        return body(integral_constant<int, 2>(), integral_constant<int, kAccumulators / 2>());
     body(integral_constant<int, 4>(), integral_constant<int, kAccumulators / 4>());
 }
 
@@ -46,11 +47,10 @@ bool gather(const Geometry& geometry, const Index& index, const float* values, c
     return complete;
 }
 
-bool values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
-                     const float* input, float* gradient, float* bias_gradient, int threads) {
+bool values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient, const float* input,
+                     float* gradient, float* bias_gradient, int threads) {
     if (!sweeps(geometry, index))
-        return blocked_values_gradient(geometry, index, output_gradient, input, gradient, bias_gradient,
-                                       threads);
+        return blocked_values_gradient(geometry, index, output_gradient, input, gradient, bias_gradient, threads);
     bool complete = false;
     with_tile(geometry, [&](auto rows, auto vectors) {
         complete = sweep_values_gradient<decltype(rows)::value, decltype(vectors)::value>(

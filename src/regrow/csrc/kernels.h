@@ -55,8 +55,8 @@ struct Normalisation {
     int64_t channels;
     int64_t length;
     double epsilon;
-    bool relu;      // after the sum with the residual
-    bool training;  // with the statistics of the batch
+    bool relu;        // after the sum with the residual
+    bool training;    // with the statistics of the batch
     Dropout dropout;  // at the end
 };
 

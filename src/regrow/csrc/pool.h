@@ -147,8 +147,9 @@ static void max_pool_gradient_tiled(const Geometry& geometry, int64_t channels, 
     const bool streams = streams_outputs(input_gradient, channels * height.input * width.input * batch, batch);
     for_positions(channels, height.output, width.output, threads, [&](int64_t channel, int64_t row, int64_t column) {
         const int64_t place = ((channel * height.output + row) * width.output + column) * batch;
-        float* const corner = input_gradient + ((channel * height.input + row * height.kernel) * width.input +
-                                                column * width.kernel) * batch;
+        float* const corner =
+            input_gradient +
+            ((channel * height.input + row * height.kernel) * width.input + column * width.kernel) * batch;
         const auto run = [&](auto stored, auto window_height, auto window_width) {
             for_vectors<Access::kAll>(batch, [&](int64_t at, auto access, int64_t lanes) {
                 constexpr Access kRead = decltype(access)::value;
@@ -180,8 +181,8 @@ static void max_pool_gradient(const Geometry& geometry, int64_t channels, const 
                        const int64_t tap = (y + height.padding - row * height.stride) * width.kernel + x +
                                            width.padding - column * width.stride;
                        const Vector gradient = read<kAccess>(output_gradient + place, lanes);
-                       const Integers won = read_bytes<kAccess>(winner + place, lanes) ==
-                                            Integers{} + static_cast<int32_t>(tap);
+                       const Integers won =
+                           read_bytes<kAccess>(winner + place, lanes) == Integers{} + static_cast<int32_t>(tap);
                        return won ? gradient : Vector{};
                    });
 }

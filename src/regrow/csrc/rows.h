@@ -41,7 +41,8 @@ void multiply_few(const Index& index, const float* values, const float* bias, Re
 static bool gather_vectors(const Index& index, const float* values, const float* bias, const float* input,
                            float* output, int64_t batch) {
     if (batch == 1) {
-        multiply_few(index, values, bias, [&](int64_t channel) { return input[channel]; }, [](int64_t, float) {}, output);
+        multiply_few(
+            index, values, bias, [&](int64_t channel) { return input[channel]; }, [](int64_t, float) {}, output);
         return true;
     }
     Buffer<float> lines(index.channels * kLanes), sums(index.rows * kLanes);
@@ -63,10 +64,12 @@ class RowTiles {
 
     // `scratch` as for plan_axis.
     RowTiles(const Geometry& geometry, const Index& index, int32_t* scratch)
-        : index_(index), batch_(geometry.batch), width_input_(geometry.width.input), width_output_(geometry.width.output),
-          kernel_width_(geometry.width.kernel), taps_(static_cast<int64_t>(geometry.height.kernel) * geometry.width.kernel),
+        : index_(index), batch_(geometry.batch), width_input_(geometry.width.input),
+          width_output_(geometry.width.output), kernel_width_(geometry.width.kernel),
+          taps_(static_cast<int64_t>(geometry.height.kernel) * geometry.width.kernel),
           height_(plan_axis(geometry.height, geometry.transposed, 0, kRows, scratch)),
-          width_(plan_axis(geometry.width, geometry.transposed, 0, width_output_, scratch + 2 * geometry.height.kernel)),
+          width_(
+              plan_axis(geometry.width, geometry.transposed, 0, width_output_, scratch + 2 * geometry.height.kernel)),
           blocks_(ceil_divide(index.channels, index.channels_per_block)),
           // A tile may read as far as a vector beyond its row.
           line_pitch_(ceil_divide(width_.lines * batch_ + kTileLanes, kLanes) * kLanes),
@@ -78,7 +81,8 @@ class RowTiles {
 
     int32_t offset(int64_t number) const {
         const int64_t place = index_.place[number], tap = place % taps_;
-        return static_cast<int32_t>(place / taps_ * channel_pitch_ + height_.tap_line[tap / kernel_width_] * line_pitch_ +
+        return static_cast<int32_t>(place / taps_ * channel_pitch_ +
+                                    height_.tap_line[tap / kernel_width_] * line_pitch_ +
                                     width_.tap_line[tap % kernel_width_] * batch_);
     }
 
@@ -117,8 +121,8 @@ class RowTiles {
         for (int64_t row = 0; row < rows; ++row) {
             Rows<float> one = targets;
             one.first += row * targets.line_pitch;
-            gather_segments<1, kRun, Access::kAll>(segments, entries, packed + row * line_pitch_, line_pitch_, one, bias,
-                                                   block > 0, nothing);
+            gather_segments<1, kRun, Access::kAll>(segments, entries, packed + row * line_pitch_, line_pitch_, one,
+                                                   bias, block > 0, nothing);
         }
     }
 

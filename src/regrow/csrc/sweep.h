@@ -78,9 +78,9 @@ class Sweep {
             for (int64_t channel = 0; channel < index_.channels_per_block; ++channel)
                 for (int64_t tap = 0; tap < taps_; ++tap) {
                     const int64_t slot = (rotation + width_.tap_line[tap % kernel_width_]) % width_.span;
-                    *offsets++ = static_cast<int32_t>(channel * channel_pitch_ +
-                                                      height_.tap_line[tap / kernel_width_] * line_pitch_ +
-                                                      slot * kTileLanes);
+                    *offsets++ =
+                        static_cast<int32_t>(channel * channel_pitch_ +
+                                             height_.tap_line[tap / kernel_width_] * line_pitch_ + slot * kTileLanes);
                 }
     }
 
@@ -150,7 +150,8 @@ class Sweep {
         using Some = std::integral_constant<Access, Access::kSome>;
         using One = std::integral_constant<int, 1>;
         const std::integral_constant<int, kRows> rows;
-        if (tile.rows == kRows && tile.lanes == kTileLanes) return stream ? body(rows, Stream(), 0) : body(rows, All(), 0);
+        if (tile.rows == kRows && tile.lanes == kTileLanes)
+            return stream ? body(rows, Stream(), 0) : body(rows, All(), 0);
         for (int64_t row = 0; row < tile.rows; ++row)
             tile.lanes == kTileLanes ? body(One(), All(), row) : body(One(), Some(), row);
     }
@@ -170,8 +171,14 @@ class Sweep {
             (height_.target(down, item.top) * width_.output + width_.target(across, column)) * batch_ + item.lane;
         const int64_t first = share_start(start[0], start[1], item.share, item.shares);
         const int64_t last = share_start(start[0], start[1], item.share + 1, item.shares);
-        body(Tile{{index_.segment_row, index_.segment_start, first, last}, rows, lanes, position, row_pitch,
-                  rotation, block == 0, block == blocks_ - 1});
+        body(Tile{{index_.segment_row, index_.segment_start, first, last},
+                  rows,
+                  lanes,
+                  position,
+                  row_pitch,
+                  rotation,
+                  block == 0,
+                  block == blocks_ - 1});
     }
 
     // The first segment of a share: all have about as many nonzeros.
@@ -182,8 +189,10 @@ class Sweep {
         const int64_t wanted = before + all * share / shares;
         while (first < last) {
             const int64_t middle = first + (last - first) / 2;
-            if (index_.segment_start[middle] < wanted) first = middle + 1;
-            else last = middle;
+            if (index_.segment_start[middle] < wanted)
+                first = middle + 1;
+            else
+                last = middle;
         }
         return first;
     }
@@ -274,7 +283,8 @@ bool sweep_gather(const Geometry& geometry, const Index& index, const float* val
                 const Entry* table = entries.data() + tile.rotation * index.nonzeros;
                 const Rows<float> targets{output + tile.position, plan.output_pitch(), tile.row_pitch, tile.lanes};
                 const auto gather = [&](auto rows, auto access, int64_t row) {
-                    const Rows<float> part{targets.first + row * tile.row_pitch, targets.pitch, tile.row_pitch, tile.lanes};
+                    const Rows<float> part{targets.first + row * tile.row_pitch, targets.pitch, tile.row_pitch,
+                                           tile.lanes};
                     NothingAhead nothing;
                     gather_segments<decltype(rows)::value, kRun, decltype(access)::value>(
                         tile.segments, table, ring.data() + row * plan.row_step(), plan.row_step(), part, bias,

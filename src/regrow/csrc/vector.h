@@ -14,7 +14,7 @@
 
 namespace regrow::REGROW_VARIANT {
 
-constexpr int kLanes = REGROW_LANES;          // floats in one vector
+constexpr int kLanes = REGROW_LANES;             // floats in one vector
 constexpr int kAccumulators = REGROW_REGISTERS;  // vectors that one tile keeps in registers
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
