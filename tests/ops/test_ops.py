@@ -116,7 +116,7 @@ def test_convolution_is_the_dense_one(name: str) -> None:
 def test_either_driver_gives_the_dense_one(
     name: str, batch: int, blocking: Blocking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regrow.pattern.choose_blocking", lambda *_, **__: blocking)
+    monkeypatch.setattr("regrow.ops.pattern.choose_blocking", lambda *_, **__: blocking)
     convolve_both(replace(CASES[name], batch=batch))
 
 
@@ -236,7 +236,7 @@ def test_strided_values_bias_and_output_gradient() -> None:
 def test_what_is_not_finite_passes_as_in_dense(
     sweep: bool, plane: int, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regrow.pattern.choose_blocking", lambda *_, **__: Blocking(16, sweep))
+    monkeypatch.setattr("regrow.ops.pattern.choose_blocking", lambda *_, **__: Blocking(16, sweep))
     case = Case(35, 20, 6, (plane, plane))
     x, values, bias, pattern = operands(case, Pattern.of_mask(torch.ones(SHAPE, dtype=torch.bool)))
     with torch.no_grad():
