@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from regrow.ops.conv2d.run import convolve, input_gradient, values_gradient
 from regrow.ops.native import kernels
 from regrow.ops.pattern import Geometry, Pattern
 
@@ -165,3 +171,159 @@ def test_an_index_of_another_weight_is_told(settings: dict[str, int]) -> None:
     direction = damaged()
     direction.settings |= settings
     assert direction.fault()
+
+
+def layer(shape: tuple[int, ...]) -> tuple[Pattern, Tensor, Tensor]:
+    """Return pattern, values and bias of a convolution with half of its weights."""
+    generator = torch.Generator().manual_seed(0)
+    pattern = Pattern.of_mask(torch.rand(shape, generator=generator) < 0.5)
+    values = torch.randn(pattern.nonzeros, generator=generator)
+    return pattern, values, torch.randn(shape[0], generator=generator)
+
+
+def gradients(
+    x: Tensor, shape: tuple[int, ...], geometry: Geometry, threads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return output and gradients of input, values and bias by the kernels, and the dense output, summed over."""
+    pattern, values, bias = layer(shape)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        output = convolve(x, values, bias, pattern.forward_blocks(geometry), shape, geometry)
+        ones = torch.ones_like(output)
+        of_input = input_gradient(ones, values, pattern.transposed_blocks(geometry), x.shape, shape, geometry)
+        of_bias = torch.full((shape[0],), math.nan)
+        of_values = values_gradient(ones, x, pattern.forward_blocks(geometry), shape, geometry, of_bias)
+    finally:
+        torch.set_num_threads(before)
+    dense = torch.zeros(shape)
+    dense.view(-1)[pattern.positions] = values
+    return output, of_input, of_values, of_bias, F.conv2d(x, dense, bias, *geometry)
+
+
+@pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2, 15, 70])
+@pytest.mark.parametrize(
+    ("kernel", "geometry"),
+    [
+        ((1, 1), Geometry(stride=(3, 3), padding=(1, 1))),
+        ((1, 1), Geometry(stride=(3, 1), padding=(1, 0))),
+        ((1, 1), Geometry(stride=(5, 3), padding=(2, 1))),
+        ((3, 3), Geometry(padding=(1, 1))),
+        ((3, 5), Geometry(stride=(2, 2), padding=(1, 2))),
+    ],
+    ids=str,
+)
+def test_planes_of_one_position_heed_their_padding(kernel, geometry, batch, threads) -> None:
+    x = torch.randn(batch, 4, 1, 1)
+    output, of_input, of_values, _, dense = gradients(x, (4, 4, *kernel), geometry, threads)
+    torch.testing.assert_close(output, dense)
+    if kernel == (1, 1):
+        assert not of_input.any()
+        assert not of_values.any()
+
+
+@pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("plane", [(1, 1), (1, 9), (9, 1), (9, 9)])
+def test_a_batch_of_no_samples_has_gradients_of_zero(plane: tuple[int, int], threads: int) -> None:
+    x = torch.randn(0, 4, *plane)
+    output, of_input, of_values, of_bias, dense = gradients(x, (6, 4, 1, 1), Geometry(), threads)
+    assert output.shape == dense.shape
+    assert of_input.shape == x.shape
+    assert not of_values.any()
+    assert not of_bias.any()
+
+
+@pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_without_inputs_outputs_are_the_bias(batch: int) -> None:
+    shape, geometry, bias = (5, 0, 1, 1), Geometry(), torch.randn(5)
+    index = Pattern(shape[:2], torch.zeros(0, dtype=torch.int32)).forward_blocks(geometry)
+    x, of_bias = torch.randn(batch, 0, 1, 1), torch.full((5,), math.nan)
+    output = convolve(x, torch.zeros(0), bias, index, shape, geometry)
+    of_values = values_gradient(torch.ones_like(output), x, index, shape, geometry, of_bias)
+    assert torch.equal(output, bias.view(1, 5, 1, 1).expand_as(output))
+    assert of_values.shape == (0,)
+    assert torch.equal(of_bias, torch.full((5,), float(batch)))
+
+
+@pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("batch", [2, 70])
+def test_kernels_of_many_taps_have_plans_beyond_the_stack(batch: int) -> None:
+    geometry = Geometry(padding=(0, 70))
+    output, *_, dense = gradients(torch.randn(batch, 2, 2, 30), (3, 2, 1, 141), geometry, threads=1)
+    torch.testing.assert_close(output, dense, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"input": 2, "output": 0}, "does not fit a plane of 2"),
+        ({"input": 7, "output": 4}, "has 3 outputs, not 4"),
+        ({"input": -1}, "must not be negative"),
+        ({"kernel": 0}, "at least 1"),
+        ({"stride": 0}, "at least 1"),
+        ({"dilation": 0}, "at least 1"),
+        ({"padding": -1}, "must not be negative"),
+    ],
+    ids=str,
+)
+def test_a_plane_that_cannot_be_is_refused(sizes: dict[str, int], words: str) -> None:
+    whole = kernels().Axis(input=1, output=1, kernel=1, stride=1, padding=0, dilation=1)
+    given = {"input": 7, "output": 3, "kernel": 3, "stride": 2, "padding": 0, "dilation": 1} | sizes
+    with pytest.raises(ValueError, match=words):
+        kernels().Geometry(batch=1, height=whole, width=kernels().Axis(**given), transposed=False)
+
+
+def test_a_batch_below_zero_is_refused() -> None:
+    axis = kernels().Axis(input=1, output=1, kernel=1, stride=1, padding=0, dilation=1)
+    with pytest.raises(ValueError, match="fewer than 0"):
+        kernels().Geometry(batch=-1, height=axis, width=axis, transposed=False)
+
+
+@pytest.mark.parametrize("shape", [(1 << 62,), (1 << 61,), (1 << 32, 1 << 32), (1 << 63, 2), (3, 1 << 62, 5)], ids=str)
+def test_an_output_beyond_all_memory_is_a_memory_error(shape: tuple[int, ...]) -> None:
+    with pytest.raises(MemoryError):
+        kernels().allocate(shape=shape, strides=[1] * len(shape))
+
+
+def test_strides_must_match_the_sides() -> None:
+    with pytest.raises(ValueError, match="as many strides"):
+        kernels().allocate(shape=(2, 3), strides=(1,))
+
+
+def test_memory_of_many_tensors_comes_back() -> None:
+    kernels().release_memory()
+    kept = [kernels().allocate(shape=(1000,), strides=(1,)) for _ in range(200)]
+    assert kernels().release_memory() == 0
+    del kept
+    assert kernels().release_memory() >= 200 * 4000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_runs_kernels_after_its_parent_had_threads() -> None:
+    code = """
+        import os, signal
+        import numpy, torch
+        from regrow.ops.native import kernels
+
+        x = torch.arange(64.0 * 64).view(64, 64)
+
+        def transposed():
+            target = numpy.zeros((64, 64), numpy.float32)
+            kernels().transpose(
+                source=x.data_ptr(), source_pitch=64, source_distance=0, target=target.ctypes.data, target_pitch=64,
+                target_distance=0, rows=64, columns=64, count=1, threads=2,
+            )
+            return target
+
+        before = transposed()
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            os._exit(0 if numpy.array_equal(transposed(), before) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
