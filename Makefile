@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One thread a test process: several processes with PyTorch's threads each would only wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+KERNELS := $(wildcard src/regrow/csrc/*.h src/regrow/csrc/*.cpp)
 
 .PHONY: demo test test-slow sanitize lint format clean
 
@@ -21,11 +22,13 @@ sanitize: $(VENV)/.dev ## the kernels' tests with a build that checks addresses 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/clang-format --dry-run --Werror $(KERNELS)
 	$(BIN)/mypy
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/clang-format -i $(KERNELS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

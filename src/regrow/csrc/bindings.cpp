@@ -6,12 +6,15 @@
 
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "check.h"
 #include "group.h"
 #include "kernels.h"
 #include "memory.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 using namespace regrow;
@@ -31,9 +34,11 @@ using Floats = nb::ndarray<nb::pytorch, float, nb::device::cpu>;
 
 // Not a view in PyTorch's eyes, as one made of a tensor of another shape would be: it may be written in place.
 Floats allocate(const std::vector<size_t>& shape, const std::vector<int64_t>& strides) {
-    size_t count = 1;
-    for (const size_t size : shape) count *= size;
-    const Memory memory = take_memory(count * sizeof(float));
+    if (strides.size() != shape.size()) throw std::invalid_argument("a tensor needs as many strides as sides");
+    size_t bytes = sizeof(float);
+    for (const size_t size : shape)
+        if (__builtin_mul_overflow(bytes, size, &bytes)) throw std::bad_alloc();
+    const Memory memory = take_memory(bytes);
     if (!memory.data) throw std::bad_alloc();
     const nb::capsule owner(new Memory(memory), [](void* taken) noexcept {
         const auto* back = static_cast<Memory*>(taken);
@@ -56,19 +61,60 @@ void must(bool complete) {
     if (!complete) throw std::bad_alloc();
 }
 
+void check_axis(const Axis& axis) {
+    if (axis.input < 0 || axis.output < 0 || axis.kernel < 1 || axis.stride < 1 || axis.padding < 0 ||
+        axis.dilation < 1)
+        throw std::invalid_argument(
+            "sizes and padding of a plane must not be negative, and kernel, stride and dilation must be at least 1");
+}
+
+// Whether the sizes of one axis belong together; the kernels rely on it.
+void check_plane(const Axis& axis, bool transposed) {
+    const int64_t plane = transposed ? axis.output : axis.input, windows = transposed ? axis.input : axis.output;
+    const int64_t span = (axis.kernel - int64_t{1}) * axis.dilation + 1, padded = plane + int64_t{2} * axis.padding;
+    if (padded < span)
+        throw std::invalid_argument("a kernel that spans " + std::to_string(span) + " does not fit a plane of " +
+                                    std::to_string(padded) + ", padding included: give a larger input or more padding");
+    const int64_t fitting = (padded - span) / axis.stride + 1;
+    if (windows != fitting)
+        throw std::invalid_argument("a plane of " + std::to_string(plane) + " has " + std::to_string(fitting) +
+                                    " outputs, not " + std::to_string(windows));
+}
+
 }  // namespace
 
 NB_MODULE(_kernels, module) {
-    module.doc() = "Kernels over the nonzeros of a weight; see regrow.ops for the functions that check their arguments.";
+    module.doc() =
+        "Kernels over the nonzeros of a weight; see regrow.ops for the functions that check their arguments.";
     chosen = &best_kernels();
 
     nb::class_<Axis>(module, "Axis", "One axis of a convolution, in the direction of the gather.")
-        .def(nb::init<int64_t, int64_t, int32_t, int32_t, int32_t, int32_t>(), nb::arg("input"), nb::arg("output"),
-             nb::arg("kernel"), nb::arg("stride"), nb::arg("padding"), nb::arg("dilation"));
+        .def(
+            "__init__",
+            [](Axis* self, int64_t input, int64_t output, int32_t kernel, int32_t stride, int32_t padding,
+               int32_t dilation) {
+                const Axis axis{.input = input,
+                                .output = output,
+                                .kernel = kernel,
+                                .stride = stride,
+                                .padding = padding,
+                                .dilation = dilation};
+                check_axis(axis);
+                new (self) Axis(axis);
+            },
+            nb::arg("input"), nb::arg("output"), nb::arg("kernel"), nb::arg("stride"), nb::arg("padding"),
+            nb::arg("dilation"));
 
     nb::class_<Geometry>(module, "Geometry", "Batch and plane of a convolution.")
-        .def(nb::init<int64_t, Axis, Axis, bool>(), nb::arg("batch"), nb::arg("height"), nb::arg("width"),
-             nb::arg("transposed"));
+        .def(
+            "__init__",
+            [](Geometry* self, int64_t batch, const Axis& height, const Axis& width, bool transposed) {
+                if (batch < 0) throw std::invalid_argument("a batch cannot have fewer than 0 samples");
+                check_plane(height, transposed);
+                check_plane(width, transposed);
+                new (self) Geometry{.batch = batch, .height = height, .width = width, .transposed = transposed};
+            },
+            nb::arg("batch"), nb::arg("height"), nb::arg("width"), nb::arg("transposed"));
 
     nb::class_<Index>(module, "Index", "Addresses of the index tensors of one direction of a weight.")
         .def(
@@ -76,34 +122,86 @@ NB_MODULE(_kernels, module) {
             [](Index* self, uintptr_t order, uintptr_t place, uintptr_t segment_row, uintptr_t segment_start,
                uintptr_t block_start, uintptr_t blocking, int64_t nonzeros, int64_t rows, int64_t channels) {
                 const int32_t* choice = pointer<const int32_t>(blocking);
-                new (self) Index{pointer<const int32_t>(order),       pointer<const int16_t>(place),
-                                 pointer<const int32_t>(segment_row), pointer<const int32_t>(segment_start),
-                                 pointer<const int32_t>(block_start), nonzeros,
-                                 rows,                                channels,
-                                 choice[0],                           choice[1] != 0};
+                new (self) Index{.order = pointer<const int32_t>(order),
+                                 .tap_offset = pointer<const int16_t>(place),
+                                 .segment_row = pointer<const int32_t>(segment_row),
+                                 .segment_start = pointer<const int32_t>(segment_start),
+                                 .block_start = pointer<const int32_t>(block_start),
+                                 .nonzeros = nonzeros,
+                                 .rows = rows,
+                                 .channels = channels,
+                                 .channels_per_block = choice[0],
+                                 .sweep = choice[1] != 0};
             },
-            nb::arg("order"), nb::arg("place"), nb::arg("segment_row"), nb::arg("segment_start"), nb::arg("block_start"),
-            nb::arg("blocking"), nb::arg("nonzeros"), nb::arg("rows"), nb::arg("channels"));
+            nb::arg("order"), nb::arg("place"), nb::arg("segment_row"), nb::arg("segment_start"),
+            nb::arg("block_start"), nb::arg("blocking"), nb::arg("nonzeros"), nb::arg("rows"), nb::arg("channels"));
 
     module.def(
         "group",
         [](uintptr_t positions, bool wide, int64_t nonzeros, int64_t outputs, int64_t channels, int64_t taps,
            int64_t groups, bool transposed, int64_t channels_per_block, uintptr_t phase, int64_t phases) {
-            const Grouping grouping{outputs, channels, taps, groups, transposed, channels_per_block,
-                                    pointer<const int32_t>(phase), phases};
+            const Grouping grouping{.outputs = outputs,
+                                    .channels = channels,
+                                    .taps = taps,
+                                    .groups = groups,
+                                    .transposed = transposed,
+                                    .channels_per_block = channels_per_block,
+                                    .phase = pointer<const int32_t>(phase),
+                                    .phases = phases};
             Groups made;
             {
                 nb::gil_scoped_release release;
                 made = wide ? group(grouping, pointer<const int64_t>(positions), nonzeros)
                             : group(grouping, pointer<const int32_t>(positions), nonzeros);
             }
-            return nb::make_tuple(own(std::move(made.order)), own(std::move(made.place)),
+            return nb::make_tuple(own(std::move(made.order)), own(std::move(made.tap_offset)),
                                   own(std::move(made.segment_row)), own(std::move(made.segment_start)),
                                   own(std::move(made.block_start)));
         },
         nb::arg("positions"), nb::arg("wide"), nb::arg("nonzeros"), nb::arg("outputs"), nb::arg("channels"),
         nb::arg("taps"), nb::arg("groups"), nb::arg("transposed"), nb::arg("channels_per_block"), nb::arg("phase"),
-        nb::arg("phases"), "Group the nonzeros at sorted positions: the tensors of regrow.pattern.Blocks but the last.");
+        nb::arg("phases"),
+        "Group the nonzeros at sorted positions: the tensors of regrow.pattern.Blocks but the last.");
+
+    module.def(
+        "check_index",
+        [](uintptr_t order, int64_t orders, uintptr_t place, int64_t places, uintptr_t segment_row,
+           int64_t segment_rows, uintptr_t segment_start, int64_t segment_starts, uintptr_t block_start,
+           int64_t block_starts, int64_t values, int64_t rows, int64_t channels, int64_t channels_per_block,
+           int64_t taps, uintptr_t phase, int64_t phases) {
+            const IndexTensors index{.order = {pointer<const int32_t>(order), orders},
+                                     .tap_offset = {pointer<const int16_t>(place), places},
+                                     .segment_row = {pointer<const int32_t>(segment_row), segment_rows},
+                                     .segment_start = {pointer<const int32_t>(segment_start), segment_starts},
+                                     .block_start = {pointer<const int32_t>(block_start), block_starts}};
+            const Expected expected{.values = values,
+                                    .rows = rows,
+                                    .channels = channels,
+                                    .channels_per_block = channels_per_block,
+                                    .taps = taps,
+                                    .phase = pointer<const int32_t>(phase),
+                                    .phases = phases};
+            nb::gil_scoped_release release;
+            return fault_of(index, expected);
+        },
+        nb::arg("order"), nb::arg("orders"), nb::arg("place"), nb::arg("places"), nb::arg("segment_row"),
+        nb::arg("segment_rows"), nb::arg("segment_start"), nb::arg("segment_starts"), nb::arg("block_start"),
+        nb::arg("block_starts"), nb::arg("values"), nb::arg("rows"), nb::arg("channels"), nb::arg("channels_per_block"),
+        nb::arg("taps"), nb::arg("phase") = 0, nb::arg("phases") = 1,
+        R"(Say in words what is wrong with an index; an empty string where a kernel may have it.
+
+Time is linear in the size of the index. Call it before a kernel sees an index that was loaded or handed in.
+
+Args:
+    order, place, segment_row, segment_start, block_start: addresses of contiguous tensors, int32 but `place`, int16.
+    orders, places, segment_rows, segment_starts, block_starts: how many elements each of them has.
+    values: how many weights are active.
+    rows: output channels of this direction of the weight (input channels of the layer in the transposed one).
+    channels: input channels of this direction, of all groups.
+    channels_per_block: first element of `blocking`.
+    taps: height times width of the kernel.
+    phase: address of the phase of each tap, int32, as for `group`; 0 where there is one phase, or to leave it unchecked.
+    phases: how many phases the output has: the product of the strides in the transposed direction, else 1.)");
 
     module.def(
         "gather",
@@ -111,57 +209,74 @@ NB_MODULE(_kernels, module) {
            uintptr_t output, int threads) {
             nb::gil_scoped_release release;
             must(kernels().gather(geometry, index, pointer<const float>(values), pointer<const float>(bias),
-                                  pointer<const float>(input), pointer<float>(output), threads));
+                                  pointer<const float>(input), pointer<float>(output), usable_threads(threads)));
         },
         nb::arg("geometry"), nb::arg("index"), nb::arg("values"), nb::arg("bias"), nb::arg("input"), nb::arg("output"),
         nb::arg("threads"));
 
     module.def(
         "values_gradient",
-        [](const Geometry& geometry, const Index& index, uintptr_t output_gradient, uintptr_t input,
-           uintptr_t gradient, uintptr_t bias_gradient, int threads) {
+        [](const Geometry& geometry, const Index& index, uintptr_t output_gradient, uintptr_t input, uintptr_t gradient,
+           uintptr_t bias_gradient, int threads) {
             nb::gil_scoped_release release;
             must(kernels().values_gradient(geometry, index, pointer<const float>(output_gradient),
                                            pointer<const float>(input), pointer<float>(gradient),
-                                           pointer<float>(bias_gradient), threads));
+                                           pointer<float>(bias_gradient), usable_threads(threads)));
         },
-        nb::arg("geometry"), nb::arg("index"), nb::arg("output_gradient"), nb::arg("input"),
-        nb::arg("gradient"), nb::arg("bias_gradient"), nb::arg("threads"));
+        nb::arg("geometry"), nb::arg("index"), nb::arg("output_gradient"), nb::arg("input"), nb::arg("gradient"),
+        nb::arg("bias_gradient"), nb::arg("threads"));
 
     module.def(
         "transpose",
-        [](uintptr_t from, int64_t from_pitch, int64_t from_distance, uintptr_t to, int64_t to_pitch, int64_t to_distance,
-           int64_t rows, int64_t columns, int64_t count, int threads) {
+        [](uintptr_t from, int64_t from_pitch, int64_t from_distance, uintptr_t to, int64_t to_pitch,
+           int64_t to_distance, int64_t rows, int64_t columns, int64_t count, int threads) {
             nb::gil_scoped_release release;
             kernels().transpose(pointer<const float>(from), from_pitch, from_distance, pointer<float>(to), to_pitch,
-                                to_distance, rows, columns, count, threads);
+                                to_distance, rows, columns, count, usable_threads(threads));
         },
         nb::arg("source"), nb::arg("source_pitch"), nb::arg("source_distance"), nb::arg("target"),
         nb::arg("target_pitch"), nb::arg("target_distance"), nb::arg("rows"), nb::arg("columns"), nb::arg("count"),
         nb::arg("threads"));
 
     nb::class_<Dropout>(module, "Dropout", "Which share is dropped, and the seed that says what.")
-        .def(nb::init<double, uint64_t>(), nb::arg("share"), nb::arg("seed"));
+        .def(
+            "__init__",
+            [](Dropout* self, double share, uint64_t seed) { new (self) Dropout{.share = share, .seed = seed}; },
+            nb::arg("share"), nb::arg("seed"));
 
     module.def(
         "drop",
         [](const Dropout& dropout, int64_t channels, int64_t length, uintptr_t input, uintptr_t output, int threads) {
             nb::gil_scoped_release release;
-            kernels().drop(dropout, channels, length, pointer<const float>(input), pointer<float>(output), threads);
+            kernels().drop(dropout, channels, length, pointer<const float>(input), pointer<float>(output),
+                           usable_threads(threads));
         },
         nb::arg("dropout"), nb::arg("channels"), nb::arg("length"), nb::arg("input"), nb::arg("output"),
         nb::arg("threads"));
 
     nb::class_<Normalisation>(module, "Normalisation", "Batch normalisation of channels that are contiguous runs.")
-        .def(nb::init<int64_t, int64_t, double, bool, bool, Dropout>(), nb::arg("channels"), nb::arg("length"),
-             nb::arg("epsilon"), nb::arg("relu"), nb::arg("training"), nb::arg("dropout"));
+        .def(
+            "__init__",
+            [](Normalisation* self, int64_t channels, int64_t length, double epsilon, bool relu, bool training,
+               const Dropout& dropout) {
+                new (self) Normalisation{.channels = channels,
+                                         .length = length,
+                                         .epsilon = epsilon,
+                                         .relu = relu,
+                                         .training = training,
+                                         .dropout = dropout};
+            },
+            nb::arg("channels"), nb::arg("length"), nb::arg("epsilon"), nb::arg("relu"), nb::arg("training"),
+            nb::arg("dropout"));
 
     nb::class_<RunningStatistics>(module, "RunningStatistics", "Addresses of statistics that follow the batches.")
         .def(
             "__init__",
             [](RunningStatistics* self, uintptr_t mean, uintptr_t variance, uintptr_t batches, double momentum) {
-                new (self) RunningStatistics{pointer<float>(mean), pointer<float>(variance), pointer<int64_t>(batches),
-                                             momentum};
+                new (self) RunningStatistics{.mean = pointer<float>(mean),
+                                             .variance = pointer<float>(variance),
+                                             .batches = pointer<int64_t>(batches),
+                                             .momentum = momentum};
             },
             nb::arg("mean"), nb::arg("variance"), nb::arg("batches"), nb::arg("momentum"));
 
@@ -170,10 +285,12 @@ NB_MODULE(_kernels, module) {
         [](const Normalisation& shape, uintptr_t weight, uintptr_t bias, uintptr_t mean, uintptr_t variance,
            const RunningStatistics& running, uintptr_t input, uintptr_t residual, uintptr_t output, int threads) {
             nb::gil_scoped_release release;
-            const NormalisationTensors tensors{pointer<const float>(weight), pointer<const float>(bias),
-                                               pointer<float>(mean), pointer<float>(variance)};
+            const NormalisationTensors tensors{.weight = pointer<const float>(weight),
+                                               .bias = pointer<const float>(bias),
+                                               .mean = pointer<float>(mean),
+                                               .variance = pointer<float>(variance)};
             kernels().normalise(shape, tensors, running, pointer<const float>(input), pointer<const float>(residual),
-                                pointer<float>(output), threads);
+                                pointer<float>(output), usable_threads(threads));
         },
         nb::arg("shape"), nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("variance"), nb::arg("running"),
         nb::arg("input"), nb::arg("residual"), nb::arg("output"), nb::arg("threads"));
@@ -184,12 +301,17 @@ NB_MODULE(_kernels, module) {
            uintptr_t output_gradient, uintptr_t input, uintptr_t output, uintptr_t input_gradient,
            uintptr_t residual_gradient, uintptr_t weight_gradient, uintptr_t bias_gradient, int threads) {
             nb::gil_scoped_release release;
-            const NormalisationTensors tensors{pointer<const float>(weight), pointer<const float>(bias),
-                                               pointer<float>(mean), pointer<float>(variance)};
-            const NormalisationGradients gradients{pointer<float>(input_gradient), pointer<float>(residual_gradient),
-                                                   pointer<float>(weight_gradient), pointer<float>(bias_gradient)};
+            const NormalisationTensors tensors{.weight = pointer<const float>(weight),
+                                               .bias = pointer<const float>(bias),
+                                               .mean = pointer<float>(mean),
+                                               .variance = pointer<float>(variance)};
+            const NormalisationGradients gradients{.input = pointer<float>(input_gradient),
+                                                   .residual = pointer<float>(residual_gradient),
+                                                   .weight = pointer<float>(weight_gradient),
+                                                   .bias = pointer<float>(bias_gradient)};
             kernels().normalise_gradient(shape, tensors, pointer<const float>(output_gradient),
-                                         pointer<const float>(input), pointer<const float>(output), gradients, threads);
+                                         pointer<const float>(input), pointer<const float>(output), gradients,
+                                         usable_threads(threads));
         },
         nb::arg("shape"), nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("variance"),
         nb::arg("output_gradient"), nb::arg("input"), nb::arg("output"), nb::arg("input_gradient"),
@@ -201,7 +323,7 @@ NB_MODULE(_kernels, module) {
            int threads) {
             nb::gil_scoped_release release;
             kernels().max_pool(geometry, channels, pointer<const float>(input), pointer<float>(output),
-                               pointer<uint8_t>(winner), threads);
+                               pointer<uint8_t>(winner), usable_threads(threads));
         },
         nb::arg("geometry"), nb::arg("channels"), nb::arg("input"), nb::arg("output"), nb::arg("winner"),
         nb::arg("threads"));
@@ -212,7 +334,8 @@ NB_MODULE(_kernels, module) {
            uintptr_t input_gradient, int threads) {
             nb::gil_scoped_release release;
             kernels().max_pool_gradient(geometry, channels, pointer<const float>(output_gradient),
-                                        pointer<const uint8_t>(winner), pointer<float>(input_gradient), threads);
+                                        pointer<const uint8_t>(winner), pointer<float>(input_gradient),
+                                        usable_threads(threads));
         },
         nb::arg("geometry"), nb::arg("channels"), nb::arg("output_gradient"), nb::arg("winner"),
         nb::arg("input_gradient"), nb::arg("threads"));
@@ -223,7 +346,7 @@ NB_MODULE(_kernels, module) {
            int threads) {
             nb::gil_scoped_release release;
             kernels().mean_pool(geometry, channels, divisor, pointer<const float>(input), pointer<float>(output),
-                                threads);
+                                usable_threads(threads));
         },
         nb::arg("geometry"), nb::arg("channels"), nb::arg("divisor"), nb::arg("input"), nb::arg("output"),
         nb::arg("threads"));
@@ -234,15 +357,16 @@ NB_MODULE(_kernels, module) {
            uintptr_t input_gradient, int threads) {
             nb::gil_scoped_release release;
             kernels().mean_pool_gradient(geometry, channels, divisor, pointer<const float>(output_gradient),
-                                         pointer<float>(input_gradient), threads);
+                                         pointer<float>(input_gradient), usable_threads(threads));
         },
         nb::arg("geometry"), nb::arg("channels"), nb::arg("divisor"), nb::arg("output_gradient"),
         nb::arg("input_gradient"), nb::arg("threads"));
 
     module.def("allocate", &allocate, nb::arg("shape"), nb::arg("strides"), nb::rv_policy::reference,
                "A tensor of uninitialised floats, whose memory is kept for the next one when it is gone.");
-    module.def("release_memory", [] { return release_memory(); },
-               "Return to the system the memory of tensors that are gone; in bytes.");
+    module.def(
+        "release_memory", [] { return release_memory(); },
+        "Return to the system the memory of tensors that are gone; in bytes.");
 
     module.def("instruction_set", [] { return std::string(kernels().name); }, "Name of the kernels in use.");
     module.def(

@@ -5,13 +5,11 @@
 // a buffer between blocks.
 #pragma once
 
-#include <omp.h>
-
 #include <cstring>
 #include <type_traits>
 
-#include "inner.h"
 #include "pack.h"
+#include "team.h"
 
 namespace regrow::REGROW_VARIANT {
 
@@ -36,16 +34,8 @@ static int64_t item_count(const PhasePlan& plan, const Tile& tile, int64_t batch
 
 static int64_t block_count(const Index& index) { return ceil_divide(index.channels, index.channels_per_block); }
 
-// Floats from the start of a packed block, for each place.
-static void tabulate_places(const PhasePlan& plan, const Geometry& geometry, const Tile& tile, int64_t channels,
-                     int32_t* offsets) {
-    for (int64_t channel = 0; channel < channels; ++channel)
-        for (int64_t row = 0; row < geometry.height.kernel; ++row)
-            for (int64_t column = 0; column < geometry.width.kernel; ++column)
-                *offsets++ = static_cast<int32_t>(channel * plan.channel_pitch +
-                                                  plan.height.tap_line[row] * plan.line_pitch +
-                                                  plan.width.tap_line[column] * tile.lanes());
-}
+// Between the packed rows of a tile of 4 x 4 under a kernel of 3 x 3.
+constexpr int64_t kPitch3x3 = 6 * kLanes;
 
 // What every thread needs to walk over the packed blocks of its tiles.
 struct Walk {
@@ -61,6 +51,22 @@ struct Walk {
     int64_t packed_size() const { return index.channels_per_block * plan.channel_pitch; }
     int64_t positions() const {
         return larger(plan.height.lines * plan.width.lines, static_cast<int64_t>(tile.height) * tile.width);
+    }
+
+    int64_t tap_offsets() const {
+        return index.channels_per_block * static_cast<int64_t>(geometry.height.kernel) * geometry.width.kernel;
+    }
+
+    // Calls body(rows, pitch) with the tile's number of rows as a constant, and the distance of its packed rows as one
+    // where it is the common one.
+    template <class Body>
+    void with_constants(Body&& body) const {
+        const auto with_rows = [&](auto rows) {
+            with_pitch<kPitch3x3>(plan.line_pitch, [&](auto pitch) { body(rows, pitch); });
+        };
+        if (tile.height == 4) return with_rows(std::integral_constant<int, 4>());
+        if (tile.height == 2) return with_rows(std::integral_constant<int, 2>());
+        with_rows(std::integral_constant<int, 1>());
     }
 
     // Packs block after block for one tile and calls body(segments, first, ahead) on each that has any.
@@ -79,14 +85,12 @@ struct Walk {
             const float* plane = input + channel * input_pitch() + item.lane;
             pack(packed, plan.channel_pitch, plane, input_pitch(), channels, inputs, tile, lanes);
             const int64_t next = smaller(index.channels_per_block, index.channels - channel - channels);
-            Ahead ahead(plane + channels * input_pitch(), input_pitch(), next, inputs, tile.vectors, start[1] - start[0]);
+            Ahead ahead(plane + channels * input_pitch(), input_pitch(), next, inputs, tile.vectors,
+                        start[1] - start[0]);
             body(Segments{index.segment_row, index.segment_start, start[0], start[1]}, block == 0, ahead);
         }
     }
 };
-
-// Between the packed rows of a tile of 4 x 4 under a kernel of 3 x 3.
-constexpr int64_t kPitch3x3 = 6 * kLanes;
 
 // A tile in a buffer: its rows one after the other.
 template <int kRows, class Float>
@@ -95,23 +99,25 @@ static Rows<Float> tile_rows(Float* tiles) {
     return {tiles, kTileFloats, run * kLanes, run * kLanes};
 }
 
-// Calls body(constant) with the number of rows as a compile-time constant.
-template <class Body>
-static void with_rows(int32_t rows, Body&& body) {
-    if (rows == 4) return body(std::integral_constant<int, 4>());
-    if (rows == 2) return body(std::integral_constant<int, 2>());
-    body(std::integral_constant<int, 1>());
+// Floats from the start of a packed block, for each tap offset.
+static void tabulate_offsets(const Walk& walk, int32_t* packed_offset) {
+    const PhasePlan& plan = walk.plan;
+    for (int64_t channel = 0; channel < walk.index.channels_per_block; ++channel)
+        for (int64_t row = 0; row < walk.geometry.height.kernel; ++row)
+            for (int64_t column = 0; column < walk.geometry.width.kernel; ++column)
+                *packed_offset++ =
+                    static_cast<int32_t>(channel * plan.channel_pitch + plan.height.tap_line[row] * plan.line_pitch +
+                                         plan.width.tap_line[column] * walk.tile.lanes());
 }
 
 static bool gather_phase(const Walk& walk, const float* values, const float* bias, float* output, int threads) {
     const Index& index = walk.index;
     const Tile& tile = walk.tile;
     const int64_t blocks = block_count(index);
-    Buffer<int32_t> offsets(index.channels_per_block * static_cast<int64_t>(walk.geometry.height.kernel) *
-                            walk.geometry.width.kernel);
+    Buffer<int32_t> packed_offset(walk.tap_offsets());
     Buffer<Entry> entries(index.nonzeros);
-    if (!offsets || !entries) return false;
-    tabulate_places(walk.plan, walk.geometry, tile, index.channels_per_block, offsets.data());
+    if (!packed_offset || !entries) return false;
+    tabulate_offsets(walk, packed_offset.data());
     const bool streams = streams_outputs(output, index.rows * walk.output_pitch(), walk.geometry.batch);
     const int64_t first = index.segment_start[index.block_start[walk.phase * blocks]];
     const int64_t last = index.segment_start[index.block_start[(walk.phase + 1) * blocks]];
@@ -119,92 +125,73 @@ static bool gather_phase(const Walk& walk, const float* values, const float* bia
     bool complete = true;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
     {
-        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
         Buffer<float> packed(walk.packed_size());
         Buffer<float> sums(index.rows * kTileFloats);
         Buffer<Position> inputs(walk.positions()), outputs(walk.positions());
         complete = packed && sums && inputs && outputs;
-#pragma omp for schedule(static)
-        for (int64_t entry = first; entry < last; ++entry) {
-            entries[entry] = {values[index.order[entry]], offsets[index.place[entry]]};
-        }
-        const int64_t items = item_count(walk.plan, tile, walk.geometry.batch);
-        const int64_t end = complete ? items * (thread + 1) / team : 0;
-        for (int64_t number = items * thread / team; number < end; ++number) {
+        const auto offset_of = [&](int64_t entry) { return packed_offset[index.tap_offset[entry]]; };
+        look_up_entries(index, values, first, last, offset_of, entries.data());
+        const auto gather = [&](int64_t number) {
             const Item item = item_at(number, walk.plan, tile, walk.geometry.batch);
             walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, bool first, Ahead& ahead) {
-                with_rows(tile.height, [&](auto rows) {
+                walk.with_constants([&](auto rows, auto pitch) {
                     constexpr int kRows = decltype(rows)::value;
-                    with_pitch<kPitch3x3>(walk.plan.line_pitch, [&](auto pitch) {
-                        gather_segments<kRows, kAccumulators / kRows, Access::kAll>(
-                            segments, entries.data(), packed.data(), pitch, tile_rows<kRows>(sums.data()), bias, !first,
-                            ahead);
-                    });
+                    gather_segments<kRows, kAccumulators / kRows, Access::kAll>(segments, entries.data(), packed.data(),
+                                                                                pitch, tile_rows<kRows>(sums.data()),
+                                                                                bias, !first, ahead);
                 });
             });
             const PositionList targets =
                 list_outputs(walk.plan, walk.geometry, tile, item.top, item.left, outputs.data());
             unpack(output + item.lane, walk.output_pitch(), sums.data(), kTileFloats, index.rows, targets, tile,
                    walk.geometry.batch - item.lane, streams);
-        }
+        };
+        if (complete) for_share(item_count(walk.plan, tile, walk.geometry.batch), gather);
         stream_fence();
     }
     return complete;
 }
 
-static bool blocked_gather(const Geometry& geometry, const Index& index, const float* values, const float* bias, const float* input,
-            float* output, int threads) {
-    Buffer<int32_t> scratch(scratch_size(geometry));
-    if (!scratch) return false;
+static bool blocked_gather(const Geometry& geometry, const Index& index, const float* values, const float* bias,
+                           const float* input, float* output, int threads) {
+    PlanMemory memory(geometry);
+    if (!memory) return false;
     for (int64_t phase = 0; phase < phase_count(geometry); ++phase) {
         const Axis &height = geometry.height, &width = geometry.width;
-        const Tile tile = geometry.transposed
-                              ? choose_tile(ceil_divide(height.output, height.stride), ceil_divide(width.output, width.stride))
-                              : choose_tile(height.output, width.output);
-        const PhasePlan plan = plan_phase(geometry, tile, phase, scratch.data());
+        const Tile tile = geometry.transposed ? choose_tile(ceil_divide(height.output, height.stride),
+                                                            ceil_divide(width.output, width.stride))
+                                              : choose_tile(height.output, width.output);
+        const PhasePlan plan = plan_phase(geometry, tile, phase, memory);
         const Walk walk{geometry, index, tile, plan, phase, input};
         if (!gather_phase(walk, values, bias, output, threads)) return false;
     }
     return true;
 }
 
-static bool values_gradient_by_tile(const Geometry& geometry, const Index& index,
-                                    const float* output_gradient, const float* input, float* gradient,
-                                    float* bias_gradient, int threads, const Tile& tile) {
-    Buffer<int32_t> scratch(scratch_size(geometry));
-    if (!scratch) return false;
-    const PhasePlan plan = plan_phase(geometry, tile, 0, scratch.data());
+static bool values_gradient_by_tile(const Geometry& geometry, const Index& index, const float* output_gradient,
+                                    const float* input, float* gradient, float* bias_gradient, int threads,
+                                    const Tile& tile) {
+    PlanMemory memory(geometry);
+    if (!memory) return false;
+    const PhasePlan plan = plan_phase(geometry, tile, 0, memory);
     const Walk walk{geometry, index, tile, plan, 0, input};
-    Buffer<int32_t> places(index.channels_per_block * static_cast<int64_t>(geometry.height.kernel) *
-                           geometry.width.kernel);
+    Buffer<int32_t> packed_offset(walk.tap_offsets());
     Buffer<int32_t> offsets(index.nonzeros);
-    Buffer<float> sums(index.nonzeros * threads);
-    Buffer<float> row_sums(bias_gradient ? index.rows * kLanes * threads : 0);
-    if (!places || !offsets || !sums || !row_sums) return false;
-    tabulate_places(plan, geometry, tile, index.channels_per_block, places.data());
-    const int64_t items = item_count(plan, tile, geometry.batch);
+    ThreadSums sums(index, gradient, bias_gradient, threads);
+    if (!packed_offset || !offsets || !sums) return false;
+    tabulate_offsets(walk, packed_offset.data());
 
     bool complete = true;
-    int64_t workers = 1;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
     {
-        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
         Buffer<float> packed(walk.packed_size());
         Buffer<float> tiles(index.rows * kTileFloats);
         Buffer<float> partials(kPartials * kLanes);
         Buffer<Position> inputs(walk.positions()), outputs(walk.positions());
         complete = packed && tiles && partials && inputs && outputs;
-#pragma omp single
-        workers = team;
-#pragma omp for schedule(static)
-        for (int64_t entry = 0; entry < index.nonzeros; ++entry) offsets[entry] = places[index.place[entry]];
-
-        float* mine = sums.data() + thread * index.nonzeros;
-        std::memset(mine, 0, static_cast<size_t>(index.nonzeros) * sizeof(float));
-        float* const my_rows = bias_gradient ? row_sums.data() + thread * index.rows * kLanes : nullptr;
-        if (my_rows) std::memset(my_rows, 0, static_cast<size_t>(index.rows * kLanes) * sizeof(float));
-        const int64_t end = complete ? items * (thread + 1) / team : 0;
-        for (int64_t number = items * thread / team; number < end; ++number) {
+        look_up_offsets(index, packed_offset.data(), offsets.data());
+        const ThreadSums::Mine mine = sums.start();
+        const auto reduce = [&](int64_t number) {
             const Item item = item_at(number, plan, tile, geometry.batch);
             const PositionList targets = list_outputs(plan, geometry, tile, item.top, item.left, outputs.data());
             if (targets.size < static_cast<int64_t>(tile.height) * tile.width)
@@ -212,19 +199,16 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
             pack(tiles.data(), kTileFloats, output_gradient + item.lane, walk.output_pitch(), index.rows, targets, tile,
                  geometry.batch - item.lane);
             walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, bool first, Ahead& ahead) {
-                with_rows(tile.height, [&](auto rows) {
+                walk.with_constants([&](auto rows, auto pitch) {
                     constexpr int kRows = decltype(rows)::value;
-                    const auto sources = tile_rows<kRows, const float>(tiles.data());
-                    with_pitch<kPitch3x3>(plan.line_pitch, [&](auto pitch) {
-                        values_segments<kRows, kAccumulators / kRows, Access::kAll>(
-                            segments, offsets.data(), packed.data(), pitch, sources, partials.data(), mine,
-                            first ? my_rows : nullptr, ahead);
-                    });
+                    values_segments<kRows, kAccumulators / kRows, Access::kAll>(
+                        segments, offsets.data(), packed.data(), pitch, tile_rows<kRows, const float>(tiles.data()),
+                        partials.data(), mine.values, first ? mine.rows : nullptr, ahead);
                 });
             });
-        }
-        add_sums(index, sums.data(), workers, gradient);
-        if (bias_gradient) add_row_sums(index.rows, row_sums.data(), workers, bias_gradient);
+        };
+        if (complete) for_share(item_count(plan, tile, geometry.batch), reduce);
+        sums.finish();
     }
     return complete;
 }
@@ -236,9 +220,8 @@ static bool all_finite(const float* numbers, int64_t count) {
     return sum == 0.0f;
 }
 
-static bool blocked_values_gradient(const Geometry& geometry, const Index& index,
-                                    const float* output_gradient, const float* input, float* gradient,
-                                    float* bias_gradient, int threads) {
+static bool blocked_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
+                                    const float* input, float* gradient, float* bias_gradient, int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     const Tile tile = choose_tile(height.output, width.output);
     const auto by_tile = [&](const Tile& shape) {

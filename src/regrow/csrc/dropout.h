@@ -1,14 +1,13 @@
 // Dropout without a mask in memory: which elements are kept is computed anew wherever it is asked for.
 //
-// A channel's seed is hashed into two keys; around and between them three rounds of shift and multiplication mix the place
-// within the channel. Integers give the same bits whatever the instruction set and the number of threads.
+// A channel's seed is hashed into two keys; around and between them three rounds of shift and multiplication mix the
+// position within the channel. Integers give the same bits whatever the instruction set and the number of threads.
 #pragma once
 
 #include "inner.h"
 
 namespace regrow::REGROW_VARIANT {
 
-typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 
 template <Access kAccess>

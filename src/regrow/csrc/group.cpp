@@ -10,13 +10,15 @@ namespace {
 struct Nonzeros {
     std::vector<int32_t> row;
     std::vector<int32_t> block;  // of all phases
-    std::vector<int16_t> place;
+    std::vector<int16_t> tap_offset;
 };
 
 template <class Position>
 Nonzeros locate(const Grouping& g, const Position* positions, int64_t nonzeros) {
     const int64_t blocks = g.blocks(), per_output = g.channels * g.taps, outputs_of_group = g.outputs / g.groups;
-    Nonzeros result{std::vector<int32_t>(nonzeros), std::vector<int32_t>(nonzeros), std::vector<int16_t>(nonzeros)};
+    Nonzeros result{.row = std::vector<int32_t>(nonzeros),
+                    .block = std::vector<int32_t>(nonzeros),
+                    .tap_offset = std::vector<int16_t>(nonzeros)};
     // Positions ascend, so that most divisions by the sides of the weight are steps.
     int64_t output = 0, channel = 0, origin = 0;  // origin: the first position of that output and channel
     for (int64_t i = 0; i < nonzeros; ++i) {
@@ -36,12 +38,12 @@ Nonzeros locate(const Grouping& g, const Position* positions, int64_t nonzeros) 
         const int64_t column = g.transposed ? output : input, block = column / g.channels_per_block;
         result.row[i] = static_cast<int32_t>(g.transposed ? input : output);
         result.block[i] = static_cast<int32_t>((g.phase ? g.phase[tap] * blocks : 0) + block);
-        result.place[i] = static_cast<int16_t>((column - block * g.channels_per_block) * g.taps + tap);
+        result.tap_offset[i] = static_cast<int16_t>((column - block * g.channels_per_block) * g.taps + tap);
     }
     return result;
 }
 
-// The nonzeros of each block one after the other, as places in the order of the positions; and where each block starts.
+// The nonzeros of each block one after the other, numbered in the order of the positions; and where each block starts.
 std::vector<int32_t> by_block(const Nonzeros& nonzeros, std::vector<int64_t>& start) {
     for (const int32_t block : nonzeros.block) ++start[block + 1];
     for (size_t block = 1; block < start.size(); ++block) start[block] += start[block - 1];
@@ -52,9 +54,9 @@ std::vector<int32_t> by_block(const Nonzeros& nonzeros, std::vector<int64_t>& st
 }
 
 // Adds the segments of one block, from the longest to the shortest, those of equal length by row, and sets `first` of
-// each row to the place of its first entry. A segment of no entry is added where `with_empty`.
+// each row to the number of its first entry. A segment of no entry is added where `with_empty`.
 void add_segments(std::vector<int32_t>& first, bool with_empty, Groups& groups) {
-    auto& [order, place, segment_row, segment_start, block_start] = groups;
+    std::vector<int32_t>&segment_row = groups.segment_row, &segment_start = groups.segment_start;
     const size_t begin = segment_row.size();
     const int32_t longest = first.empty() ? 0 : *std::max_element(first.begin(), first.end());
     std::vector<int64_t> next(longest + 1);  // where the next segment of each length goes
@@ -69,7 +71,7 @@ void add_segments(std::vector<int32_t>& first, bool with_empty, Groups& groups) 
     segment_start.resize(end);
     for (size_t row = 0; row < first.size(); ++row)
         if (first[row] || with_empty) segment_row[next[first[row]]++] = static_cast<int32_t>(row);
-    int32_t entry = static_cast<int32_t>(order.size());
+    int32_t entry = static_cast<int32_t>(groups.order.size());
     for (int64_t segment = static_cast<int64_t>(begin); segment < end; ++segment) {
         int32_t& of_row = first[segment_row[segment]];
         segment_start[segment] = entry;
@@ -86,7 +88,7 @@ Groups grouped(const Grouping& grouping, const Position* positions, int64_t coun
     const std::vector<int32_t> source = by_block(nonzeros, start);
     Groups result;
     result.order.reserve(count);
-    result.place.resize(count);
+    result.tap_offset.resize(count);
     std::vector<int32_t> of_row(grouping.rows());  // number of entries, then where the next one goes
     for (int64_t block = 0; block < blocks; ++block) {
         result.block_start.push_back(static_cast<int32_t>(result.segment_row.size()));
@@ -97,7 +99,7 @@ Groups grouped(const Grouping& grouping, const Position* positions, int64_t coun
         for (int64_t i = start[block]; i < start[block + 1]; ++i) {
             const int32_t at = of_row[nonzeros.row[source[i]]]++;
             result.order[at] = source[i];
-            result.place[at] = nonzeros.place[source[i]];
+            result.tap_offset[at] = nonzeros.tap_offset[source[i]];
         }
     }
     result.block_start.push_back(static_cast<int32_t>(result.segment_row.size()));

@@ -24,7 +24,7 @@ struct Grouping {
 
 struct Groups {
     std::vector<int32_t> order;          // [nonzeros]
-    std::vector<int16_t> place;          // [nonzeros]
+    std::vector<int16_t> tap_offset;     // [nonzeros]
     std::vector<int32_t> segment_row;    // [segments]
     std::vector<int32_t> segment_start;  // [segments + 1]
     std::vector<int32_t> block_start;    // [phases * blocks + 1]

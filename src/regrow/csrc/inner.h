@@ -5,8 +5,6 @@
 // with a memory operand.
 #pragma once
 
-#include <omp.h>
-
 #include <type_traits>
 #include <utility>
 
@@ -162,9 +160,9 @@ void gather_segments(const Segments& segments, const Entry* entries, const float
         const Vector initial = broadcast(bias ? bias[row] : 0.0f);
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kRun; ++j)
-                accumulator[i][j] = add ? read<kAccess>(target + i * targets.line_pitch + j * kLanes,
-                                                        targets.lanes - j * kLanes)
-                                        : initial;
+                accumulator[i][j] =
+                    add ? read<kAccess>(target + i * targets.line_pitch + j * kLanes, targets.lanes - j * kLanes)
+                        : initial;
         const Entry* const end = entries + segments.start[segment + 1];
         for (const Entry* entry = entries + segments.start[segment]; entry < end; ++entry) {
             const Lines<kRows, Pitch> lines(packed + entry->offset, line_pitch);
@@ -182,8 +180,8 @@ void gather_segments(const Segments& segments, const Entry* entries, const float
 // Adds the two halves of every run of 2 * kHalf lanes, for two vectors at once: lanes with the bit kHalf hold `b`'s sums.
 template <int kHalf, int... kLane>
 static inline __attribute__((always_inline)) Vector join(Vector a, Vector b, std::integer_sequence<int, kLane...>) {
-    return __builtin_shufflevector(a, b, (kLane & kHalf ? kLanes + kLane : kLane)...) +
-           __builtin_shufflevector(a, b, (kLane & kHalf ? kLanes + kLane - kHalf : kLane + kHalf)...);
+    return pick<(kLane & kHalf ? kLanes + kLane : kLane)...>(a, b) +
+           pick<(kLane & kHalf ? kLanes + kLane - kHalf : kLane + kHalf)...>(a, b);
 }
 
 // Lane i of the result is the sum of all lanes of vector i.
@@ -228,8 +226,7 @@ void values_segments(const Segments& segments, const int32_t* offsets, const flo
         Vector factor[kRows][kRun];
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kRun; ++j)
-                factor[i][j] =
-                    read<kAccess>(source + i * sources.line_pitch + j * kLanes, sources.lanes - j * kLanes);
+                factor[i][j] = read<kAccess>(source + i * sources.line_pitch + j * kLanes, sources.lanes - j * kLanes);
         if (row_sums) {
             float* const row_sum = row_sums + segments.row[segment] * kLanes;
             Vector sum = load(row_sum);
@@ -253,28 +250,6 @@ void values_segments(const Segments& segments, const int32_t* offsets, const flo
         }
     }
     flush_partials(partials, start[segments.last] - flushed, gradient + flushed);
-}
-
-// gradient = the threads' sums, added in their order, so that equal inputs give equal bits. For all threads to call.
-static void add_sums(const Index& index, const float* sums, int64_t threads, float* gradient) {
-#pragma omp barrier
-#pragma omp for schedule(static)
-    for (int64_t entry = 0; entry < index.nonzeros; ++entry) {
-        float sum = sums[entry];
-        for (int64_t other = 1; other < threads; ++other) sum += sums[other * index.nonzeros + entry];
-        gradient[index.order[entry]] = sum;
-    }
-}
-
-// gradient[row] = the sum of the lanes of all threads' sums of that row. For all threads to call, after add_sums.
-static void add_row_sums(int64_t rows, const float* row_sums, int64_t threads, float* gradient) {
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; ++row) {
-        Vector sum = {};
-        for (int64_t thread = 0; thread < threads; ++thread) sum += load(row_sums + (thread * rows + row) * kLanes);
-        gradient[row] = 0.0f;
-        for (int lane = 0; lane < kLanes; ++lane) gradient[row] += sum[lane];
-    }
 }
 
 }  // namespace regrow::REGROW_VARIANT

@@ -24,7 +24,8 @@ void with_tile(const Geometry& geometry, Body&& body) {
     const int64_t lanes = static_cast<int64_t>(kAccumulators) * kLanes;
     using std::integral_constant;
     if (geometry.height.output == 1) return body(integral_constant<int, 1>(), integral_constant<int, 4>());
-    if (geometry.batch > lanes / 4) return body(integral_constant<int, 2>(), integral_constant<int, kAccumulators / 2>());
+    if (geometry.batch > lanes / 4)
+        return body(integral_constant<int, 2>(), integral_constant<int, kAccumulators / 2>());
     body(integral_constant<int, 4>(), integral_constant<int, kAccumulators / 4>());
 }
 
@@ -34,8 +35,34 @@ bool few_samples(const Geometry& geometry) {
     return geometry.batch < kLanes && !(geometry.transposed && strided);
 }
 
+int64_t output_floats(const Geometry& geometry) {
+    return geometry.batch * geometry.height.output * geometry.width.output;
+}
+
+// Without input channels, outputs are the bias.
+bool gather_nothing(const Geometry& geometry, int64_t rows, const float* bias, float* output) {
+    const int64_t floats = output_floats(geometry);
+    for (int64_t i = 0; i < rows * floats; ++i) output[i] = bias ? bias[i / floats] : 0.0f;
+    return true;
+}
+
+// Without input channels or without outputs there are no products to sum up.
+bool values_gradient_of_nothing(const Geometry& geometry, const Index& index, const float* output_gradient,
+                                float* gradient, float* bias_gradient) {
+    for (int64_t entry = 0; entry < index.nonzeros; ++entry) gradient[entry] = 0.0f;
+    if (!bias_gradient) return true;
+    const int64_t floats = output_floats(geometry);
+    for (int64_t row = 0; row < index.rows; ++row) {
+        bias_gradient[row] = 0.0f;
+        for (int64_t i = 0; i < floats; ++i) bias_gradient[row] += output_gradient[row * floats + i];
+    }
+    return true;
+}
+
 bool gather(const Geometry& geometry, const Index& index, const float* values, const float* bias, const float* input,
             float* output, int threads) {
+    if (output_floats(geometry) == 0 || index.rows == 0) return true;
+    if (index.channels == 0) return gather_nothing(geometry, index.rows, bias, output);
     if (few_samples(geometry)) return gather_rows(geometry, index, values, bias, input, output, threads);
     if (!sweeps(geometry, index)) return blocked_gather(geometry, index, values, bias, input, output, threads);
     bool complete = false;
@@ -46,11 +73,12 @@ bool gather(const Geometry& geometry, const Index& index, const float* values, c
     return complete;
 }
 
-bool values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
-                     const float* input, float* gradient, float* bias_gradient, int threads) {
+bool values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient, const float* input,
+                     float* gradient, float* bias_gradient, int threads) {
+    if (output_floats(geometry) == 0 || index.rows == 0 || index.channels == 0)
+        return values_gradient_of_nothing(geometry, index, output_gradient, gradient, bias_gradient);
     if (!sweeps(geometry, index))
-        return blocked_values_gradient(geometry, index, output_gradient, input, gradient, bias_gradient,
-                                       threads);
+        return blocked_values_gradient(geometry, index, output_gradient, input, gradient, bias_gradient, threads);
     bool complete = false;
     with_tile(geometry, [&](auto rows, auto vectors) {
         complete = sweep_values_gradient<decltype(rows)::value, decltype(vectors)::value>(
@@ -62,7 +90,18 @@ bool values_gradient(const Geometry& geometry, const Index& index, const float* 
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {REGROW_NAME, gather,   values_gradient,   transpose, normalise,         normalise_gradient,
-                          drop,        max_pool, max_pool_gradient, mean_pool, mean_pool_gradient};
+const Kernels kKernels = {
+    .name = REGROW_NAME,
+    .gather = gather,
+    .values_gradient = values_gradient,
+    .transpose = transpose,
+    .normalise = normalise,
+    .normalise_gradient = normalise_gradient,
+    .drop = drop,
+    .max_pool = max_pool,
+    .max_pool_gradient = max_pool_gradient,
+    .mean_pool = mean_pool,
+    .mean_pool_gradient = mean_pool_gradient,
+};
 
 }  // namespace regrow::REGROW_VARIANT

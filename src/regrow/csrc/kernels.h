@@ -33,7 +33,7 @@ struct Geometry {
 // phase has a segment for every row, if need be an empty one.
 struct Index {
     const int32_t* order;          // [nonzeros] where the entry's value stands among the parameter's values
-    const int16_t* place;          // [nonzeros] channel within the block * taps + tap
+    const int16_t* tap_offset;     // [nonzeros] channel within the block * taps + tap
     const int32_t* segment_row;    // [segments] output row
     const int32_t* segment_start;  // [segments + 1] first entry
     const int32_t* block_start;    // [phases * blocks + 1] first segment
@@ -44,7 +44,7 @@ struct Index {
     bool sweep;  // which driver: sweep.h or blocked.h
 };
 
-// Which elements are dropped follows from the seed, the channel and the place within it (less than 2^32) alone.
+// Which elements are dropped follows from the seed, the channel and the position within it (less than 2^32) alone.
 struct Dropout {
     double share;  // at least 0, where all is kept, and less than 1
     uint64_t seed;
@@ -55,8 +55,8 @@ struct Normalisation {
     int64_t channels;
     int64_t length;
     double epsilon;
-    bool relu;      // after the sum with the residual
-    bool training;  // with the statistics of the batch
+    bool relu;        // after the sum with the residual
+    bool training;    // with the statistics of the batch
     Dropout dropout;  // at the end
 };
 

@@ -1,9 +1,12 @@
 #include "memory.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <new>
 #include <vector>
 
 namespace regrow {
@@ -13,19 +16,45 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 // Kept beyond what was once in use at the same time: passes of different layers take turns with what they need.
 constexpr size_t kSpare = size_t{256} << 20;
+// More than any system has; below it, sums of sizes cannot overflow.
+constexpr size_t kMost = SIZE_MAX / 4;
 
 struct Pool {
     std::mutex mutex;
-    std::vector<Memory> unused;  // the longest unused first
+    std::vector<Memory> unused;  // the longest unused first; has room for every block there is
+    size_t blocks = 0;           // in use or not
     size_t unused_bytes = 0;
     size_t used_bytes = 0;
     size_t most_used_bytes = 0;
 };
 
+Pool& pool() noexcept;
+
 // Never destroyed: tensors may outlive the statics of this module.
-Pool& pool() {
-    static Pool* const instance = new Pool;
+Pool* make_pool() noexcept {
+    alignas(Pool) static std::byte storage[sizeof(Pool)];
+    // A process must not be forked while another thread holds the mutex: nobody would release it there.
+    pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); }, [] { pool().mutex.unlock(); });
+    return new (storage) Pool;
+}
+
+Pool& pool() noexcept {
+    static Pool* const instance = make_pool();
     return *instance;
+}
+
+// Counts a block more, and makes room for it among the unused, so that giving it back needs no memory. False where
+// there is none. The caller holds the mutex.
+bool add_block(Pool& pool) noexcept {
+    if (pool.unused.capacity() == pool.blocks) {
+        try {
+            pool.unused.reserve(2 * pool.blocks + 16);
+        } catch (const std::bad_alloc&) {
+            return false;
+        }
+    }
+    ++pool.blocks;
+    return true;
 }
 
 // Small buffers share a page table entry with nothing else, so whole large pages would waste most of them.
@@ -43,6 +72,7 @@ size_t release_oldest(Pool& pool, size_t bytes) {
     }
     pool.unused.erase(pool.unused.begin(), pool.unused.begin() + static_cast<std::ptrdiff_t>(count));
     pool.unused_bytes -= released;
+    pool.blocks -= count;
     return released;
 }
 
@@ -63,12 +93,14 @@ Memory take_unused(Pool& pool, size_t bytes) {
 
 }  // namespace
 
-Memory take_memory(size_t bytes) {
+Memory take_memory(size_t bytes) noexcept {
+    if (bytes > kMost) return {nullptr, 0};
     bytes = round_up(bytes);
     {
         Pool& all = pool();
         const std::lock_guard<std::mutex> lock(all.mutex);
         const Memory memory = take_unused(all, bytes);
+        if (!memory.data && !add_block(all)) return {nullptr, 0};
         all.used_bytes += memory.data ? memory.bytes : bytes;
         if (all.used_bytes > all.most_used_bytes) all.most_used_bytes = all.used_bytes;
         if (memory.data) return memory;
@@ -79,8 +111,10 @@ Memory take_memory(size_t bytes) {
     const size_t slack = bytes < kHugePage ? 0 : kHugePage;
     void* mapped = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) {
-        const std::lock_guard<std::mutex> lock(pool().mutex);
-        pool().used_bytes -= bytes;
+        Pool& all = pool();
+        const std::lock_guard<std::mutex> lock(all.mutex);
+        all.used_bytes -= bytes;
+        --all.blocks;
         return {nullptr, 0};
     }
     char* data = static_cast<char*>(mapped);
@@ -96,7 +130,7 @@ Memory take_memory(size_t bytes) {
     return {data, bytes};
 }
 
-void give_back_memory(Memory memory) {
+void give_back_memory(Memory memory) noexcept {
     if (!memory.data) return;
     Pool& all = pool();
     const std::lock_guard<std::mutex> lock(all.mutex);
@@ -105,7 +139,7 @@ void give_back_memory(Memory memory) {
     all.used_bytes -= memory.bytes;
 }
 
-size_t release_memory() {
+size_t release_memory() noexcept {
     Pool& all = pool();
     const std::lock_guard<std::mutex> lock(all.mutex);
     return release_oldest(all, SIZE_MAX);

@@ -15,9 +15,9 @@ struct Memory {
 };
 
 // At least `bytes` bytes, aligned to a page; null data where the system has none left.
-Memory take_memory(size_t bytes);
-void give_back_memory(Memory memory);
+Memory take_memory(size_t bytes) noexcept;
+void give_back_memory(Memory memory) noexcept;
 // Returns to the system what nobody uses, and says how many bytes that was.
-size_t release_memory();
+size_t release_memory() noexcept;
 
 }  // namespace regrow

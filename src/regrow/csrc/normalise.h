@@ -110,9 +110,8 @@ static inline void follow(const RunningStatistics& running, int64_t channel, con
     moved(running.variance[channel], moments.variance * (count / (count - 1.0)));
 }
 
-static void normalise(const Normalisation& shape, const NormalisationTensors& tensors,
-                      const RunningStatistics& running, const float* input, const float* residual, float* output,
-                      int threads) {
+static void normalise(const Normalisation& shape, const NormalisationTensors& tensors, const RunningStatistics& running,
+                      const float* input, const float* residual, float* output, int threads) {
     double share = running.momentum;
     if (running.batches) {
         *running.batches += 1;
@@ -159,19 +158,21 @@ static void normalise(const Normalisation& shape, const NormalisationTensors& te
 
 // One channel of the gradients. `gradient_at(at, access, lanes, x)` is the gradient before the activation.
 template <class GradientAt>
-static inline __attribute__((always_inline)) void normalise_gradient_run(
-    const Normalisation& shape, const NormalisationTensors& tensors, const NormalisationGradients& gradients,
-    int64_t channel, const float* from, bool streams, GradientAt&& gradient_at) {
+static inline __attribute__((always_inline)) void normalise_gradient_run(const Normalisation& shape,
+                                                                         const NormalisationTensors& tensors,
+                                                                         const NormalisationGradients& gradients,
+                                                                         int64_t channel, const float* from,
+                                                                         bool streams, GradientAt&& gradient_at) {
     const Affine affine(shape, tensors, channel);
     Sums sums;
     if (shape.training || gradients.weight || gradients.bias)
         for (int64_t first = 0; first < shape.length; first += kSummed) {
-            const Sums block = sum_run(
-                smaller(kSummed, shape.length - first), [&](int64_t at, auto access, int64_t lanes, Vector* terms) {
-                    const Vector x = read<decltype(access)::value>(from + first + at, lanes);
-                    terms[0] = gradient_at(first + at, access, lanes, x);
-                    terms[1] = terms[0] * (x - affine.mean);
-                });
+            const Sums block = sum_run(smaller(kSummed, shape.length - first),
+                                       [&](int64_t at, auto access, int64_t lanes, Vector* terms) {
+                                           const Vector x = read<decltype(access)::value>(from + first + at, lanes);
+                                           terms[0] = gradient_at(first + at, access, lanes, x);
+                                           terms[1] = terms[0] * (x - affine.mean);
+                                       });
             sums.first += block.first;
             sums.second += block.second;
         }

@@ -26,7 +26,8 @@ static inline PositionList list_outputs(const PhasePlan& plan, const Geometry& g
         for (int64_t j = 0; j < tile.width; ++j) {
             const int64_t column = plan.width.target(left + j);
             if (column < 0) continue;
-            into[size++] = {(i * tile.width + j) * tile.lanes(), (row * geometry.width.output + column) * geometry.batch};
+            into[size++] = {(i * tile.width + j) * tile.lanes(),
+                            (row * geometry.width.output + column) * geometry.batch};
         }
     }
     return {into, size};
@@ -55,7 +56,8 @@ static inline void copy_in(float* to, const float* from, int32_t vectors, int64_
         for (int32_t v = 0; v < vectors; ++v) store(to + v * kLanes, load(from + v * kLanes));
         return;
     }
-    for (int64_t lane = 0; lane < static_cast<int64_t>(vectors) * kLanes; ++lane) to[lane] = lane < lanes ? from[lane] : 0;
+    for (int64_t lane = 0; lane < static_cast<int64_t>(vectors) * kLanes; ++lane)
+        to[lane] = lane < lanes ? from[lane] : 0;
 }
 
 static inline void copy_out(float* to, const float* from, int32_t vectors, int64_t lanes) {
@@ -78,8 +80,8 @@ static inline void pack(float* packed, int64_t packed_pitch, const float* plane,
 }
 
 // Where `streams`, around the caches: the batch must then be a multiple of a vector.
-static inline void unpack(float* plane, int64_t plane_pitch, const float* packed, int64_t packed_pitch, int64_t channels,
-                          const PositionList& list, const Tile& tile, int64_t lanes, bool streams) {
+static inline void unpack(float* plane, int64_t plane_pitch, const float* packed, int64_t packed_pitch,
+                          int64_t channels, const PositionList& list, const Tile& tile, int64_t lanes, bool streams) {
     const int64_t vectors = smaller(tile.vectors, lanes / kLanes);
     for (int64_t channel = 0; channel < channels; ++channel) {
         float* to = plane + channel * plane_pitch;

@@ -14,7 +14,8 @@ namespace regrow::REGROW_VARIANT {
 template <class T>
 class Buffer {
    public:
-    explicit Buffer(int64_t size) : memory_(take_memory(static_cast<size_t>(size) * sizeof(T) + 1)) {}
+    Buffer() : memory_{nullptr, 0} {}
+    explicit Buffer(int64_t size) : memory_(take_memory(bytes_for(size))) {}
     ~Buffer() { give_back_memory(memory_); }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
@@ -25,6 +26,12 @@ class Buffer {
     const T* data() const { return static_cast<const T*>(memory_.data); }
 
    private:
+    // Never 0, and more than there is where the size makes no sense.
+    static size_t bytes_for(int64_t size) {
+        constexpr int64_t most = INT64_MAX / static_cast<int64_t>(sizeof(T)) - 1;
+        return size < 0 || size > most ? SIZE_MAX : static_cast<size_t>(size) * sizeof(T) + 1;
+    }
+
     Memory memory_;
 };
 
@@ -75,16 +82,16 @@ struct AxisPlan {
     }
 };
 
-// `scratch` takes 2 * axis.kernel integers and must outlive the plan.
-static inline AxisPlan plan_axis(const Axis& axis, bool transposed, int64_t phase, int64_t extent, int32_t* scratch) {
+// `integers` takes 2 * axis.kernel of them and must outlive the plan.
+static inline AxisPlan plan_axis(const Axis& axis, bool transposed, int64_t phase, int64_t extent, int32_t* integers) {
     AxisPlan plan{};
     plan.input = axis.input;
     plan.first = transposed ? phase : 0;
     plan.step = transposed ? axis.stride : 1;
     plan.input_step = transposed ? 1 : axis.stride;
     plan.outputs = plan.first < axis.output ? ceil_divide(axis.output - plan.first, plan.step) : 0;
-    plan.tap_line = scratch;
-    plan.residue = scratch + axis.kernel;
+    plan.tap_line = integers;
+    plan.residue = integers + axis.kernel;
 
     // Where output 0 reads for a tap; a tap of another phase reads nothing.
     const auto start = [&](int64_t tap, int64_t& at) {
@@ -134,17 +141,36 @@ static inline int64_t phase_count(const Geometry& geometry) {
     return geometry.transposed ? static_cast<int64_t>(geometry.height.stride) * geometry.width.stride : 1;
 }
 
-static inline int64_t scratch_size(const Geometry& geometry) {
-    return 2 * (static_cast<int64_t>(geometry.height.kernel) + geometry.width.kernel);
-}
+// The integers of the plans of both axes: on the stack for kernels of up to 32 taps a side.
+class PlanMemory {
+   public:
+    explicit PlanMemory(const Geometry& geometry)
+        : height_size_(2 * static_cast<int64_t>(geometry.height.kernel)),
+          width_size_(2 * static_cast<int64_t>(geometry.width.kernel)),
+          large_(fits() ? Buffer<int32_t>() : Buffer<int32_t>(height_size_ + width_size_)) {}
 
-static inline PhasePlan plan_phase(const Geometry& geometry, const Tile& tile, int64_t phase, int32_t* scratch) {
+    // Whether there was memory.
+    explicit operator bool() const { return fits() || large_; }
+    int32_t* height() { return fits() ? small_ : large_.data(); }
+    int32_t* width() { return height() + height_size_; }
+
+   private:
+    static constexpr int64_t kMostTaps = 32;
+
+    bool fits() const { return height_size_ + width_size_ <= 4 * kMostTaps; }
+
+    int64_t height_size_;
+    int64_t width_size_;
+    int32_t small_[4 * kMostTaps];
+    Buffer<int32_t> large_;
+};
+
+static inline PhasePlan plan_phase(const Geometry& geometry, const Tile& tile, int64_t phase, PlanMemory& memory) {
     PhasePlan plan;
     const bool transposed = geometry.transposed;
     const int64_t columns = transposed ? geometry.width.stride : 1;
-    plan.height = plan_axis(geometry.height, transposed, phase / columns, tile.height, scratch);
-    plan.width =
-        plan_axis(geometry.width, transposed, phase % columns, tile.width, scratch + 2 * geometry.height.kernel);
+    plan.height = plan_axis(geometry.height, transposed, phase / columns, tile.height, memory.height());
+    plan.width = plan_axis(geometry.width, transposed, phase % columns, tile.width, memory.width());
     plan.line_pitch = plan.width.lines * tile.lanes();
     plan.channel_pitch = plan.height.lines * plan.line_pitch;
     return plan;

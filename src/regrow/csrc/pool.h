@@ -75,7 +75,7 @@ static void max_pool(const Geometry& geometry, int64_t channels, const float* in
     const bool streams = streams_outputs(output, channels * height.output * width.output * batch, batch);
     for_positions(channels, height.output, width.output, threads, [&](int64_t channel, int64_t row, int64_t column) {
         const Range rows = window_of(height, row), columns = window_of(width, column);
-        const int64_t place = ((channel * height.output + row) * width.output + column) * batch;
+        const int64_t window = ((channel * height.output + row) * width.output + column) * batch;
         const float* const plane = input + channel * height.input * width.input * batch;
         const float* const corner = plane + (rows.first * width.input + columns.first) * batch;
         // Taps are counted from where the window would start, in the padding too.
@@ -96,8 +96,8 @@ static void max_pool(const Geometry& geometry, int64_t channels, const float* in
                         best = better ? value : best;
                         best_tap = better ? tap : best_tap;
                     }
-                write<kWrite>(output + place + at, best, lanes);
-                if (winner) write_bytes<kAccess>(winner + place + at, __builtin_convertvector(best_tap, Bytes), lanes);
+                write<kWrite>(output + window + at, best, lanes);
+                if (winner) write_bytes<kAccess>(winner + window + at, __builtin_convertvector(best_tap, Bytes), lanes);
             });
         };
         with_access(streams, [&](auto stored) {
@@ -107,7 +107,7 @@ static void max_pool(const Geometry& geometry, int64_t channels, const float* in
     });
 }
 
-// input_gradient = for each input the sum over its windows of share(window) times the window's gradient. `term(place,
+// input_gradient = for each input the sum over its windows of share(window) times the window's gradient. `term(window,
 // row, column, access, lanes)` is what a window gives to the input that is tap (row, column) of it.
 template <class Term>
 static inline void gather_windows(const Geometry& geometry, int64_t channels, float* input_gradient, int threads,
@@ -125,8 +125,8 @@ static inline void gather_windows(const Geometry& geometry, int64_t channels, fl
                 Vector sum = {};
                 for (int64_t row = rows.first; row < rows.last; ++row)
                     for (int64_t column = columns.first; column < columns.last; ++column) {
-                        const int64_t place = ((channel * height.output + row) * width.output + column) * batch + at;
-                        sum += term(place, row, column, y, x, access, lanes);
+                        const int64_t window = ((channel * height.output + row) * width.output + column) * batch + at;
+                        sum += term(window, row, column, y, x, access, lanes);
                     }
                 write<kWrite>(to + at, sum, lanes);
             });
@@ -146,15 +146,16 @@ static void max_pool_gradient_tiled(const Geometry& geometry, int64_t channels, 
     const int64_t batch = geometry.batch;
     const bool streams = streams_outputs(input_gradient, channels * height.input * width.input * batch, batch);
     for_positions(channels, height.output, width.output, threads, [&](int64_t channel, int64_t row, int64_t column) {
-        const int64_t place = ((channel * height.output + row) * width.output + column) * batch;
-        float* const corner = input_gradient + ((channel * height.input + row * height.kernel) * width.input +
-                                                column * width.kernel) * batch;
+        const int64_t window = ((channel * height.output + row) * width.output + column) * batch;
+        float* const corner =
+            input_gradient +
+            ((channel * height.input + row * height.kernel) * width.input + column * width.kernel) * batch;
         const auto run = [&](auto stored, auto window_height, auto window_width) {
             for_vectors<Access::kAll>(batch, [&](int64_t at, auto access, int64_t lanes) {
                 constexpr Access kRead = decltype(access)::value;
                 constexpr Access kWrite = kRead == Access::kAll ? decltype(stored)::value : kRead;
-                const Vector gradient = read<kRead>(output_gradient + place + at, lanes);
-                const Integers won = read_bytes<kRead>(winner + place + at, lanes);
+                const Vector gradient = read<kRead>(output_gradient + window + at, lanes);
+                const Integers won = read_bytes<kRead>(winner + window + at, lanes);
                 for (int64_t y = 0; y < window_height; ++y)
                     for (int64_t x = 0; x < window_width; ++x) {
                         const Integers here = won == Integers{} + static_cast<int32_t>(y * window_width + x);
@@ -175,13 +176,13 @@ static void max_pool_gradient(const Geometry& geometry, int64_t channels, const 
     if (tiles(height) && tiles(width))
         return max_pool_gradient_tiled(geometry, channels, output_gradient, winner, input_gradient, threads);
     gather_windows(geometry, channels, input_gradient, threads,
-                   [&](int64_t place, int64_t row, int64_t column, int64_t y, int64_t x, auto access, int64_t lanes) {
+                   [&](int64_t window, int64_t row, int64_t column, int64_t y, int64_t x, auto access, int64_t lanes) {
                        constexpr Access kAccess = decltype(access)::value;
                        const int64_t tap = (y + height.padding - row * height.stride) * width.kernel + x +
                                            width.padding - column * width.stride;
-                       const Vector gradient = read<kAccess>(output_gradient + place, lanes);
-                       const Integers won = read_bytes<kAccess>(winner + place, lanes) ==
-                                            Integers{} + static_cast<int32_t>(tap);
+                       const Vector gradient = read<kAccess>(output_gradient + window, lanes);
+                       const Integers won =
+                           read_bytes<kAccess>(winner + window, lanes) == Integers{} + static_cast<int32_t>(tap);
                        return won ? gradient : Vector{};
                    });
 }
@@ -215,8 +216,8 @@ static void mean_pool(const Geometry& geometry, int64_t channels, int64_t diviso
 static void mean_pool_gradient(const Geometry& geometry, int64_t channels, int64_t divisor,
                                const float* output_gradient, float* input_gradient, int threads) {
     gather_windows(geometry, channels, input_gradient, threads,
-                   [&](int64_t place, int64_t row, int64_t column, int64_t, int64_t, auto access, int64_t lanes) {
-                       return read<decltype(access)::value>(output_gradient + place, lanes) *
+                   [&](int64_t window, int64_t row, int64_t column, int64_t, int64_t, auto access, int64_t lanes) {
+                       return read<decltype(access)::value>(output_gradient + window, lanes) *
                               broadcast(share_of(geometry, divisor, row, column));
                    });
 }

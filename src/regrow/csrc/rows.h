@@ -5,16 +5,14 @@
 // modulo the stride together, so that neighbouring outputs read neighbouring floats whatever the stride.
 #pragma once
 
-#include <omp.h>
-
 #include <cstring>
 
-#include "inner.h"
 #include "pack.h"
+#include "team.h"
 
 namespace regrow::REGROW_VARIANT {
 
-// A plane of one row and column: the products of a matrix with few vectors, by one thread.
+// A plane of one row and column without padding: the products of a matrix with few vectors, by one thread.
 template <class Number, class Read, class Write>
 void multiply_few(const Index& index, const float* values, const float* bias, Read&& read, Write&& write,
                   Number* sums) {
@@ -30,8 +28,8 @@ void multiply_few(const Index& index, const float* values, const float* bias, Re
             int64_t entry = index.segment_start[segment];
             for (; entry + kChains <= end; entry += kChains)
                 for (int n = 0; n < kChains; ++n)
-                    sum[n] += values[index.order[entry + n]] * read(channel + index.place[entry + n]);
-            for (; entry < end; ++entry) sum[0] += values[index.order[entry]] * read(channel + index.place[entry]);
+                    sum[n] += values[index.order[entry + n]] * read(channel + index.tap_offset[entry + n]);
+            for (; entry < end; ++entry) sum[0] += values[index.order[entry]] * read(channel + index.tap_offset[entry]);
             sums[index.segment_row[segment]] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
         }
     }
@@ -41,7 +39,8 @@ void multiply_few(const Index& index, const float* values, const float* bias, Re
 static bool gather_vectors(const Index& index, const float* values, const float* bias, const float* input,
                            float* output, int64_t batch) {
     if (batch == 1) {
-        multiply_few(index, values, bias, [&](int64_t channel) { return input[channel]; }, [](int64_t, float) {}, output);
+        multiply_few(
+            index, values, bias, [&](int64_t channel) { return input[channel]; }, [](int64_t, float) {}, output);
         return true;
     }
     Buffer<float> lines(index.channels * kLanes), sums(index.rows * kLanes);
@@ -61,12 +60,12 @@ class RowTiles {
    public:
     static constexpr int64_t kTileLanes = static_cast<int64_t>(kRun) * kLanes;
 
-    // `scratch` as for plan_axis.
-    RowTiles(const Geometry& geometry, const Index& index, int32_t* scratch)
-        : index_(index), batch_(geometry.batch), width_input_(geometry.width.input), width_output_(geometry.width.output),
-          kernel_width_(geometry.width.kernel), taps_(static_cast<int64_t>(geometry.height.kernel) * geometry.width.kernel),
-          height_(plan_axis(geometry.height, geometry.transposed, 0, kRows, scratch)),
-          width_(plan_axis(geometry.width, geometry.transposed, 0, width_output_, scratch + 2 * geometry.height.kernel)),
+    RowTiles(const Geometry& geometry, const Index& index, PlanMemory& memory)
+        : index_(index), batch_(geometry.batch), width_input_(geometry.width.input),
+          width_output_(geometry.width.output), kernel_width_(geometry.width.kernel),
+          taps_(static_cast<int64_t>(geometry.height.kernel) * geometry.width.kernel),
+          height_(plan_axis(geometry.height, geometry.transposed, 0, kRows, memory.height())),
+          width_(plan_axis(geometry.width, geometry.transposed, 0, width_output_, memory.width())),
           blocks_(ceil_divide(index.channels, index.channels_per_block)),
           // A tile may read as far as a vector beyond its row.
           line_pitch_(ceil_divide(width_.lines * batch_ + kTileLanes, kLanes) * kLanes),
@@ -77,8 +76,9 @@ class RowTiles {
     int64_t output_pitch() const { return height_.outputs * width_output_ * batch_; }
 
     int32_t offset(int64_t number) const {
-        const int64_t place = index_.place[number], tap = place % taps_;
-        return static_cast<int32_t>(place / taps_ * channel_pitch_ + height_.tap_line[tap / kernel_width_] * line_pitch_ +
+        const int64_t tap_offset = index_.tap_offset[number], tap = tap_offset % taps_;
+        return static_cast<int32_t>(tap_offset / taps_ * channel_pitch_ +
+                                    height_.tap_line[tap / kernel_width_] * line_pitch_ +
                                     width_.tap_line[tap % kernel_width_] * batch_);
     }
 
@@ -117,8 +117,8 @@ class RowTiles {
         for (int64_t row = 0; row < rows; ++row) {
             Rows<float> one = targets;
             one.first += row * targets.line_pitch;
-            gather_segments<1, kRun, Access::kAll>(segments, entries, packed + row * line_pitch_, line_pitch_, one, bias,
-                                                   block > 0, nothing);
+            gather_segments<1, kRun, Access::kAll>(segments, entries, packed + row * line_pitch_, line_pitch_, one,
+                                                   bias, block > 0, nothing);
         }
     }
 
@@ -176,9 +176,9 @@ class RowTiles {
 template <int kRows, int kRun>
 bool gather_row_tiles(const Geometry& geometry, const Index& index, const float* values, const float* bias,
                       const float* input, float* output, int threads) {
-    Buffer<int32_t> scratch(scratch_size(geometry));
-    if (!scratch) return false;
-    const RowTiles<kRows, kRun> tiles(geometry, index, scratch.data());
+    PlanMemory memory(geometry);
+    if (!memory) return false;
+    const RowTiles<kRows, kRun> tiles(geometry, index, memory);
     Buffer<Entry> entries(index.nonzeros);
     if (!entries) return false;
 
@@ -187,9 +187,8 @@ bool gather_row_tiles(const Geometry& geometry, const Index& index, const float*
     {
         Buffer<float> packed(tiles.buffer_size()), edge(tiles.edge_size());
         complete = packed && edge;
-#pragma omp for schedule(static)
-        for (int64_t entry = 0; entry < index.nonzeros; ++entry)
-            entries[entry] = {values[index.order[entry]], tiles.offset(entry)};
+        look_up_entries(
+            index, values, 0, index.nonzeros, [&](int64_t entry) { return tiles.offset(entry); }, entries.data());
 #pragma omp for schedule(static)
         for (int64_t strip = 0; strip < tiles.strips(); ++strip)
             if (complete) tiles.strip(strip, entries.data(), bias, input, packed.data(), edge.data(), output);
@@ -201,7 +200,8 @@ static bool gather_rows(const Geometry& geometry, const Index& index, const floa
                         const float* input, float* output, int threads) {
     const int64_t run = geometry.width.output * geometry.batch;
     const bool point = geometry.height.input == 1 && geometry.width.input == 1 && geometry.height.output == 1 &&
-                       geometry.width.output == 1 && geometry.height.kernel == 1 && geometry.width.kernel == 1;
+                       geometry.width.output == 1 && geometry.height.kernel == 1 && geometry.width.kernel == 1 &&
+                       geometry.height.padding == 0 && geometry.width.padding == 0;
     if (point) return gather_vectors(index, values, bias, input, output, geometry.batch);
     // Strips of one row where there would be too few for the threads.
     const bool flat = geometry.height.output < 4 * threads;

@@ -7,13 +7,10 @@
 // block, and go straight to the output; a further block adds to what is there.
 #pragma once
 
-#include <omp.h>
-
-#include <cstring>
 #include <type_traits>
 
-#include "inner.h"
 #include "pack.h"
+#include "team.h"
 
 namespace regrow::REGROW_VARIANT {
 
@@ -54,10 +51,11 @@ class Sweep {
    public:
     static constexpr int64_t kTileLanes = static_cast<int64_t>(kRun) * kLanes;
 
-    Sweep(const Geometry& geometry, const Index& index, int32_t* scratch)
-        : index_(index), batch_(geometry.batch), height_(sweep_axis(geometry.height, geometry.transposed, scratch)),
-          width_(sweep_axis(geometry.width, geometry.transposed, scratch + geometry.height.kernel)),
-          kernel_width_(geometry.width.kernel), taps_(geometry.height.kernel * geometry.width.kernel),
+    Sweep(const Geometry& geometry, const Index& index, PlanMemory& memory)
+        : index_(index), batch_(geometry.batch),
+          height_(sweep_axis(geometry.height, geometry.transposed, memory.height())),
+          width_(sweep_axis(geometry.width, geometry.transposed, memory.width())), kernel_width_(geometry.width.kernel),
+          taps_(static_cast<int64_t>(geometry.height.kernel) * geometry.width.kernel),
           blocks_(ceil_divide(index.channels, index.channels_per_block)),
           lines_((kRows - 1) * height_.advance + height_.span), line_pitch_(width_.span * kTileLanes),
           channel_pitch_(lines_ * line_pitch_), strips_(ceil_divide(height_.outputs(0), kRows)),
@@ -69,18 +67,18 @@ class Sweep {
     int64_t output_pitch() const { return height_.output * width_.output * batch_; }
     int64_t row_step() const { return height_.advance * line_pitch_; }
 
-    // Places of a block; all have an offset, though the last block may hold fewer channels.
-    int64_t places() const { return index_.channels_per_block * taps_; }
+    // Of a block; all stand somewhere in the ring, though the last block may hold fewer channels.
+    int64_t tap_offsets() const { return index_.channels_per_block * taps_; }
 
-    // Floats from the start of the ring, for each place, with the first column of the tile in each slot of the ring.
-    void tabulate_places(int32_t* offsets) const {
+    // Floats from the start of the ring, for each tap offset, with the first column of the tile in each slot of the ring.
+    void tabulate_offsets(int32_t* packed_offset) const {
         for (int64_t rotation = 0; rotation < rotations(); ++rotation)
             for (int64_t channel = 0; channel < index_.channels_per_block; ++channel)
                 for (int64_t tap = 0; tap < taps_; ++tap) {
                     const int64_t slot = (rotation + width_.tap_line[tap % kernel_width_]) % width_.span;
-                    *offsets++ = static_cast<int32_t>(channel * channel_pitch_ +
-                                                      height_.tap_line[tap / kernel_width_] * line_pitch_ +
-                                                      slot * kTileLanes);
+                    *packed_offset++ =
+                        static_cast<int32_t>(channel * channel_pitch_ +
+                                             height_.tap_line[tap / kernel_width_] * line_pitch_ + slot * kTileLanes);
                 }
     }
 
@@ -150,7 +148,8 @@ class Sweep {
         using Some = std::integral_constant<Access, Access::kSome>;
         using One = std::integral_constant<int, 1>;
         const std::integral_constant<int, kRows> rows;
-        if (tile.rows == kRows && tile.lanes == kTileLanes) return stream ? body(rows, Stream(), 0) : body(rows, All(), 0);
+        if (tile.rows == kRows && tile.lanes == kTileLanes)
+            return stream ? body(rows, Stream(), 0) : body(rows, All(), 0);
         for (int64_t row = 0; row < tile.rows; ++row)
             tile.lanes == kTileLanes ? body(One(), All(), row) : body(One(), Some(), row);
     }
@@ -170,8 +169,14 @@ class Sweep {
             (height_.target(down, item.top) * width_.output + width_.target(across, column)) * batch_ + item.lane;
         const int64_t first = share_start(start[0], start[1], item.share, item.shares);
         const int64_t last = share_start(start[0], start[1], item.share + 1, item.shares);
-        body(Tile{{index_.segment_row, index_.segment_start, first, last}, rows, lanes, position, row_pitch,
-                  rotation, block == 0, block == blocks_ - 1});
+        body(Tile{{index_.segment_row, index_.segment_start, first, last},
+                  rows,
+                  lanes,
+                  position,
+                  row_pitch,
+                  rotation,
+                  block == 0,
+                  block == blocks_ - 1});
     }
 
     // The first segment of a share: all have about as many nonzeros.
@@ -182,8 +187,10 @@ class Sweep {
         const int64_t wanted = before + all * share / shares;
         while (first < last) {
             const int64_t middle = first + (last - first) / 2;
-            if (index_.segment_start[middle] < wanted) first = middle + 1;
-            else last = middle;
+            if (index_.segment_start[middle] < wanted)
+                first = middle + 1;
+            else
+                last = middle;
         }
         return first;
     }
@@ -247,42 +254,42 @@ template <int kRows, int kRun>
 bool sweep_gather(const Geometry& geometry, const Index& index, const float* values, const float* bias,
                   const float* input, float* output, int threads) {
     using Plan = Sweep<kRows, kRun>;
-    Buffer<int32_t> scratch(scratch_size(geometry));
-    if (!scratch) return false;
-    const Plan plan(geometry, index, scratch.data());
+    PlanMemory memory(geometry);
+    if (!memory) return false;
+    const Plan plan(geometry, index, memory);
     Buffer<Entry> entries(plan.rotations() * index.nonzeros);
-    Buffer<int32_t> places(plan.rotations() * plan.places());
-    if (!entries || !places) return false;
-    plan.tabulate_places(places.data());
+    Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
+    if (!entries || !packed_offset) return false;
+    plan.tabulate_offsets(packed_offset.data());
     const bool streams = streams_outputs(output, index.rows * plan.output_pitch(), geometry.batch);
 
     bool complete = true;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
     {
-        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
         Buffer<float> ring(plan.buffer_size());
         complete = static_cast<bool>(ring);
         for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation) {
-#pragma omp for schedule(static)
-            for (int64_t entry = 0; entry < index.nonzeros; ++entry)
-                entries[rotation * index.nonzeros + entry] = {values[index.order[entry]],
-                                                              places[rotation * plan.places() + index.place[entry]]};
+            const int32_t* const rotated = packed_offset.data() + rotation * plan.tap_offsets();
+            look_up_entries(
+                index, values, 0, index.nonzeros, [&](int64_t entry) { return rotated[index.tap_offset[entry]]; },
+                entries.data() + rotation * index.nonzeros);
         }
-        const int64_t items = plan.items(team), last = complete ? items * (thread + 1) / team : 0;
-        for (int64_t number = items * thread / team; number < last; ++number) {
+        const int64_t team = omp_get_num_threads();
+        const auto gather_item = [&](int64_t number) {
             plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
                 const Entry* table = entries.data() + tile.rotation * index.nonzeros;
-                const Rows<float> targets{output + tile.position, plan.output_pitch(), tile.row_pitch, tile.lanes};
                 const auto gather = [&](auto rows, auto access, int64_t row) {
-                    const Rows<float> part{targets.first + row * tile.row_pitch, targets.pitch, tile.row_pitch, tile.lanes};
+                    const Rows<float> targets{output + tile.position + row * tile.row_pitch, plan.output_pitch(),
+                                              tile.row_pitch, tile.lanes};
                     NothingAhead nothing;
                     gather_segments<decltype(rows)::value, kRun, decltype(access)::value>(
-                        tile.segments, table, ring.data() + row * plan.row_step(), plan.row_step(), part, bias,
+                        tile.segments, table, ring.data() + row * plan.row_step(), plan.row_step(), targets, bias,
                         !tile.first_block, nothing);
                 };
                 plan.visit(tile, streams && tile.last_block, gather);
             });
-        }
+        };
+        if (complete) for_share(plan.items(team), gather_item);
         stream_fence();
     }
     return complete;
@@ -292,37 +299,27 @@ template <int kRows, int kRun>
 bool sweep_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
                            const float* input, float* gradient, float* bias_gradient, int threads) {
     using Plan = Sweep<kRows, kRun>;
-    Buffer<int32_t> scratch(scratch_size(geometry));
-    if (!scratch) return false;
-    const Plan plan(geometry, index, scratch.data());
+    PlanMemory memory(geometry);
+    if (!memory) return false;
+    const Plan plan(geometry, index, memory);
     Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
-    Buffer<int32_t> places(plan.rotations() * plan.places());
-    Buffer<float> sums(index.nonzeros * threads);
-    Buffer<float> row_sums(bias_gradient ? index.rows * kLanes * threads : 0);
-    if (!offsets || !places || !sums || !row_sums) return false;
-    plan.tabulate_places(places.data());
+    Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
+    ThreadSums sums(index, gradient, bias_gradient, threads);
+    if (!offsets || !packed_offset || !sums) return false;
+    plan.tabulate_offsets(packed_offset.data());
 
     bool complete = true;
-    int64_t workers = 1;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
     {
-        const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
         Buffer<float> ring(plan.buffer_size());
         Buffer<float> partials(kPartials * kLanes);
         complete = ring && partials;
-#pragma omp single
-        workers = team;
-        for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation) {
-#pragma omp for schedule(static)
-            for (int64_t entry = 0; entry < index.nonzeros; ++entry)
-                offsets[rotation * index.nonzeros + entry] = places[rotation * plan.places() + index.place[entry]];
-        }
-        float* mine = sums.data() + thread * index.nonzeros;
-        std::memset(mine, 0, static_cast<size_t>(index.nonzeros) * sizeof(float));
-        float* const my_rows = bias_gradient ? row_sums.data() + thread * index.rows * kLanes : nullptr;
-        if (my_rows) std::memset(my_rows, 0, static_cast<size_t>(index.rows * kLanes) * sizeof(float));
-        const int64_t items = plan.items(team), last = complete ? items * (thread + 1) / team : 0;
-        for (int64_t number = items * thread / team; number < last; ++number) {
+        for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation)
+            look_up_offsets(index, packed_offset.data() + rotation * plan.tap_offsets(),
+                            offsets.data() + rotation * index.nonzeros);
+        const ThreadSums::Mine mine = sums.start();
+        const int64_t team = omp_get_num_threads();
+        const auto reduce_item = [&](int64_t number) {
             plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
                 const int32_t* table = offsets.data() + tile.rotation * index.nonzeros;
                 const auto reduce = [&](auto rows, auto access, int64_t row) {
@@ -331,13 +328,13 @@ bool sweep_values_gradient(const Geometry& geometry, const Index& index, const f
                     RowsAhead<decltype(rows)::value, kRun> ahead{tile.segments, sources};
                     values_segments<decltype(rows)::value, kRun, decltype(access)::value>(
                         tile.segments, table, ring.data() + row * plan.row_step(), plan.row_step(), sources,
-                        partials.data(), mine, tile.first_block ? my_rows : nullptr, ahead);
+                        partials.data(), mine.values, tile.first_block ? mine.rows : nullptr, ahead);
                 };
                 plan.visit(tile, false, reduce);
             });
-        }
-        add_sums(index, sums.data(), workers, gradient);
-        if (bias_gradient) add_row_sums(index.rows, row_sums.data(), workers, bias_gradient);
+        };
+        if (complete) for_share(plan.items(team), reduce_item);
+        sums.finish();
     }
     return complete;
 }

@@ -14,10 +14,11 @@
 
 namespace regrow::REGROW_VARIANT {
 
-constexpr int kLanes = REGROW_LANES;          // floats in one vector
+constexpr int kLanes = REGROW_LANES;             // floats in one vector
 constexpr int kAccumulators = REGROW_REGISTERS;  // vectors that one tile keeps in registers
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(int32_t))));
 // The same type at any address: user tensors are aligned to one float only.
 typedef float LooseVector __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
 
@@ -43,6 +44,16 @@ static inline __attribute__((always_inline)) void stream(float* to, Vector value
 static inline void stream_fence() {
 #if defined(__AVX__)
     _mm_sfence();
+#endif
+}
+
+// The lanes of two vectors, numbered through, that stand in the list. GCC has Clang's builtin from version 12 on.
+template <int... kPicked>
+static inline __attribute__((always_inline)) Vector pick(Vector a, Vector b) {
+#if __has_builtin(__builtin_shufflevector)
+    return __builtin_shufflevector(a, b, kPicked...);
+#else
+    return __builtin_shuffle(a, b, Integers{kPicked...});
 #endif
 }
 

@@ -1,0 +1,103 @@
+// What the threads of every driver do alike: share out the work, look up the nonzeros, and add up their sums.
+//
+// All of it is called within a parallel region, by every thread of the team.
+#pragma once
+
+#include <omp.h>
+
+#include <cstring>
+
+#include "inner.h"
+
+namespace regrow::REGROW_VARIANT {
+
+// Calls body(number) for this thread's share of `items`, which is one run of them.
+template <class Body>
+static inline void for_share(int64_t items, Body&& body) {
+    const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+    const int64_t end = items * (thread + 1) / team;
+    for (int64_t number = items * thread / team; number < end; ++number) body(number);
+}
+
+// entries[n] = value n and where its input stands, for `first` <= n < `last`; offset_of(n) says where.
+template <class OffsetOf>
+static inline void look_up_entries(const Index& index, const float* values, int64_t first, int64_t last,
+                                   OffsetOf&& offset_of, Entry* entries) {
+#pragma omp for schedule(static)
+    for (int64_t entry = first; entry < last; ++entry) {
+        entries[entry] = {values[index.order[entry]], offset_of(entry)};
+    }
+}
+
+// offsets[n] = where the input of value n stands: `packed_offset` holds that for each tap offset.
+static inline void look_up_offsets(const Index& index, const int32_t* packed_offset, int32_t* offsets) {
+#pragma omp for schedule(static)
+    for (int64_t entry = 0; entry < index.nonzeros; ++entry) offsets[entry] = packed_offset[index.tap_offset[entry]];
+}
+
+// The gradients of the values and, where it is wanted, of the bias: each thread sums its part of the batch and the plane
+// for itself. At the end sums are added in the order of the threads, so that equal inputs give equal bits.
+class ThreadSums {
+   public:
+    // `bias_gradient` may be null; `threads` is the most that a team can have.
+    ThreadSums(const Index& index, float* gradient, float* bias_gradient, int threads)
+        : index_(index), gradient_(gradient), bias_gradient_(bias_gradient), values_(index.nonzeros * threads),
+          rows_(bias_gradient ? index.rows * kLanes * threads : 0) {}
+
+    // Whether there was memory for all.
+    explicit operator bool() const { return values_ && rows_; }
+
+    // The sums of one thread: a float for each value, and a vector for each row (null if nobody wants those).
+    struct Mine {
+        float* values;
+        float* rows;
+    };
+
+    // This thread's sums, set to zero.
+    Mine start() {
+        const int64_t thread = omp_get_thread_num(), lanes = index_.rows * kLanes;
+        Mine mine{values_.data() + thread * index_.nonzeros, nullptr};
+        std::memset(mine.values, 0, static_cast<size_t>(index_.nonzeros) * sizeof(float));
+        if (bias_gradient_) {
+            mine.rows = rows_.data() + thread * lanes;
+            std::memset(mine.rows, 0, static_cast<size_t>(lanes) * sizeof(float));
+        }
+        return mine;
+    }
+
+    // Writes the gradients once every thread is here.
+    void finish() const {
+        const int64_t team = omp_get_num_threads();
+#pragma omp barrier
+        add_values(values_.data(), index_, team, gradient_);
+        if (bias_gradient_) add_rows(rows_.data(), index_.rows, team, bias_gradient_);
+    }
+
+   private:
+    static void add_values(const float* sums, const Index& index, int64_t team, float* gradient) {
+#pragma omp for schedule(static)
+        for (int64_t entry = 0; entry < index.nonzeros; ++entry) {
+            float sum = sums[entry];
+            for (int64_t other = 1; other < team; ++other) sum += sums[other * index.nonzeros + entry];
+            gradient[index.order[entry]] = sum;
+        }
+    }
+
+    static void add_rows(const float* sums, int64_t rows, int64_t team, float* gradient) {
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; ++row) {
+            Vector sum = {};
+            for (int64_t thread = 0; thread < team; ++thread) sum += load(sums + (thread * rows + row) * kLanes);
+            gradient[row] = 0.0f;
+            for (int lane = 0; lane < kLanes; ++lane) gradient[row] += sum[lane];
+        }
+    }
+
+    const Index& index_;
+    float* gradient_;
+    float* bias_gradient_;
+    Buffer<float> values_;
+    Buffer<float> rows_;
+};
+
+}  // namespace regrow::REGROW_VARIANT
