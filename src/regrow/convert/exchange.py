@@ -99,7 +99,7 @@ def _obstacle(slot: Slot, places: Sequence[str]) -> str | None:
     if slot.weight.device.type != "cpu":
         return f"it is on {slot.weight.device}, and the kernels compute on the CPU"
     if not kernels_serve():
-        return "regrow was installed without its compiled kernels; reinstall it with a C++17 compiler"
+        return "regrow was installed without its compiled kernels; reinstall it with a GCC 11 or Clang 14"
     if len(places) > 1:
         return f"it is tied to {', '.join(repr(name) for name in places if name != slot.name)}"
     if getattr(slot.module, "padding_mode", "zeros") != "zeros":

@@ -31,7 +31,7 @@ def kernels() -> ModuleType:
         RuntimeError: if this installation has none.
     """
     if _kernels is None:
-        raise RuntimeError("regrow was installed without its compiled kernels; reinstall it with a C++17 compiler")
+        raise RuntimeError("regrow was installed without its compiled kernels; reinstall it with a GCC 11 or Clang 14")
     return _kernels
 
 
