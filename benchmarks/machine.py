@@ -7,7 +7,7 @@ import platform
 import torch
 
 import regrow
-from regrow.experiments.bench.machine import processor
+from regrow.experiments.bench.common.machine import processor
 
 
 def describe() -> str:

@@ -17,11 +17,11 @@ from typing import Any
 from rich.console import Console
 
 from machine import describe
-from regrow.experiments.config import override
 from regrow.experiments.files import write_text
-from regrow.experiments.plots import plot_errors
-from regrow.experiments.presets import preset
-from regrow.experiments.study import Cell, Study, collect, run_study
+from regrow.experiments.study.plots import plot_errors
+from regrow.experiments.study.study import Cell, Study, collect, run_study
+from regrow.experiments.train.config import override
+from regrow.experiments.train.presets import preset
 
 PARTS = ("lenet300-100", "lenet300-100-keep", "methods", "lenet5", "lenet5-keep")
 DENSITIES = (0.01, 0.02, 0.05, 0.1)

@@ -21,10 +21,10 @@ from torch import nn
 
 import regrow
 from machine import describe
-from regrow.experiments.config import TrainConfig
 from regrow.experiments.models import build
-from regrow.experiments.presets import preset
-from regrow.experiments.run import make_optimizer
+from regrow.experiments.train.config import TrainConfig
+from regrow.experiments.train.presets import preset
+from regrow.experiments.train.run import make_optimizer
 
 DENSITY = 0.05
 # preset, shape of an image, optimizer steps in an epoch of the preset

@@ -10,7 +10,7 @@ from torch import nn
 
 import regrow
 from regrow.convert.choose import Choice, remembered
-from regrow.experiments.bench.train import Settings, measure, step_configs
+from regrow.experiments.bench.steps.measure import Settings, measure, step_configs
 from regrow.nn import choose as choosing
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))

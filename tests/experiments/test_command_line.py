@@ -9,7 +9,7 @@ import pytest
 from runs import command, refused
 
 from regrow.experiments.main import main
-from regrow.experiments.methods import METHODS
+from regrow.experiments.train.methods import METHODS
 
 COMMANDS = (
     ["train"],

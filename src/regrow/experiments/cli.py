@@ -11,19 +11,19 @@ from rich.table import Table
 
 from regrow.experiments import data as data_sets
 from regrow.experiments.bench.command import bench_app
-from regrow.experiments.bench.measure import WrongResultError
-from regrow.experiments.config import TrainConfig, override, parse_settings
+from regrow.experiments.bench.layers.measure import WrongResultError
 from regrow.experiments.demo import demo as run_demo
 from regrow.experiments.errors import UserError
-from regrow.experiments.growth_study import SOURCES, GrowthStudy, run_growth_study
-from regrow.experiments.methods import METHODS, check_method, run_name
-from regrow.experiments.presets import PRESETS
-from regrow.experiments.presets import preset as find_preset
-from regrow.experiments.progress import ProgressBar, Quiet, TensorBoard
-from regrow.experiments.study import Study, run_study
+from regrow.experiments.study.growth import SOURCES, GrowthStudy, run_growth_study
+from regrow.experiments.study.study import Study, run_study
 from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, parse_densities, say
-from regrow.experiments.train import Reporter, Result, StoppedError, resume_config
-from regrow.experiments.train import train as run_training
+from regrow.experiments.train.config import TrainConfig, override, parse_settings
+from regrow.experiments.train.loop import Reporter, Result, StoppedError, resume_config
+from regrow.experiments.train.loop import train as run_training
+from regrow.experiments.train.methods import METHODS, check_method, run_name
+from regrow.experiments.train.presets import PRESETS
+from regrow.experiments.train.presets import preset as find_preset
+from regrow.experiments.train.progress import ProgressBar, Quiet, TensorBoard
 
 app = typer.Typer(
     help="Train neural networks that are sparse from their first step to their last.",

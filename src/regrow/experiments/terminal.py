@@ -12,8 +12,8 @@ from rich.console import Console
 
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import SaveError
-from regrow.experiments.run import DivergedError
-from regrow.experiments.train import StoppedError
+from regrow.experiments.train.loop import StoppedError
+from regrow.experiments.train.run import DivergedError
 
 # A table in a file or a pipe is not cut to the width of a terminal that is not there.
 OUT = Console(width=None if sys.stdout.isatty() else 200)

@@ -12,32 +12,32 @@ import rich.table
 import torch
 import typer
 
-from regrow.experiments.bench import train_tables
-from regrow.experiments.bench.accuracy import bench_accuracy
-from regrow.experiments.bench.compare import compare
-from regrow.experiments.bench.contenders import BFLOAT16, CSR
-from regrow.experiments.bench.machine import describe, measure_rates
-from regrow.experiments.bench.measure import Row, WrongResultError
-from regrow.experiments.bench.memory import KINDS, Problem, bench_memory
-from regrow.experiments.bench.peer_networks import PEERS
-from regrow.experiments.bench.peers import peers as find_peers
-from regrow.experiments.bench.problem import Shape
-from regrow.experiments.bench.run import FILE, Report, run
-from regrow.experiments.bench.run import Settings as LayerSettings
-from regrow.experiments.bench.shapes import NETWORKS, shapes
-from regrow.experiments.bench.tables import Table, markdown, sentence, tables
-from regrow.experiments.bench.train import FILE as STEP_FILE
-from regrow.experiments.bench.train import Report as StepReport
-from regrow.experiments.bench.train import Row as StepRow
-from regrow.experiments.bench.train import Settings, step_configs
-from regrow.experiments.bench.train import run as run_steps
-from regrow.experiments.config import TrainConfig, override, parse_settings
+from regrow.experiments.bench.accuracy.curves import bench_accuracy
+from regrow.experiments.bench.common.machine import describe, measure_rates
+from regrow.experiments.bench.layers.compare import compare
+from regrow.experiments.bench.layers.contenders import BFLOAT16, CSR
+from regrow.experiments.bench.layers.measure import Row, WrongResultError
+from regrow.experiments.bench.layers.peers import peers as find_peers
+from regrow.experiments.bench.layers.problem import Shape
+from regrow.experiments.bench.layers.report import FILE, Report, run
+from regrow.experiments.bench.layers.report import Settings as LayerSettings
+from regrow.experiments.bench.layers.shapes import NETWORKS, shapes
+from regrow.experiments.bench.layers.tables import Table, markdown, sentence, tables
+from regrow.experiments.bench.memory.linear import KINDS, Problem, bench_memory
+from regrow.experiments.bench.steps import tables as train_tables
+from regrow.experiments.bench.steps.measure import FILE as STEP_FILE
+from regrow.experiments.bench.steps.measure import Report as StepReport
+from regrow.experiments.bench.steps.measure import Row as StepRow
+from regrow.experiments.bench.steps.measure import Settings, step_configs
+from regrow.experiments.bench.steps.measure import run as run_steps
+from regrow.experiments.bench.steps.peer_networks import PEERS
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
-from regrow.experiments.methods import check_method
-from regrow.experiments.plots import plot_speed
-from regrow.experiments.presets import preset as find_preset
+from regrow.experiments.study.plots import plot_speed
 from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, parse_densities, parse_numbers, say
+from regrow.experiments.train.config import TrainConfig, override, parse_settings
+from regrow.experiments.train.methods import check_method
+from regrow.experiments.train.presets import preset as find_preset
 
 bench_app = typer.Typer(help="Measure sparse layers beside dense ones and other libraries.", no_args_is_help=True)
 
