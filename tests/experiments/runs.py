@@ -10,9 +10,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from regrow.experiments.cli import app
+from regrow.experiments.errors import StoppedError
 from regrow.experiments.train.checkpoint import list_checkpoints, load_checkpoint
 from regrow.experiments.train.config import override
-from regrow.experiments.train.loop import StoppedError, train
+from regrow.experiments.train.loop import train
 from regrow.experiments.train.presets import preset
 from regrow.experiments.train.progress import Quiet
 

@@ -7,9 +7,9 @@ import torch
 from runs import command, tiny
 
 from regrow.experiments import demo
-from regrow.experiments.bench.layers.measure import WrongResultError
 from regrow.experiments.bench.steps import ratio as measuring
 from regrow.experiments.bench.steps.ratio import step_ratio
+from regrow.experiments.errors import WrongResultError
 from regrow.experiments.train.config import override
 from regrow.experiments.train.presets import preset
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from runs import assert_same_run, child, command, refused, same, stop_after, tiny
 
-from regrow.experiments.files import SaveError, write_atomically
+from regrow.experiments.errors import SaveError
+from regrow.experiments.files import write_atomically
 from regrow.experiments.train.checkpoint import list_checkpoints, load_latest
 from regrow.experiments.train.loop import train
 

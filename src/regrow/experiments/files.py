@@ -9,11 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from regrow.experiments.errors import UserError
-
-
-class SaveError(Exception):
-    """A file could not be written: the disk is full, or the folder is not writable. Nothing was replaced."""
+from regrow.experiments.errors import SaveError, UserError
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -13,8 +13,9 @@ import torch
 from runs import command, refused
 
 import regrow
-from regrow.experiments.bench import command as bench_command
-from regrow.experiments.bench.common.machine import Machine, Rates
+from regrow.experiments.bench.common.machine import Machine
+from regrow.experiments.bench.common.spreads import Spread
+from regrow.experiments.bench.layers import command as layers_command
 from regrow.experiments.bench.layers import measure as measuring
 from regrow.experiments.bench.layers.compare import Revision, compare
 from regrow.experiments.bench.layers.contenders import (
@@ -26,13 +27,15 @@ from regrow.experiments.bench.layers.contenders import (
     NotApplicableError,
     Prepared,
 )
-from regrow.experiments.bench.layers.measure import Floor, Row, Spread, Timing, WrongResultError, measure
+from regrow.experiments.bench.layers.floor import Floor
+from regrow.experiments.bench.layers.measure import Row, Timing, measure
 from regrow.experiments.bench.layers.peers import peers
 from regrow.experiments.bench.layers.problem import PASSES, Problem, Shape
+from regrow.experiments.bench.layers.rates import Rates
 from regrow.experiments.bench.layers.report import FILE, Report, Settings, run
 from regrow.experiments.bench.layers.shapes import shapes
 from regrow.experiments.bench.layers.tables import markdown, means, tables
-from regrow.experiments.errors import UserError
+from regrow.experiments.errors import UserError, WrongResultError
 
 RATES = Rates(operations=1e11, bytes=1e10)
 CONVOLUTION = Shape("vgg16-d", 5, 6, batch=9, kernel=3, plane=7, stride=2, padding=1)
@@ -220,7 +223,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 
 def test_the_command_measures_writes_and_shows(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_command, "measure_rates", lambda clock: RATES)
+    monkeypatch.setattr(layers_command, "measure_rates", lambda clock: RATES)
     out, page = tmp_path / "bench.json", tmp_path / "bench.md"
     options = ("--layers", "lenet300-100 100-10", "--densities", "0.1,0.5", "--rounds", 2)
     done = command("bench", "layers", *options, "--out", out, "--markdown", page)

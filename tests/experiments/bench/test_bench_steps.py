@@ -12,27 +12,27 @@ from torch import nn
 import regrow
 from regrow.experiments import data
 from regrow.experiments.bench.common.machine import describe
-from regrow.experiments.bench.layers.measure import WrongResultError
 from regrow.experiments.bench.steps import check as step_check
 from regrow.experiments.bench.steps import measure as training_steps
 from regrow.experiments.bench.steps import training as stepping
 from regrow.experiments.bench.steps.check import check
-from regrow.experiments.bench.steps.measure import FILE, Settings, measure, step_configs
+from regrow.experiments.bench.steps.compile import CompileError, compile_training
+from regrow.experiments.bench.steps.measure import measure
 from regrow.experiments.bench.steps.peer_networks import PEERS
+from regrow.experiments.bench.steps.report import FILE, Report, Settings, step_configs
+from regrow.experiments.bench.steps.state import state_of
 from regrow.experiments.bench.steps.tables import markdown, speed_points, tables
 from regrow.experiments.bench.steps.training import (
-    CompileError,
-    compile_training,
     dense_model,
     dense_training,
     make_batches,
     sparse_model,
     sparse_training,
-    state_of,
     steps_per_epoch,
     update_interval,
 )
 from regrow.experiments.bench.steps.update_cost import cost_per_step, looking_steps
+from regrow.experiments.errors import WrongResultError
 from regrow.experiments.train.presets import preset
 
 CONFIG = tiny(density=0.3, batch_size=16, growth="window:3")
@@ -185,7 +185,7 @@ def test_what_is_left_out_is_told(monkeypatch):
         "dense compiled": "no compiler for full",
         "bfloat16 compiled": "no compiler for half",
     }
-    page = markdown([training_steps.Report(describe(), QUICK, [found])], "regrow")
+    page = markdown([Report(describe(), QUICK, [found])], "regrow")
     assert "- digits-mlp at 0.3, dense compiled: no compiler for full." in page
 
 
@@ -285,7 +285,7 @@ def test_measurements_in_several_files_are_shown_as_one(row, tmp_path):
     paths = [tmp_path / "first.json", tmp_path / "second.json", tmp_path / "elsewhere.json"]
     here, there = describe(), replace(describe(), processor="another")
     for path, machine, density in zip(paths, (here, here, there), (0.3, 0.5, 0.7), strict=True):
-        FILE.save(training_steps.Report(machine, QUICK, [replace(row, density=density)]), path)
+        FILE.save(Report(machine, QUICK, [replace(row, density=density)]), path)
     page, plot = tmp_path / "page.md", tmp_path / "plot.png"
     done = command("bench", "show", *paths[:2], "--markdown", page, "--plot", plot)
     assert done.exit_code == 0, done.output

@@ -9,9 +9,10 @@ from random import Random
 import pytest
 from runs import METHODS, Stopper, assert_same_run, child, metrics, stop_after, tiny
 
+from regrow.experiments.errors import StoppedError
 from regrow.experiments.train.checkpoint import list_checkpoints
 from regrow.experiments.train.config import override
-from regrow.experiments.train.loop import StoppedError, train
+from regrow.experiments.train.loop import train
 
 EACH_METHOD = pytest.mark.parametrize("method", METHODS)
 

@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from regrow.experiments.errors import StoppedError
 from regrow.experiments.files import write_text
 from regrow.experiments.study.plots import plot_errors
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.interrupt import StopRequest, catch_stop_signals
-from regrow.experiments.train.loop import MakeRun, Result, StoppedError, resume_config, train
+from regrow.experiments.train.loop import MakeRun, Result, resume_config, train
 from regrow.experiments.train.methods import check_method, run_name
 from regrow.experiments.train.run import Run
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import regrow
-from regrow.experiments.errors import UserError
+from regrow.experiments.errors import StoppedError, UserError
 from regrow.experiments.files import lock_folder, remove_left_overs, write_text
 from regrow.experiments.train.checkpoint import load_latest, save_checkpoint
 from regrow.experiments.train.config import TrainConfig, override, read_config
@@ -49,23 +49,6 @@ class Reporter(Protocol):
 
     def stop(self) -> None:
         """Stop showing, at the end or on an error."""
-
-
-class StoppedError(Exception):
-    """A signal stopped the run; it is saved.
-
-    Args:
-        message: where the run stands.
-        signal_number: the signal.
-    """
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message, signal_number)  # both, so that it can be sent between processes
-        self.message = message
-        self.signal_number = signal_number
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def train(

@@ -16,17 +16,13 @@ from torch import Tensor, nn
 
 import regrow
 from regrow.experiments import data, models
-from regrow.experiments.errors import UserError
+from regrow.experiments.errors import DivergedError, UserError
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.methods import make_recipe
 from regrow.storage import sparse_weights
 
 Metrics = dict[str, Any]
-
-
-class DivergedError(Exception):
-    """The loss is no longer a finite number."""
 
 
 class Run:

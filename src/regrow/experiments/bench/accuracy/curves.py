@@ -12,13 +12,15 @@ from statistics import mean
 from rich.console import Console
 
 from regrow.experiments.bench.common.machine import Machine, describe
-from regrow.experiments.bench.layers.tables import Table
+from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
 from regrow.experiments.study.plots import plot_accuracy_over_time
 from regrow.experiments.study.study import run_all
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.methods import run_name
+
+__all__ = ["Curve", "Point", "bench_accuracy", "levels", "runs_table", "time_to", "times_table"]
 
 DENSE, SPARSE = "dense", "sparse"
 _LEVELS = (0.5, 0.75, 0.9, 0.95, 1.0)  # of what every run reaches

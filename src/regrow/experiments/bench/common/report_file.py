@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from regrow.experiments.bench.common.machine import Machine
+from regrow.experiments.bench.common.progress import Progress
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_atomically
+
+__all__ = ["Measurement", "ReportFile"]
 
 
 class Measurement(Protocol):
@@ -17,6 +21,7 @@ class Measurement(Protocol):
 
     machine: Machine
     settings: Any
+    rows: list[Any]
 
 
 Kind = TypeVar("Kind", bound=Measurement)
@@ -71,3 +76,29 @@ class ReportFile(Generic[Kind]):
                 f"{path} was measured on another machine, or with other versions or settings: give another --out"
             )
         return before
+
+    def fill(
+        self,
+        report: Kind,
+        cases: Mapping[str, Callable[[], Any] | None],
+        *,
+        out: Path | None,
+        progress: Progress[Any],
+    ) -> None:
+        """Measure what a report lacks, row by row; its file is written after each.
+
+        Args:
+            report: gets the rows.
+            cases: for each name what measures and returns the row; None where the report has it.
+            out: the JSON file; None writes none.
+            progress: told of each row.
+        """
+        for done, (name, measure) in enumerate(cases.items()):
+            if measure is None:
+                continue
+            progress.begin(name, done, len(cases))
+            row = measure()
+            report.rows.append(row)
+            if out is not None:
+                self.save(report, out)
+            progress.end(row)

@@ -16,11 +16,15 @@ from statistics import geometric_mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from regrow.experiments.bench.common.correctness import too_large
+from regrow.experiments.bench.common.spreads import Spread, spread
+from regrow.experiments.bench.common.tables import Table
+from regrow.experiments.bench.common.turns import turns
 from regrow.experiments.bench.layers import problem
-from regrow.experiments.bench.layers.measure import Spread, spread
 from regrow.experiments.bench.layers.problem import PASSES, Shape
-from regrow.experiments.bench.layers.tables import Table
 from regrow.experiments.errors import UserError
+
+__all__ = ["Revision", "compare"]
 
 _TOLERANCE = 1e-4
 
@@ -136,17 +140,8 @@ def _build(repository: Path, commit: str, folder: Path) -> Path:
     """Install a revision, without what it depends on, into a folder below `folder`."""
     package = folder / "package"
     with _worktree(repository, commit, folder / "source") as source:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--target",
-            str(package),
-            str(source),
-        ]
+        install = ("pip", "install", "--quiet", "--no-deps", "--target", str(package), str(source))
+        command = [sys.executable, "-m", *install]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
@@ -178,17 +173,16 @@ def _ratios(revisions: Sequence[Revision], shape: Shape, density: float, rounds:
     """Return the first revision's time over the second's, by pass and in total."""
     for revision in revisions:
         errors = revision.prepare(shape, density)
-        wrong = [name for name, error in errors.items() if not error < _TOLERANCE]
+        wrong = too_large(errors, _TOLERANCE)
         if wrong:
             raise UserError(f"{revision.name} computes {shape.network} {shape} wrongly: {', '.join(wrong)}")
     ratios: dict[str, list[float]] = {name: [] for name in (*PASSES, "total")}
-    for number in range(rounds):
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        times: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for order in turns(("first", "second"), rounds):
+        times: dict[str, dict[str, float]] = {"first": {}, "second": {}}
         for name in PASSES:
             for which in order:
-                times[which][name] = revisions[which].milliseconds(name)
-        first, second = times
+                times[which][name] = revisions[which == "second"].milliseconds(name)
+        first, second = times["first"], times["second"]
         for name in PASSES:
             ratios[name].append(first[name] / second[name])
         ratios["total"].append(sum(first.values()) / sum(second.values()))
@@ -196,16 +190,11 @@ def _ratios(revisions: Sequence[Revision], shape: Shape, density: float, rounds:
 
 
 def _table(revisions: tuple[str, str], rows: Sequence[tuple[str, float, dict[str, Spread]]]) -> Table:
-    def cell(ratio: Spread) -> str:
-        return f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
-
     names = (*PASSES, "total")
     means = tuple(f"{geometric_mean([ratios[name].median for _, _, ratios in rows]):.3f}" for name in names)
-    return Table(
-        f"time of {revisions[0]} over time of {revisions[1]}: above 1 the second is faster",
-        ("layer", "density", *names),
-        (
-            *((layer, f"{density:.3g}", *(cell(ratios[name]) for name in names)) for layer, density, ratios in rows),
-            ("geometric mean", "", *means),
-        ),
+    cells = (
+        (layer, f"{density:.3g}", *(ratios[name].text("{:.3f}".format) for name in names))
+        for layer, density, ratios in rows
     )
+    title = f"time of {revisions[0]} over time of {revisions[1]}: above 1 the second is faster"
+    return Table(title, ("layer", "density", *names), (*cells, ("geometric mean", "", *means)))

@@ -5,31 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
 
-import torch
 from torch import Tensor
 
-from regrow.experiments.bench.common.machine import Rates
+from regrow.experiments.bench.common.correctness import too_large
+from regrow.experiments.bench.common.spreads import Spread, spread
+from regrow.experiments.bench.common.turns import FEWEST_ROUNDS, turns
 from regrow.experiments.bench.layers.contenders import DENSE, SPARSE, Contender, NotApplicableError, Prepared
-from regrow.experiments.bench.layers.problem import PASSES, Problem, Shape, relative_error
+from regrow.experiments.bench.layers.floor import Floor, floors, with_sums
+from regrow.experiments.bench.layers.problem import Problem, Shape, relative_error
+from regrow.experiments.bench.layers.rates import Rates
+from regrow.experiments.errors import WrongResultError
 
-FEWEST_ROUNDS = 3
+__all__ = ["Row", "Timing", "measure"]
+
 _RUNS = ("forward", "input", "weight", "backward")
-_INDEX_BYTES = 6  # a nonzero's place and order, as the kernels read them
-
-
-class WrongResultError(Exception):
-    """The sparse kernels disagree with the dense layer, so nothing is timed."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of several measurements."""
-
-    median: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -45,25 +35,6 @@ class Timing:
     milliseconds: dict[str, Spread]
     ratio: dict[str, Spread]
     rounds: int
-
-
-@dataclass(frozen=True)
-class Floor:
-    """The least that a pass needs on this machine, were it only arithmetic or only memory.
-
-    Attributes:
-        operations: two for each nonzero, sample and output position that is not padding's alone.
-        bytes: activations and weights, each read or written once.
-        milliseconds: what the slower of both takes at the machine's rates.
-        bound: `arithmetic` or `memory`.
-        share: that time over the measured one; it can pass 1 where data stay in the caches.
-    """
-
-    operations: float
-    bytes: float
-    milliseconds: float
-    bound: str
-    share: float
 
 
 @dataclass(frozen=True)
@@ -121,7 +92,7 @@ def measure(
         nonzeros=problem.pattern.nonzeros,
         timings={name: _timing(each, times[SPARSE.name]) for name, each in times.items()},
         left_out=left_out,
-        floor=_floor(problem, rates, times[SPARSE.name]),
+        floor=floors(problem, rates, times[SPARSE.name]),
     )
 
 
@@ -143,7 +114,7 @@ def _checked(problem: Problem, contenders: Mapping[str, Contender]) -> tuple[dic
             continue
         expected = expected or results
         errors = {one: relative_error(results[one].float(), expected[one]) for one in results}
-        wrong = {one: error for one, error in errors.items() if not error < contender.tolerance}
+        wrong = too_large(errors, contender.tolerance)
         if not wrong:
             ready[name] = prepared
             continue
@@ -173,15 +144,10 @@ def _time(
     """Return for each contender and round the milliseconds of its passes."""
     times: dict[str, list[dict[str, float]]] = {name: [] for name in ready}
     used = dict.fromkeys(ready, 0.0)
-    start = time.perf_counter()
-    for number in range(rounds):
-        if number >= FEWEST_ROUNDS and time.perf_counter() - start > seconds:
-            break
-        pair, rest = [DENSE.name, SPARSE.name], [name for name in ready if name not in (DENSE.name, SPARSE.name)]
-        if number % 2:
-            pair.reverse()
+    others = [name for name in ready if name not in (DENSE.name, SPARSE.name)]
+    for number, pair in enumerate(turns((DENSE.name, SPARSE.name), rounds, seconds)):
         # A rival that is slow has its few rounds; those that matter go on.
-        rest = [name for name in rest if number < FEWEST_ROUNDS or used[name] < seconds / len(ready)]
+        rest = [name for name in others if number < FEWEST_ROUNDS or used[name] < seconds / len(ready)]
         for name in (*pair, *rest):
             times[name].append({})
         for one in _RUNS:
@@ -202,57 +168,10 @@ def _time(
 
 def _timing(own: Sequence[Mapping[str, float]], sparse: Sequence[Mapping[str, float]]) -> Timing:
     # Every contender runs from the first round on, so the rounds of one stand beside those of another by number.
-    mine, reference = [_with_sums(each) for each in own], [_with_sums(each) for each in sparse]
+    mine, reference = [with_sums(each) for each in own], [with_sums(each) for each in sparse]
     pairs = list(zip(mine, reference, strict=False))
     return Timing(
         milliseconds={name: spread([each[name] for each in mine]) for name in mine[0]},
         ratio={name: spread([a[name] / b[name] for a, b in pairs]) for name in mine[0] if name in reference[0]},
         rounds=len(mine),
     )
-
-
-def _with_sums(times: Mapping[str, float]) -> dict[str, float]:
-    sums = dict(times)
-    if "backward" not in sums:
-        sums["backward"] = sums["input"] + sums["weight"]
-    sums["total"] = sums["forward"] + sums["backward"]
-    return sums
-
-
-def spread(numbers: Sequence[float]) -> Spread:
-    """Return median and quartiles."""
-    if len(numbers) == 1:
-        return Spread(numbers[0], numbers[0], numbers[0])
-    low, _, high = quantiles(numbers, n=4, method="inclusive")
-    return Spread(median(numbers), low, high)
-
-
-def _floor(problem: Problem, rates: Rates, times: Sequence[Mapping[str, float]]) -> dict[str, Floor]:
-    shape = problem.shape
-    operations = 2.0 * shape.batch * _products(problem)
-    x = 4.0 * shape.batch * shape.inputs * shape.plane**2
-    y = 4.0 * shape.batch * shape.outputs * shape.output_plane**2
-    weights = (4.0 + _INDEX_BYTES) * problem.pattern.nonzeros
-    taken = {name: median(_with_sums(each)[name] for each in times) for name in (*PASSES, "total")}
-    floors = {}
-    for name in PASSES:
-        arithmetic, memory = operations / rates.operations * 1e3, (x + y + weights) / rates.bytes * 1e3
-        least = max(arithmetic, memory)
-        bound = "arithmetic" if arithmetic > memory else "memory"
-        floors[name] = Floor(operations, x + y + weights, least, bound, least / taken[name])
-    least = sum(floor.milliseconds for floor in floors.values())
-    floors["total"] = Floor(
-        3 * operations, 3 * (x + y + weights), least, floors["forward"].bound, least / taken["total"]
-    )
-    return floors
-
-
-def _products(problem: Problem) -> int:
-    """Return for one sample how many products of a nonzero and an input that is no padding there are."""
-    shape = problem.shape
-    if shape.kernel is None:
-        return problem.pattern.nonzeros
-    starts = torch.arange(shape.output_plane) * shape.stride - shape.padding
-    inside = torch.stack([((starts + tap >= 0) & (starts + tap < shape.plane)).sum() for tap in range(shape.kernel)])
-    of_tap = (inside[:, None] * inside).reshape(-1)
-    return int(of_tap[problem.pattern.positions % len(of_tap)].sum())

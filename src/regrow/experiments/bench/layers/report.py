@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from regrow.experiments.bench.common.machine import Machine, Rates
+from regrow.experiments.bench.common.machine import Machine
+from regrow.experiments.bench.common.progress import Progress
 from regrow.experiments.bench.common.report_file import ReportFile
 from regrow.experiments.bench.layers.contenders import Contender
 from regrow.experiments.bench.layers.measure import Row, measure
 from regrow.experiments.bench.layers.problem import Problem, Shape
+from regrow.experiments.bench.layers.rates import Rates
+
+__all__ = ["FILE", "Report", "Settings", "run"]
 
 
 @dataclass(frozen=True)
@@ -65,16 +69,6 @@ FILE = ReportFile(Report, "layers")
 """The JSON files of such measurements."""
 
 
-class Progress(Protocol):
-    """What is told of each row."""
-
-    def begin(self, shape: Shape, density: float, done: int, count: int) -> None:
-        """Called before a row is measured."""
-
-    def end(self, row: Row) -> None:
-        """Called after it."""
-
-
 def run(
     report: Report,
     shapes: Sequence[Shape],
@@ -82,7 +76,7 @@ def run(
     rivals: Sequence[Contender],
     *,
     out: Path | None,
-    progress: Progress,
+    progress: Progress[Row],
 ) -> None:
     """Measure what the report lacks of these layers at these densities, row by row.
 
@@ -97,21 +91,17 @@ def run(
     Raises:
         WrongResultError: if the kernels' results are wrong.
     """
-    cases = [(shape, density) for density in densities for shape in shapes]
-    for done, (shape, density) in enumerate(cases):
-        if report.row(shape, density) is not None:
-            continue
-        progress.begin(shape, density, done, len(cases))
-        settings = report.settings
-        row = measure(
-            Problem(shape, density),
-            rivals,
-            report.rates,
-            rounds=settings.rounds,
-            seconds=settings.seconds,
-            clock=settings.read_clock,
+    settings = report.settings
+
+    def measured(shape: Shape, density: float) -> Row:
+        problem, clock = Problem(shape, density), settings.read_clock
+        return measure(problem, rivals, report.rates, rounds=settings.rounds, seconds=settings.seconds, clock=clock)
+
+    cases = {
+        f"{shape.network} {shape} at {density:.3g}": (
+            None if report.row(shape, density) else partial(measured, shape, density)
         )
-        report.rows.append(row)
-        if out is not None:
-            FILE.save(report, out)
-        progress.end(row)
+        for density in densities
+        for shape in shapes
+    }
+    FILE.fill(report, cases, out=out, progress=progress)

@@ -1,31 +1,20 @@
-"""The tables of a measurement: plain cells, which a terminal or a page of Markdown then shows."""
+"""The tables of a measurement of layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from statistics import geometric_mean
 
+from regrow.experiments.bench.common.spreads import short
+from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.bench.layers.contenders import DENSE, SPARSE
-from regrow.experiments.bench.layers.measure import Row, Spread
+from regrow.experiments.bench.layers.measure import Row
 from regrow.experiments.bench.layers.problem import PASSES, Shape
 from regrow.experiments.bench.layers.report import Report
 
-WIDE = 64
+__all__ = ["markdown", "means", "sentence", "tables"]
 
-
-@dataclass(frozen=True)
-class Table:
-    """A title, the names of the columns, and rows of as many cells."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        lines = [self.columns, tuple("---" if i == 0 else "---:" for i in range(len(self.columns))), *self.rows]
-        return "\n".join([f"### {self.title}", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""])
+_WIDE = 64
 
 
 def tables(report: Report) -> list[Table]:
@@ -83,7 +72,7 @@ def sentence(row: Row) -> str:
     """Return one row in a line, for the progress."""
     dense, sparse = row.timings[DENSE.name], row.timings[SPARSE.name]
     ratios = "  ".join(
-        f"{name} {_ratio(timing.ratio['total'])}" for name, timing in row.timings.items() if name != SPARSE.name
+        f"{name} {timing.ratio['total'].text()}" for name, timing in row.timings.items() if name != SPARSE.name
     )
     times = f"{dense.milliseconds['total'].median:.1f} ms dense, {sparse.milliseconds['total'].median:.1f} ms sparse"
     return f"{row.shape.network} {row.shape} at {row.density:.3g}: {times}; {ratios}"
@@ -98,11 +87,11 @@ def _groups(report: Report) -> list[tuple[str, Callable[[Shape], bool]]]:
         return lambda shape: shape.network == network
 
     def wide(shape: Shape) -> bool:
-        return shape.network in ("vgg16-d", "wrn-22-8") and min(shape.inputs, shape.outputs) >= WIDE
+        return shape.network in ("vgg16-d", "wrn-22-8") and min(shape.inputs, shape.outputs) >= _WIDE
 
     networks = dict.fromkeys(row.shape.network for row in report.rows)
     return [
-        (f"vgg16-d and wrn-22-8, {WIDE} channels or more", wide),
+        (f"vgg16-d and wrn-22-8, {_WIDE} channels or more", wide),
         *((network, of(network)) for network in networks),
     ]
 
@@ -120,8 +109,8 @@ def _ratios(rows: Sequence[Row], rivals: Sequence[str]) -> Table:
         tuple(
             (
                 f"{row.shape.network} {row.shape}",
-                *(_ratio(row.timings[DENSE.name].ratio[name]) for name in passes),
-                *(_ratio(row.timings[name].ratio["total"]) if name in row.timings else "-" for name in rivals[1:]),
+                *(row.timings[DENSE.name].ratio[name].text() for name in passes),
+                *(row.timings[name].ratio["total"].text() if name in row.timings else "-" for name in rivals[1:]),
             )
             for row in rows
         ),
@@ -132,12 +121,12 @@ def _times(rows: Sequence[Row]) -> Table:
     def cells(row: Row) -> Iterable[str]:
         dense, sparse = (row.timings[name].milliseconds for name in (DENSE.name, SPARSE.name))
         yield f"{row.shape.network} {row.shape}"
-        yield _milliseconds(dense["total"])
+        yield short(dense["total"].median)
         for name in PASSES:
             floor = row.floor[name]
             rate = floor.operations / sparse[name].median * 1e-6
-            yield f"{_milliseconds(sparse[name])} / {rate:.0f} / {floor.share:.0%} {floor.bound[0]}"
-        yield _milliseconds(sparse["total"])
+            yield f"{short(sparse[name].median)} / {rate:.0f} / {floor.share:.0%} {floor.bound[0]}"
+        yield short(sparse["total"].median)
         yield f"{row.floor['total'].share:.0%}"
 
     passes = (f"{name}: ms / GFLOP/s / of the floor" for name in PASSES)
@@ -159,15 +148,3 @@ def _left_out(report: Report) -> list[str]:
         f"({cases[0]}{', ...' if cases[1:] else ''}): {reason}."
         for (name, reason), cases in found.items()
     ]
-
-
-def _ratio(spread: Spread) -> str:
-    return f"{_short(spread.median)} ({_short(spread.low)}-{_short(spread.high)})"
-
-
-def _milliseconds(spread: Spread) -> str:
-    return _short(spread.median)
-
-
-def _short(number: float) -> str:
-    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"

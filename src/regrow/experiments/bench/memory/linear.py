@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,17 @@ import regrow
 from regrow.core.positions import draw_absent
 from regrow.experiments.bench.common.machine import Machine, describe
 from regrow.experiments.bench.common.process_memory import held, peak
-from regrow.experiments.bench.layers.tables import Table
+from regrow.experiments.bench.common.processes import ProcessError, answer, in_process
+from regrow.experiments.bench.common.tables import Table, mib
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
 from regrow.experiments.train.growth import parse_growth
 
+__all__ = ["KINDS", "Memory", "Problem", "bench_memory", "measure", "table"]
+
 KINDS = ("dense", "masked", "static", "candidates:2:1", "candidates:2:3", "window:2")
 """Dense training, masked storage, and sparse storage with no growth or with a source of growth."""
 
-_MIB = 1 << 20
 # An update comes after the fourth step, and growth looks at absent weights in the two before.
 _EVERY, _STEPS = 4, 8
 
@@ -109,10 +110,10 @@ def table(problem: Problem, rows: Sequence[Memory]) -> Table:
     lines = []
     for row in rows:
         parts = (row.weights, row.index, row.gradients, row.momentum, row.state)
-        texts = [*map(_mib, parts), f"{row.state / dense.state:.1%}", _mib(row.while_growth_looks), _mib(row.peak)]
+        texts = [*map(mib, parts), f"{row.state / dense.state:.1%}", mib(row.while_growth_looks), mib(row.peak)]
         # A tiny layer fits in memory that the process held already.
         share = f"{row.peak / dense.peak:.1%}" if dense.peak else "-"
-        lines.append((row.kind, *texts, share, _mib(row.largest)))
+        lines.append((row.kind, *texts, share, mib(row.largest)))
     title = f"linear {problem.size}x{problem.size} at {problem.density:.0%}, batch {problem.batch}, SGD, MiB"
     return Table(title, columns, tuple(lines))
 
@@ -217,13 +218,11 @@ def _in_processes(problem: Problem, kind: str) -> Memory:
 
 
 def _in_process(problem: Problem, kind: str, profiled: bool) -> Memory:
-    arguments = json.dumps({"problem": asdict(problem), "kind": kind, "profiled": profiled})
-    command = [sys.executable, "-m", "regrow.experiments.bench.memory.linear", arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
-        raise UserError(f"{kind} at {problem.size} could not be measured: {reason}")
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+    try:
+        found = in_process(__name__, {"problem": asdict(problem), "kind": kind, "profiled": profiled})
+    except ProcessError as error:
+        raise UserError(f"{kind} at {problem.size} {error}") from None
+    return Memory(**found)
 
 
 def _report(machine: Machine, problem: Problem, rows: Sequence[Memory]) -> dict[str, object]:
@@ -231,15 +230,9 @@ def _report(machine: Machine, problem: Problem, rows: Sequence[Memory]) -> dict[
     return {"machine": asdict(machine), "problem": asdict(problem), "memory": figures}
 
 
-def _mib(size: int) -> str:
-    return f"{size / _MIB:.1f}"
-
-
-def _main() -> None:
-    given = json.loads(sys.argv[1])
-    memory = measure(Problem(**given["problem"]), given["kind"], given["profiled"])
-    sys.stdout.write(json.dumps(asdict(memory)) + "\n")
+def _answer(problem: dict[str, Any], kind: str, profiled: bool) -> dict[str, Any]:
+    return asdict(measure(Problem(**problem), kind, profiled))
 
 
 if __name__ == "__main__":
-    _main()
+    answer(_answer)

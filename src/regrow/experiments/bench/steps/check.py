@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow.experiments.bench.layers.measure import WrongResultError
+from regrow.experiments.bench.common.correctness import differs
 from regrow.experiments.bench.steps.training import Batches, sparse_training
+from regrow.experiments.errors import WrongResultError
 from regrow.experiments.train.config import TrainConfig
 from regrow.storage import sparse_weights
+
+__all__ = ["check"]
 
 _LOSS_TOLERANCE, _GRADIENT_TOLERANCE = 1e-5, 0.03
 
@@ -31,7 +34,7 @@ def check(dense: nn.Module, sparse: nn.Module, batches: Batches, config: TrainCo
     contiguous = Batches(tuple(images.contiguous() for images in batches.images[:1]), batches.labels[:1])
     right, expected = _first_step(masked, contiguous, config)
     loss, found = _first_step(deepcopy(sparse), batches, config)
-    if not abs(loss - right) <= _LOSS_TOLERANCE * max(abs(right), 1.0):
+    if differs(loss, right, _LOSS_TOLERANCE):
         raise _wrong(config, f"the loss is {loss:.7g}, and {right:.7g} in masked storage")
     # Rounding that turns the winner of a pool or the sign before a ReLU moves gradients by some parts in a thousand,
     # and the gradient of a bias before a norm is nothing else.

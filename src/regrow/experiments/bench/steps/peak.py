@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 
 from regrow.experiments.bench.common.process_memory import forget_peak, held, peak
+from regrow.experiments.bench.common.processes import ProcessError, answer, in_process
 from regrow.experiments.bench.steps.training import (
     BFLOAT16,
     SPARSE,
@@ -27,6 +26,8 @@ from regrow.experiments.bench.steps.training import (
 )
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.presets import preset
+
+__all__ = ["measure", "peaks"]
 
 _STEPS = 3
 _LOOKING = 2  # steps that look at absent weights before the update
@@ -47,23 +48,17 @@ def peaks(config: TrainConfig, kinds: Sequence[str], backend: str) -> tuple[dict
     """
     found: dict[str, int] = {}
     failed: dict[str, str] = {}
+    threads = torch.get_num_threads()
     for kind in kinds:
-        given = {"config": config.model_dump(mode="json"), "kind": kind, "backend": backend}
-        arguments = json.dumps({**given, "threads": torch.get_num_threads()})
-        command = [sys.executable, "-m", "regrow.experiments.bench.steps.peak", arguments]
+        given = {"config": config.model_dump(mode="json"), "kind": kind, "backend": backend, "threads": threads}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
-        except subprocess.TimeoutExpired:
-            failed[kind] = f"its peak memory was not measured within {_SECONDS} s"
+            plain, update = in_process(__name__, given, seconds=_SECONDS)
+        except ProcessError as error:
+            failed[kind] = f"its peak memory {error}"
             continue
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"the process ended with status {done.returncode}"])[-1]
-            failed[kind] = f"its peak memory could not be measured: {reason[:160]}"
-        else:
-            plain, update = json.loads(done.stdout.splitlines()[-1])
-            found[kind] = plain
-            if update is not None:
-                found[f"{kind}, update"] = update
+        found[kind] = plain
+        if update is not None:
+            found[f"{kind}, update"] = update
     return found, failed
 
 
@@ -107,12 +102,10 @@ def _training(config: TrainConfig, kind: str, backend: str) -> Training:
     return dense_training(config, model, batches, bfloat16=kind == BFLOAT16)
 
 
-def _main() -> None:
-    given = json.loads(sys.argv[1])
-    torch.set_num_threads(given["threads"])
-    found = measure(TrainConfig(**given["config"]), given["kind"], given["backend"])
-    sys.stdout.write(json.dumps(found) + "\n")
+def _answer(config: dict[str, Any], kind: str, backend: str, threads: int) -> tuple[int, int | None]:
+    torch.set_num_threads(threads)
+    return measure(TrainConfig(**config), kind, backend)
 
 
 if __name__ == "__main__":
-    _main()
+    answer(_answer)

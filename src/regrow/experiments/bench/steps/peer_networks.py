@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import regrow
+from regrow.experiments.bench.common.correctness import differs
 from regrow.experiments.bench.steps.training import Batches, Training, dense_training
 from regrow.experiments.train.config import TrainConfig
+
+__all__ = ["PEERS"]
 
 _LOSS_TOLERANCE = 1e-3  # of a step's loss
 
@@ -81,7 +84,7 @@ def _check(expected: nn.Module, model: nn.Module, batches: Batches) -> None:
     right, found = (
         float(loss(deepcopy(each).eval()(batches.images[0]), batches.labels[0])) for each in (expected, model)
     )
-    if not abs(found - right) <= _LOSS_TOLERANCE * max(abs(right), 1.0):
+    if differs(found, right, _LOSS_TOLERANCE):
         raise ValueError(f"its loss is {found:.5g}, and {right:.5g} in masked storage")
 
 

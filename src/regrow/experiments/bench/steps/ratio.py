@@ -8,7 +8,8 @@ from statistics import median
 
 import torch
 
-from regrow.experiments.bench.layers.measure import Spread, spread
+from regrow.experiments.bench.common.spreads import Spread, ratios
+from regrow.experiments.bench.common.turns import seconds_of, take_turns
 from regrow.experiments.bench.steps.check import check
 from regrow.experiments.bench.steps.training import (
     DENSE,
@@ -16,13 +17,13 @@ from regrow.experiments.bench.steps.training import (
     dense_model,
     dense_training,
     make_batches,
-    seconds_of,
     sparse_model,
     sparse_training,
-    take_turns,
 )
 from regrow.experiments.bench.steps.update_cost import settle, update_cost
 from regrow.experiments.train.config import TrainConfig
+
+__all__ = ["StepRatio", "step_ratio"]
 
 _ROUNDS = 9
 # Dense steps in which an update with its window, all rounds and `update_cost` are done.
@@ -74,5 +75,5 @@ def step_ratio(config: TrainConfig, *, seconds: float = 40) -> StepRatio:
     times = take_turns({DENSE: dense_step, SPARSE: sparse.step}, _ROUNDS, (end - time.perf_counter()) / 2)
     dense, plain = median(times[DENSE]), median(times[SPARSE])
     factor = 1 / (1 - update_cost(sparse, config).share) if updates else 1.0
-    ratio = spread([a / (b * factor) for a, b in zip(times[DENSE], times[SPARSE], strict=True)])
+    ratio = ratios(times[DENSE], times[SPARSE], factor)
     return StepRatio(dense, plain * factor, ratio, updates, len(times[DENSE]), torch.get_num_threads())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from regrow.experiments.bench.layers.measure import Spread
-from regrow.experiments.bench.layers.tables import Table
-from regrow.experiments.bench.steps.measure import COMPILED, EAGER, Report, Row
+from regrow.experiments.bench.common.spreads import Spread, short
+from regrow.experiments.bench.common.tables import Table, mib
+from regrow.experiments.bench.steps.report import COMPILED, EAGER, Report, Row
 from regrow.experiments.bench.steps.training import BFLOAT16, DENSE, SPARSE
 
-_MIB = 1 << 20
+__all__ = ["headline", "markdown", "sentence", "speed_points", "tables"]
 
 
 def tables(rows: Iterable[Row]) -> list[Table]:
@@ -48,10 +48,10 @@ def headline(rows: Iterable[Row]) -> Table:
         return (
             *(row.preset, f"{row.density:.3g}", str(row.batch), row.method, row.growth, str(row.updates_before)),
             f"{sum(layer.storage == SPARSE for layer in row.layers)} of {len(row.layers)}",
-            *(_short(row.milliseconds[DENSE].median), row.dense_form),
-            *(_short(row.milliseconds[BFLOAT16].median), row.bfloat16_form),
-            _short(row.sparse_step),
-            *(_ratio(row.ratio[name]) if name in row.ratio else "-" for name in (DENSE, BFLOAT16, *others)),
+            *(short(row.milliseconds[DENSE].median), row.dense_form),
+            *(short(row.milliseconds[BFLOAT16].median), row.bfloat16_form),
+            short(row.sparse_step),
+            *(_factor(row.ratio[name]) if name in row.ratio else "-" for name in (DENSE, BFLOAT16, *others)),
             f"{row.updates.share:.1%}",
             f"{row.state[SPARSE].total / row.state[DENSE].total:.1%}",
         )
@@ -103,8 +103,8 @@ def speed_points(rows: Iterable[Row]) -> dict[str, list[tuple[float, float, floa
 def sentence(row: Row) -> str:
     """Return one row in a line, for the progress."""
     return (
-        f"{row.preset} at {row.density:.3g}: {_short(row.milliseconds[DENSE].median)} ms dense ({row.dense_form}), "
-        f"{_short(row.sparse_step)} ms sparse; dense / sparse {_ratio(row.ratio[DENSE])}"
+        f"{row.preset} at {row.density:.3g}: {short(row.milliseconds[DENSE].median)} ms dense ({row.dense_form}), "
+        f"{short(row.sparse_step)} ms sparse; dense / sparse {_factor(row.ratio[DENSE])}"
     )
 
 
@@ -118,7 +118,7 @@ def _forms(rows: Iterable[Row]) -> Table:
 
     def cells(row: Row) -> tuple[str, ...]:
         times = (each.get(form) for each in _forms_of(row).values() for form in (EAGER, COMPILED))
-        return (row.preset, f"{row.density:.3g}", *("-" if time is None else _short(time) for time in times))
+        return (row.preset, f"{row.density:.3g}", *("-" if time is None else short(time) for time in times))
 
     return Table(
         "Forms of dense training before the rounds, ms a step; the faster one stays", columns, tuple(map(cells, rows))
@@ -144,11 +144,11 @@ def _updates(rows: Iterable[Row]) -> Table:
 
     def cells(row: Row) -> tuple[str, ...]:
         updates = row.updates
-        figures = (_short(updates.looking), str(updates.looking_steps), _short(updates.update))
+        figures = (short(updates.looking), str(updates.looking_steps), short(updates.update))
         every = "none" if updates.every is None else f"{updates.every:.0f}"
         return (
-            *(row.preset, f"{row.density:.3g}", _short(row.milliseconds[SPARSE].median), *figures, every),
-            *(_short(row.sparse_step), f"{updates.share:.1%}"),
+            *(row.preset, f"{row.density:.3g}", short(row.milliseconds[SPARSE].median), *figures, every),
+            *(short(row.sparse_step), f"{updates.share:.1%}"),
         )
 
     return Table("Topology updates", columns, tuple(map(cells, rows)))
@@ -164,9 +164,9 @@ def _breakdown(rows: Iterable[Row]) -> Table:
             update = row.sparse_step * row.updates.share if name == SPARSE else 0.0
             yield (
                 f"{row.preset} {row.density:.3g} {name}",
-                *(_short(times.get(kind, 0.0)) for kind in kinds),
-                _short(update),
-                _short(sum(times.values()) + update),
+                *(short(times.get(kind, 0.0)) for kind in kinds),
+                short(update),
+                short(sum(times.values()) + update),
             )
 
     return Table(
@@ -181,7 +181,7 @@ def _state(rows: Iterable[Row]) -> Table:
         dense = row.state[DENSE].total
         for name, state in row.state.items():
             parts = (state.weights, state.index, state.gradients, state.optimizer, state.total)
-            figures = (f"{part / _MIB:.1f}" for part in parts)
+            figures = map(mib, parts)
             yield (f"{row.preset} {row.density:.3g} {name}", *figures, f"{state.total / dense:.1%}")
 
     columns = ("network", "weights", "index", "gradients", "optimizer", "all", "of dense")
@@ -193,7 +193,7 @@ def _peaks(rows: Iterable[Row]) -> Table:
         for name, peak in row.peak.items():
             dense = row.peak.get(DENSE)  # none if it failed, 0 if it fits in what the process held already
             share = f"{peak / dense:.1%}" if dense else "-"
-            yield (f"{row.preset} {row.density:.3g} {name}", f"{peak / _MIB:.0f}", share)
+            yield (f"{row.preset} {row.density:.3g} {name}", mib(peak, digits=0), share)
 
     columns = ("network", "peak", "of dense")
     title = "Peak memory of a process in training, activations included, MiB"
@@ -211,13 +211,9 @@ def _layers(row: Row) -> Table:
     )
 
 
+def _factor(ratio: Spread) -> str:
+    return ratio.text("{:.2f}".format, unit="x")
+
+
 def _times(factor: float | None) -> str:
     return "-" if factor is None else f"{factor:.2f}x"
-
-
-def _ratio(ratio: Spread) -> str:
-    return f"{ratio.median:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})"
-
-
-def _short(number: float) -> str:
-    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import cycle
@@ -16,12 +13,15 @@ from torch import Tensor, nn
 
 import regrow
 from regrow.experiments import data, models
-from regrow.experiments.bench.layers.measure import FEWEST_ROUNDS
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.methods import make_recipe
 from regrow.experiments.train.run import make_optimizer
-from regrow.nn.sparse_layer import SparseLayer
-from regrow.storage import sparse_weights
+
+__all__ = [
+    "BFLOAT16", "DENSE", "SAMPLES", "SPARSE", "Batches", "Training", "Updates", "classes", "dense_model",
+    "dense_training", "image_shape", "make_batches", "make_step", "recipe_of", "sparse_model", "sparse_training", "steps_per_epoch",
+    "update_interval",
+]  # fmt: skip
 
 SAMPLES = {"digits": 1_437, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "imagenet": 1_281_167}
 """Training samples of each data set, validation included."""
@@ -152,7 +152,7 @@ def sparse_model(config: TrainConfig, dense: nn.Module, batches: Batches, backen
 def dense_training(config: TrainConfig, model: nn.Module, batches: Batches, *, bfloat16: bool = False) -> Training:
     """Return the training of a dense network, as it is, in float32 or under autocast to bfloat16."""
     optimizer = _optimizer(config, model)
-    return Training(model, optimizer, _step(model, optimizer, batches, bfloat16=bfloat16))
+    return Training(model, optimizer, make_step(model, optimizer, batches, bfloat16=bfloat16))
 
 
 def sparse_training(config: TrainConfig, model: nn.Module, batches: Batches) -> Training:
@@ -160,77 +160,24 @@ def sparse_training(config: TrainConfig, model: nn.Module, batches: Batches) -> 
     optimizer, updates = _optimizer(config, model), Updates()
     recipe = replace(recipe_of(config), update_at=updates)
     topology = regrow.TopologyUpdater(model, optimizer, recipe, seed=config.seed)
-    return Training(model, optimizer, _step(model, optimizer, batches), topology, updates)
-
-
-def compile_training(
-    training: Training, config: TrainConfig, batches: Batches, seconds: float, *, bfloat16: bool = False
-) -> Training:
-    """Return a compiled copy of a dense training, which has taken its first steps.
-
-    Args:
-        training: what to copy.
-        config: its settings.
-        batches: what it trains on.
-        seconds: how long compilation may take.
-        bfloat16: whether under autocast to bfloat16.
-
-    Raises:
-        CompileError: if it does not compile in that time.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        raise CompileError("compilation can be bounded in the main thread only")
-    copy = dense_training(config, deepcopy(training.model), batches)
-    try:
-        with _alarm(seconds):
-            compiled = torch.compile(copy.model)
-            copy = replace(copy, step=_step(compiled, copy.optimizer, batches, bfloat16=bfloat16))
-            copy.step()
-            copy.step()
-    except Exception as error:  # whatever the compiler or the code that it makes raises
-        torch._dynamo.reset()
-        if _Alarm.rang_in(error):
-            raise CompileError(f"torch.compile was not done after {seconds:g} s") from None
-        reason = " ".join(str(error).split())[:160]
-        raise CompileError(f"torch.compile fails: {type(error).__name__}: {reason}") from error
-    return copy
-
-
-class CompileError(Exception):
-    """A network does not compile here; the message says why."""
-
-
-class _Alarm(Exception):  # noqa: N818 - no error, but the end of what was allowed
-    @staticmethod
-    def rang_in(error: BaseException | None) -> bool:
-        while error is not None:
-            if isinstance(error, _Alarm):
-                return True
-            error = error.__cause__ or error.__context__
-        return False
-
-
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    def ring(*_: object) -> None:
-        raise _Alarm
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    return Training(model, optimizer, make_step(model, optimizer, batches), topology, updates)
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     return make_optimizer(model, override(config, {"learning_rate": min(config.learning_rate, _LEARNING_RATE)}))
 
 
-def _step(
+def make_step(
     forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, batches: Batches, *, bfloat16: bool = False
 ) -> Callable[[], Tensor]:
+    """Return what takes one training step after another, the batches in turn.
+
+    Args:
+        forward: the network, compiled or not.
+        optimizer: of its parameters.
+        batches: what it trains on.
+        bfloat16: whether under autocast to bfloat16.
+    """
     loss_of = nn.CrossEntropyLoss()
     pairs = cycle(zip(batches.images, batches.labels, strict=True))
 
@@ -245,73 +192,3 @@ def _step(
         return loss.detach()
 
     return step
-
-
-@dataclass(frozen=True)
-class State:
-    """What a training holds between steps, in bytes; activations are not in it.
-
-    Attributes:
-        weights: parameters and buffers, as running statistics.
-        index: positions and index structures, or masks.
-        gradients: of the parameters.
-        optimizer: its state.
-    """
-
-    weights: int
-    index: int
-    gradients: int
-    optimizer: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.index + self.gradients + self.optimizer
-
-
-def state_of(training: Training) -> State:
-    """Count what a training holds after a step."""
-    parameters = list(training.model.parameters())
-    sparse = sparse_weights(training.model).values()
-    layers = [module for module in training.model.modules() if isinstance(module, SparseLayer)]
-    # A sparse layer's buffer of positions is part of its index structures.
-    positions = sum(layer.index.nbytes for layer in layers)
-    buffers = sum(buffer.nbytes for buffer in training.model.buffers())
-    index = sum(weight.bytes - weight.weight.nbytes for weight in sparse)
-    masks = index - sum(layer.pattern.nbytes for layer in layers)
-    kept = [value for state in training.optimizer.state.values() for value in state.values()]
-    return State(
-        weights=sum(parameter.nbytes for parameter in parameters) + buffers - positions - masks,
-        index=index,
-        gradients=sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None),
-        optimizer=sum(value.nbytes for value in kept if isinstance(value, Tensor)),
-    )
-
-
-def seconds_of(run: Callable[[], object]) -> float:
-    """Run something and return the wall time that it took."""
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-def take_turns(steps: Mapping[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Take a step of each in turn, round after round, in an order that turns; return milliseconds.
-
-    Args:
-        steps: for each name what takes a step; each has taken one before the first round.
-        rounds: how many rounds at most.
-        seconds: no new round begins after so many, once there were three.
-    """
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for name in names:
-        steps[name]()
-    start = time.perf_counter()
-    for number in range(rounds):
-        if number >= FEWEST_ROUNDS and time.perf_counter() - start > seconds:
-            break
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            times[name].append(seconds_of(steps[name]) * 1e3)
-    return times

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from statistics import median
 
 import regrow
-from regrow.experiments.bench.steps.training import Training, recipe_of, seconds_of, steps_per_epoch, update_interval
+from regrow.experiments.bench.common.turns import seconds_of
+from regrow.experiments.bench.steps.training import Training, recipe_of, steps_per_epoch, update_interval
 from regrow.experiments.train.config import TrainConfig
+
+__all__ = ["UpdateCost", "cost_per_step", "looking_steps", "settle", "update_cost"]
 
 _LOOKING = 3  # steps of a window that are timed
 _ORDINARY = 3
