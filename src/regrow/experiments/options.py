@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-__all__ = ["DataRoot", "Epochs", "Preset", "Seeds", "Settings", "split_names"]
+from regrow.experiments.errors import UserError
+from regrow.experiments.train.config import parse_settings
+
+__all__ = ["DataRoot", "Epochs", "Preset", "Seeds", "Settings", "read_settings", "split_names"]
 
 Preset = Annotated[str, typer.Argument(help="Name of a preset; `regrow presets` lists them.")]
 DataRoot = Annotated[
@@ -26,3 +29,15 @@ def split_names(text: str) -> tuple[str, ...]:
         ('set', 'rigl')
     """
     return tuple(name.strip() for name in text.split(","))
+
+
+def read_settings(settings: list[str] | None) -> dict[str, Any]:
+    """Return the settings that were given with `--set`.
+
+    Raises:
+        UserError: if one is not written as `key=value`, or names the preset.
+    """
+    changes = parse_settings(settings or [])
+    if "preset" in changes:
+        raise UserError("--set preset: name the preset as the first argument instead")
+    return changes

@@ -7,7 +7,9 @@ import torch
 from runs import command, refused, stop_after, tiny
 
 from regrow.experiments.errors import UserError
-from regrow.experiments.study.growth import ComparedRun, GrowthStudy, collect, markdown, run_growth_study
+from regrow.experiments.study.growth import GROWTH_STUDY, in_common
+from regrow.experiments.study.overlap import ComparedRun
+from regrow.experiments.study.study import run_study
 from regrow.experiments.train.config import override
 from regrow.experiments.train.loop import train
 from regrow.experiments.train.run import Run
@@ -33,7 +35,7 @@ def test_every_run_of_the_grid_once(study):
 
 def test_exact_growth_has_all_in_common_with_itself_and_random_growth_little(study):
     rows = json.loads((study[0] / "study.json").read_text())
-    share = {cell.source: cell.in_common for cell in collect(rows)}
+    share = {cell.key[0]: in_common(cell) for cell in GROWTH_STUDY.collect(rows)}
     assert share["static"] is None
     assert share["exact"] == share["window:40"] == 1  # the window is longer than the training
     assert 0 <= share["set"] < 0.3
@@ -55,7 +57,8 @@ def test_comparing_changes_nothing(tmp_path):
 
 
 def test_counts_survive_a_stop(study, tmp_path):
-    config = next(iter(GrowthStudy(tiny(), ["candidates:4:1"], [0.1], [0]).runs()))
+    (planned,) = GROWTH_STUDY.runs(tiny(), {"source": ["candidates:4:1"], "density": [0.1]}, [0]).values()
+    config = planned.config
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(config, whole, make_run=ComparedRun)
     stop_after(config, stopped, 15, 15, make_run=ComparedRun)
@@ -77,7 +80,8 @@ def test_the_table_is_markdown(study):
     lines = (out / "table.md").read_text().splitlines()
     assert lines[:2] == ["| growth | 10 %: test error | in common |", "|---|---|---|"]
     assert lines[2].endswith("| - |")
-    assert markdown(collect(json.loads((out / "study.json").read_text()))).splitlines() == lines
+    cells = GROWTH_STUDY.collect(json.loads((out / "study.json").read_text()))
+    assert GROWTH_STUDY.markdown(cells).splitlines() == lines
 
 
 def test_a_source_that_does_not_exist_is_refused(tmp_path):
@@ -87,5 +91,6 @@ def test_a_source_that_does_not_exist_is_refused(tmp_path):
 
 
 def test_without_momentum_there_is_nothing_to_compare(tmp_path):
+    base, values = tiny(momentum=0.0, nesterov=False), {"source": ["exact"], "density": [0.1]}
     with pytest.raises(UserError, match="momentum"):
-        run_growth_study(GrowthStudy(tiny(momentum=0.0, nesterov=False), ["exact"], [0.1], [0]), tmp_path)
+        run_study(GROWTH_STUDY, base, values, [0], tmp_path)

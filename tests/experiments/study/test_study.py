@@ -5,10 +5,15 @@ import math
 import signal
 
 import pytest
+import typer
 from runs import command, tiny
+from typer.testing import CliRunner
 
 from regrow.experiments.errors import UserError
-from regrow.experiments.study.study import Cell, Study, collect, markdown, run_study
+from regrow.experiments.study.command import command_of
+from regrow.experiments.study.methods import DENSITY, METHODS_STUDY
+from regrow.experiments.study.study import Axis, Cell, Figure, Study, run_study
+from regrow.experiments.terminal import parse_numbers
 from regrow.experiments.train.run import Run
 
 GRID = ("--methods", "dense,set,static", "--densities", "0.1,0.2", "--seeds", 2, "--epochs", 1)
@@ -104,24 +109,25 @@ def test_processes_give_the_same_results(study, tmp_path):
 def test_a_folder_of_another_study_is_refused(study):
     out, _ = study
     with pytest.raises(UserError, match=r"has learning_rate = 0\.05, not 1\.0"):
-        run_study(Study(tiny(epochs=1, learning_rate=1.0), ["set"], [0.1], [0]), out)
+        run_study(METHODS_STUDY, tiny(epochs=1, learning_rate=1.0), {"method": ["set"], "density": [0.1]}, [0], out)
 
 
 def test_what_is_asked_for_twice_is_run_once():
-    runs = list(Study(tiny(), ["dense", "set", "dense", "set"], [0.1, 0.1], [0, 0]).runs())
-    assert [(run.method, run.density) for run in runs] == [("dense", 1.0), ("set", 0.1)]
+    values = {"method": ["dense", "set", "dense", "set"], "density": [0.1, 0.1]}
+    runs = METHODS_STUDY.runs(tiny(), values, [0, 0]).values()
+    assert [(run.config.method, run.config.density) for run in runs] == [("dense", 1.0), ("set", 0.1)]
 
 
 def test_two_recipes_of_one_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("import regrow\nfirst = regrow.static(every=1, steps=1)\nsecond = regrow.set(every=5, steps=10)\n")
-    grid = Study(tiny(epochs=1), [f"{file}:first", f"{file}:second"], [0.1], [0])
-    run_study(grid, tmp_path / "study")
+    values = {"method": [f"{file}:first", f"{file}:second"], "density": [0.1]}
+    run_study(METHODS_STUDY, tiny(epochs=1), values, [0], tmp_path / "study")
     assert len(timeless(tmp_path / "study")) == 2
 
 
 def test_dense_alone_can_be_plotted(tmp_path):
-    run_study(Study(tiny(epochs=1), ["dense"], [], [0]), tmp_path)
+    run_study(METHODS_STUDY, tiny(epochs=1), {"method": ["dense"], "density": [0.1, 0.2]}, [0], tmp_path)
     assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -134,16 +140,66 @@ def test_dense_alone_can_be_plotted(tmp_path):
     ],
 )
 def test_the_standard_error_of_the_mean(errors, expected, text):
-    cell = Cell("set", 0.1, errors)
+    cell = Cell(("set", 0.1), tuple({"test_accuracy": 1 - error / 100} for error in errors))
     assert cell.standard_error == pytest.approx(expected)
-    assert str(cell) == text
+    assert cell.error_with(cell.standard_error) == text
 
 
 def test_results_are_grouped_by_method_and_density():
     runs = [("set", 0.1, 0.9), ("set", 0.2, 0.8), ("set", 0.1, 0.7)]
-    cells = collect([dict(zip(("method", "density", "test_accuracy"), run, strict=True)) for run in runs])
-    assert [(cell.density, cell.errors) for cell in cells] == [
+    cells = METHODS_STUDY.collect([dict(zip(("method", "density", "test_accuracy"), run, strict=True)) for run in runs])
+    assert [(cell.key[1], cell.errors) for cell in cells] == [
         (0.1, pytest.approx((10, 30))),
         (0.2, pytest.approx((20,))),
     ]
-    assert markdown(cells).splitlines()[2] == "| set | 20.00 ± 10.00 | 20.00 |"
+    assert METHODS_STUDY.markdown(cells).splitlines()[2] == "| set | 20.00 ± 10.00 | 20.00 |"
+
+
+# A study of one's own
+
+
+SENSITIVITY = Study(
+    name="sensitivity",
+    about="Compare prune rates.",
+    axes=(
+        Axis(
+            name="rate",
+            option="rates",
+            default="0.2,0.5",
+            help="Prune rates, separated by commas.",
+            settings=lambda rate: {"prune_rate": rate},
+            parse=lambda text: parse_numbers(text, "--rates"),
+            title="prune rate",
+        ),
+        DENSITY,
+    ),
+    figures=(Figure("weights", lambda cell: str(cell.rows[0]["nnz"])),),
+    note="a toy",
+    shared={"method": "set"},
+)
+
+
+def test_a_study_is_an_object_and_its_command_follows(tmp_path):
+    app = typer.Typer()
+    app.command(SENSITIVITY.name, help=SENSITIVITY.about)(command_of(SENSITIVITY))
+    options = ("--rates", "0.2,0.3", "--densities", "0.1", "--seeds", "1", "--epochs", "1", "--set", "batch_size=128")
+    done = CliRunner().invoke(app, ["digits-mlp", "--out", str(tmp_path), *options], catch_exceptions=False)
+    assert (done.exit_code, done.stderr) == (0, "")
+    folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert folders == {f"set-0.1-seed0-prune_rate-{rate}" for rate in (0.2, 0.3)}
+    assert [row["rate"] for row in json.loads((tmp_path / "study.json").read_text())] == [0.2, 0.3]
+    assert (tmp_path / "table.md").read_text().startswith("| prune rate | 10 % |")
+    assert "--rates" in CliRunner().invoke(app, ["--help"]).stdout
+
+
+def test_the_same_command_goes_on_with_a_study_of_ones_own(tmp_path):
+    values = {"rate": [0.2], "density": [0.1]}
+    run_study(SENSITIVITY, tiny(epochs=1), values, [0], tmp_path)
+    before = (tmp_path / "study.json").read_bytes()
+    run_study(SENSITIVITY, tiny(epochs=1), values, [0], tmp_path)
+    assert (tmp_path / "study.json").read_bytes() == before
+
+
+def test_an_empty_grid_is_refused(tmp_path):
+    with pytest.raises(UserError, match="at least one"):
+        run_study(SENSITIVITY, tiny(), {"rate": [], "density": [0.1]}, [0], tmp_path)

@@ -52,6 +52,7 @@ def show(
 
 bench_app.command("layers")(layers.bench_layers)
 bench_app.command("train")(steps.bench_train)
+bench_app.command("overhead")(steps.bench_overhead)
 bench_app.command("accuracy")(bench_time_to_accuracy)
 bench_app.command("memory")(bench_memory_of_a_layer)
 bench_app.command("compare")(layers.compare_revisions)

@@ -1,73 +1,76 @@
-"""Studies: many runs of one preset, resumable, summed up in one table and one plot."""
+"""What a study is: a grid of settings, what is read of each run, and how it is shown."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
-from multiprocessing import active_children, get_context, parent_process
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
-from threading import Thread
+from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from regrow.experiments.errors import StoppedError
+from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
-from regrow.experiments.study.plots import plot_errors
+from regrow.experiments.study.runner import run_all
 from regrow.experiments.train.config import TrainConfig, override
-from regrow.experiments.train.interrupt import StopRequest, catch_stop_signals
-from regrow.experiments.train.loop import MakeRun, Result, resume_config, train
+from regrow.experiments.train.loop import MakeRun
 from regrow.experiments.train.methods import check_method, run_name
 from regrow.experiments.train.run import Run
 
-_stopped: list[StoppedError] = []
-"""In a worker process: why it starts no more runs."""
+__all__ = ["Axis", "Cell", "Figure", "Study", "run_study"]
+
+_IN_RUN_NAME = frozenset({"method", "redistribute", "growth", "density", "seed"})
 
 
 @dataclass(frozen=True)
-class Study:
-    """A grid of runs: every method at every density with every seed; dense once for each seed.
+class Axis:
+    """Something that a study varies.
 
     Attributes:
-        base: the settings they share.
-        methods: names of methods, "dense" among them or not.
-        densities: densities of the sparse methods.
-        seeds: seeds.
+        name: its key in `study.json`.
+        option: its option on the command line.
+        default: the values if none are given, as they are written there.
+        help: what the option says.
+        settings: the settings of a run that a value stands for.
+        parse: the values that a text stands for.
+        title: what tables call it.
+        label: how a value is written.
+        heading: how a value is written above a column.
     """
 
-    base: TrainConfig
-    methods: Sequence[str]
-    densities: Sequence[float]
-    seeds: Sequence[int]
-
-    def runs(self) -> Iterator[TrainConfig]:
-        """Yield the settings of every run, one seed of all before the next seed."""
-        for seed in dict.fromkeys(self.seeds):
-            for method in dict.fromkeys(self.methods):
-                for density in (1.0,) if method == "dense" else dict.fromkeys(self.densities):
-                    yield override(self.base, {"method": method, "density": density, "seed": seed})
+    name: str
+    option: str
+    default: str
+    help: str
+    settings: Callable[[Any], Mapping[str, Any]]
+    parse: Callable[[str], tuple[Any, ...]]
+    title: str
+    label: Callable[[Any], str] = str
+    heading: Callable[[Any], str] = str
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Test error over the seeds of one method at one density, in percent.
+    """The runs of one point of the grid, which differ in their seeds.
 
     Attributes:
-        method: name of the method.
-        density: nonzeros over all sparse weights.
-        errors: the error of each seed.
+        key: the value of each axis.
+        rows: what is known of each run.
     """
 
-    method: str
-    density: float
-    errors: tuple[float, ...]
+    key: tuple[Any, ...]
+    rows: tuple[Mapping[str, Any], ...]
+
+    @cached_property
+    def errors(self) -> tuple[float, ...]:
+        """Test error of each seed in percent."""
+        return tuple(100 * (1 - row["test_accuracy"]) for row in self.rows)
 
     @property
     def mean(self) -> float:
@@ -75,163 +78,204 @@ class Cell:
         return mean(self.errors)
 
     @property
+    def deviation(self) -> float:
+        """Standard deviation of the error in percent; 0 for one seed, which says nothing of it."""
+        return stdev(self.errors) if len(self.errors) > 1 else 0.0
+
+    @property
     def standard_error(self) -> float:
         """Standard error of the mean in percent; 0 for one seed, which says nothing of it."""
-        return stdev(self.errors) / len(self.errors) ** 0.5 if len(self.errors) > 1 else 0.0
+        return float(self.deviation / len(self.errors) ** 0.5)
 
-    def __str__(self) -> str:
-        spread = f" ± {self.standard_error:.2f}" if len(self.errors) > 1 else ""
-        return f"{self.mean:.2f}{spread}"
+    def error_with(self, spread: float) -> str:
+        """Return the mean error with a spread, which one seed does not have.
+
+        Example:
+            >>> Cell(("set", 0.1), ({"test_accuracy": 0.99}, {"test_accuracy": 0.97})).error_with(1.0)
+            '2.00 ± 1.00'
+        """
+        return f"{self.mean:.2f} ± {spread:.2f}" if len(self.errors) > 1 else f"{self.mean:.2f}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something that is shown of each point of the grid.
+
+    Attributes:
+        name: its name above a column.
+        text: writes it.
+        unit: its unit; empty if it has none.
+    """
+
+    name: str
+    text: Callable[[Cell], str]
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a study.
+
+    Attributes:
+        config: its settings.
+        point: the value of each axis by name.
+    """
+
+    config: TrainConfig
+    point: Mapping[str, Any]
+
+
+def _no_check(_: TrainConfig) -> None:
+    """Refuse nothing."""
+
+
+def _nothing_more(_: Path) -> Mapping[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A kind of study.
+
+    Attributes:
+        name: its name on the command line.
+        about: what it says of itself there.
+        axes: what it varies beside the seed; the last one lies across the Markdown table.
+        figures: what is shown of each point.
+        note: what the figures are, for the title of the table.
+        shared: settings of every run.
+        check: refuses settings that do not fit, with a `UserError`.
+        make_run: makes a run from its settings and the folder with the data sets.
+        read: what is read of a finished run's folder beside its result.
+        plot: draws the points into a PNG file, under a title; None draws nothing.
+    """
+
+    name: str
+    about: str
+    axes: tuple[Axis, ...]
+    figures: tuple[Figure, ...]
+    note: str
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[TrainConfig], None] = _no_check
+    make_run: MakeRun = Run
+    read: Callable[[Path], Mapping[str, Any]] = _nothing_more
+    plot: Callable[[Sequence[Cell], Path, str], None] | None = None
+
+    def runs(self, base: TrainConfig, values: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> dict[str, Planned]:
+        """Return every run by the name of its folder: one seed of all before the next seed, dense once for each seed.
+
+        Args:
+            base: the settings they share.
+            values: the values of each axis by its name.
+            seeds: the seeds.
+
+        Raises:
+            UserError: if a setting does not fit.
+        """
+        runs: dict[str, Planned] = {}
+        for seed, *point in product(seeds, *(values[axis.name] for axis in self.axes)):
+            changes = dict(self.shared)
+            for axis, value in zip(self.axes, point, strict=True):
+                changes |= axis.settings(value)
+            varied = [name for name in changes if name not in self.shared and name not in _IN_RUN_NAME]
+            if changes.get("method") == "dense":
+                changes["density"] = 1.0  # whatever the density of the others
+            config = override(base, {**changes, "seed": seed})
+            named = {axis.name: value for axis, value in zip(self.axes, point, strict=True)}
+            name = run_name(config) + "".join(f"-{key}-{_file_name(changes[key])}" for key in varied)
+            runs.setdefault(name, Planned(config, named))
+        return runs
+
+    def collect(self, rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
+        """Group runs by their point of the grid, in the order in which they first appear.
+
+        Args:
+            rows: of each run its result, with the value of each axis by its name.
+        """
+        cells: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+        for row in rows:
+            cells.setdefault(tuple(row[axis.name] for axis in self.axes), []).append(row)
+        return [Cell(key, tuple(members)) for key, members in cells.items()]
+
+    def table(self, cells: Sequence[Cell], title: str) -> Table:
+        """Return a table for the terminal: a row for each point."""
+        figures = (f"{figure.name} {figure.unit}".rstrip() for figure in self.figures)
+        table = Table(*(axis.title for axis in self.axes), *figures, "seeds", title=f"{title}: {self.note}")
+        for cell in cells:
+            labels = (axis.label(value) for axis, value in zip(self.axes, cell.key, strict=True))
+            table.add_row(*labels, *(figure.text(cell) for figure in self.figures), str(len(cell.rows)))
+        return table
+
+    def markdown(self, cells: Sequence[Cell]) -> str:
+        """Return a Markdown table: the values of the last axis across, all others down."""
+        *down, across = self.axes
+        columns = sorted({cell.key[-1] for cell in cells})
+        titles = [
+            *(axis.title for axis in down),
+            *(title for value in columns for title in self._titles(across, value)),
+        ]
+        lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        for key in dict.fromkeys(cell.key[:-1] for cell in cells):
+            found = {cell.key[-1]: cell for cell in cells if cell.key[:-1] == key}
+            labels = [axis.label(value) for axis, value in zip(down, key, strict=True)]
+            texts = [figure.text(found[v]) if v in found else "" for v in columns for figure in self.figures]
+            lines.append(f"| {' | '.join([*labels, *texts])} |")
+        return "\n".join(lines)
+
+    def _titles(self, axis: Axis, value: Any) -> list[str]:
+        """Return the titles of a value's columns: one for each figure, named where there are several."""
+        first, *others = (figure.name for figure in self.figures)
+        heading = axis.heading(value)
+        return [f"{heading}: {first}", *others] if others else [heading]
 
 
 def run_study(
-    study: Study, out: Path, *, data_root: Path | None = None, jobs: int = 1, console: Console | None = None
-) -> Table:
-    """Run what is missing of a study, write `study.json`, `table.md` and `errors.png`, and return the table.
-
-    Each run has a folder of its own in `out`; finished ones are kept and unfinished ones go on.
-
-    Args:
-        study: the grid.
-        out: folder of the study.
-        data_root: folder with the data sets; None looks in the usual places.
-        jobs: runs at a time; each takes its share of the cores.
-        console: where to show progress; nothing is shown unless it is a terminal.
-
-    Raises:
-        UserError: if a setting does not fit, or `out` holds runs with other settings.
-    """
-    for method in study.methods:
-        check_method(method)
-    configs = list(study.runs())
-    results = run_all(configs, out, data_root=data_root, jobs=jobs, console=console)
-    cells = collect(results)
-    write_text(out / "study.json", json.dumps(results, indent=1) + "\n")
-    write_text(out / "table.md", markdown(cells) + "\n")
-    plot_errors({(cell.method, cell.density): cell.errors for cell in cells}, out / "errors.png", study.base.preset)
-    return _table(cells, study.base.preset)
-
-
-def collect(results: Sequence[Result]) -> list[Cell]:
-    """Group the results of runs by method and density, in the order in which they first appear."""
-    errors: dict[tuple[str, float], list[float]] = {}
-    for result in results:
-        key = (result["method"], result["density"])
-        errors.setdefault(key, []).append(100 * (1 - result["test_accuracy"]))
-    return [Cell(method, density, tuple(values)) for (method, density), values in errors.items()]
-
-
-def markdown(cells: Sequence[Cell]) -> str:
-    """Return test error in percent, mean ± standard error, as a Markdown table: a row a method, a column a density.
-
-    Example:
-        >>> print(markdown([Cell("dense", 1.0, (1.0, 2.0)), Cell("set", 0.05, (3.0,))]))
-        | method | 5 % | dense |
-        |---|---|---|
-        | dense |  | 1.50 ± 0.50 |
-        | set | 3.00 |  |
-    """
-    densities = sorted({cell.density for cell in cells})
-    titles = ["dense" if density == 1 else f"{100 * density:g} %" for density in densities]
-    lines = [f"| method | {' | '.join(titles)} |", "|---" * (len(densities) + 1) + "|"]
-    for method in dict.fromkeys(cell.method for cell in cells):
-        found = {cell.density: str(cell) for cell in cells if cell.method == method}
-        lines.append(f"| {method} | {' | '.join(found.get(density, '') for density in densities)} |")
-    return "\n".join(lines)
-
-
-def run_all(
-    configs: Sequence[TrainConfig],
+    study: Study,
+    base: TrainConfig,
+    values: Mapping[str, Sequence[Any]],
+    seeds: Sequence[int],
     out: Path,
     *,
     data_root: Path | None = None,
     jobs: int = 1,
     console: Console | None = None,
-    make_run: MakeRun = Run,
-) -> list[Result]:
-    """Train what is missing of some runs, each in its folder `out / run_name(config)`, and return all results.
+) -> Table:
+    """Run what is missing of a study, write `study.json`, `table.md` and the plot `errors.png`, and return the table.
+
+    Each run has a folder of its own in `out`; finished ones are kept and unfinished ones go on.
 
     Args:
-        configs: the settings of each run.
+        study: what is studied.
+        base: the settings that all runs share.
+        values: the values of each axis by its name.
+        seeds: the seeds.
         out: folder of the study.
         data_root: folder with the data sets; None looks in the usual places.
         jobs: runs at a time; each takes its share of the cores.
         console: where to show progress; nothing is shown unless it is a terminal.
-        make_run: makes a run from its settings and `data_root`.
 
     Raises:
-        UserError: if a setting does not fit, or `out` holds runs with other settings.
+        UserError: if a setting does not fit, the grid is empty, or `out` holds runs with other settings.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    results: list[Result | None] = [None] * len(configs)
-    with Progress(console=console, disable=console is None or not console.is_terminal) as progress:
-        task = progress.add_task(configs[0].preset, total=len(configs))
-        if jobs == 1:
-            for place, config in enumerate(configs):
-                results[place] = _run_one(config, out, data_root, make_run)
-                progress.advance(task)
-        else:
-            spawn = get_context("spawn")
-            with (
-                catch_stop_signals() as stop,
-                ProcessPoolExecutor(jobs, spawn, initializer=_start_worker, initargs=(threads,)) as pool,
-            ):
-                places = {
-                    pool.submit(_run_in_worker, config, out, data_root, make_run): n for n, config in enumerate(configs)
-                }
-                try:
-                    for done in _as_completed(set(places), stop):
-                        results[places[done]] = done.result()
-                        progress.advance(task)
-                except BaseException:
-                    for worker in active_children():
-                        worker.terminate()  # SIGTERM: the run at hand is saved
-                    pool.shutdown(cancel_futures=True)
-                    raise
-    return [result for result in results if result is not None]
+    study.check(base)
+    runs = study.runs(base, values, seeds)
+    if not runs:
+        raise UserError(f"study {study.name}: give at least one seed and one value of each of its options")
+    for method in dict.fromkeys(run.config.method for run in runs.values()):
+        check_method(method)
+    configs = {out / name: run.config for name, run in runs.items()}
+    results = run_all(configs, data_root=data_root, jobs=jobs, console=console, make_run=study.make_run)
+    rows = [
+        {**run.point, **study.read(out / name), **result}
+        for (name, run), result in zip(runs.items(), results, strict=True)
+    ]
+    cells = study.collect(rows)
+    write_text(out / "study.json", json.dumps(rows, indent=1) + "\n")
+    write_text(out / "table.md", study.markdown(cells) + "\n")
+    if study.plot is not None:
+        study.plot(cells, out / "errors.png", base.preset)
+    return study.table(cells, base.preset)
 
 
-def _as_completed(waiting: set[Future[Result]], stop: StopRequest) -> Iterator[Future[Result]]:
-    while waiting:
-        done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-        if stop.signal_number:
-            raise StoppedError("stopped: finished runs are kept, unfinished ones saved", stop.signal_number)
-        yield from done
-
-
-def _start_worker(threads: int) -> None:
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and stops its workers
-    Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # the parent was killed, and nobody waits for the run
-
-
-def _run_in_worker(config: TrainConfig, out: Path, data_root: Path | None, make_run: MakeRun) -> Result:
-    if _stopped:
-        raise _stopped[0]
-    try:
-        return _run_one(config, out, data_root, make_run)
-    except StoppedError as stopped:
-        _stopped.append(stopped)  # the pool may have handed this process its next run already
-        raise
-
-
-def _run_one(config: TrainConfig, out: Path, data_root: Path | None, make_run: MakeRun) -> Result:
-    folder = out / run_name(config)
-    resume = (folder / "config.yaml").exists()
-    if resume:
-        config = resume_config(config, config.model_dump(), folder)
-    return train(config, folder, resume=resume, data_root=data_root, make_run=make_run)
-
-
-def _table(cells: Sequence[Cell], title: str) -> Table:
-    table = Table("method", "density", "test error %", "seeds", title=f"{title}: mean ± standard error")
-    for cell in cells:
-        table.add_row(cell.method, f"{100 * cell.density:g} %", str(cell), str(len(cell.errors)))
-    return table
+def _file_name(value: object) -> str:
+    return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-")

@@ -10,9 +10,9 @@ import typer
 from regrow.experiments.bench.accuracy.curves import bench_accuracy
 from regrow.experiments.bench.common import options
 from regrow.experiments.bench.common.tables import show
-from regrow.experiments.options import DataRoot, Epochs, Preset, Seeds, Settings
+from regrow.experiments.options import DataRoot, Epochs, Preset, Seeds, Settings, read_settings
 from regrow.experiments.terminal import ERR, line, one_line_errors, parse_numbers
-from regrow.experiments.train.config import override, parse_settings
+from regrow.experiments.train.config import override
 from regrow.experiments.train.methods import check_method
 from regrow.experiments.train.presets import preset as find_preset
 
@@ -43,7 +43,7 @@ def bench_time_to_accuracy(
         named = {"epochs": epochs, "density": density, "method": method, "backend": backend}
         named |= {"growth": options.read_growth(growth)}
         changes = {name: value for name, value in named.items() if value is not None}
-        base = override(find_preset(preset), {**changes, **parse_settings(settings or [])})
+        base = override(find_preset(preset), {**changes, **read_settings(settings)})
         check_method(base.method)
         wanted = parse_numbers(accuracies, "--accuracies") if accuracies else ()
         show(bench_accuracy(base, seeds, out, accuracies=wanted, data_root=data, console=ERR))

@@ -25,9 +25,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def markdown(self) -> str:
-        """Return it as Markdown."""
-        lines = [self.columns, tuple("---" if i == 0 else "---:" for i in range(len(self.columns))), *self.rows]
-        return "\n".join([f"### {self.title}", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""])
+        """Return it as Markdown, under its title."""
+        return f"### {self.title}\n\n{self.lines()}\n"
+
+    def lines(self) -> str:
+        """Return it as Markdown without its title."""
+        below = tuple("---" if i == 0 else "---:" for i in range(len(self.columns)))
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.columns, below, *self.rows))
 
 
 def show(tables: Iterable[Table]) -> None:

@@ -1,4 +1,4 @@
-"""`regrow bench train`: whole training steps."""
+"""`regrow bench train` and `regrow bench overhead`: whole training steps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from regrow.experiments.bench.common import options
 from regrow.experiments.bench.common.machine import describe
 from regrow.experiments.bench.common.progress import RowProgress
 from regrow.experiments.bench.common.tables import show, this_command
+from regrow.experiments.bench.steps import overhead
 from regrow.experiments.bench.steps.measure import run
 from regrow.experiments.bench.steps.peer_networks import PEERS
 from regrow.experiments.bench.steps.report import FILE, Report, Settings, step_configs
@@ -21,7 +22,7 @@ from regrow.experiments.files import write_text
 from regrow.experiments.study.plots import plot_speed
 from regrow.experiments.terminal import line, one_line_errors
 
-__all__ = ["bench_train", "show_reports"]
+__all__ = ["bench_overhead", "bench_train", "show_reports"]
 
 
 def bench_train(
@@ -73,6 +74,26 @@ def bench_train(
         except ValueError as error:
             raise UserError(str(error)) from error
         show_reports([report], markdown_file, plot)
+
+
+def bench_overhead(
+    presets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PRESET]...", help=f"Presets; by default {', '.join(overhead.PRESETS)}."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Samples of each, in turn.")] = 15,
+    threads: options.Threads = None,
+    markdown_file: options.MarkdownFile = None,
+) -> None:
+    """Time steps of masked sparse training beside dense ones: what masks and updates cost."""
+    with one_line_errors():
+        options.use_threads(threads)
+        machine = describe()
+        line(str(machine))
+        rows = [overhead.measure(name, rounds) for name in presets or overhead.PRESETS]
+        show([overhead.table(rows)])
+        if markdown_file:
+            write_text(markdown_file, overhead.page(rows, machine, this_command()))
 
 
 def show_reports(reports: Sequence[Report], markdown_file: Path | None, plot: Path | None) -> None:

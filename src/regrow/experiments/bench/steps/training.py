@@ -19,8 +19,8 @@ from regrow.experiments.train.run import make_optimizer
 
 __all__ = [
     "BFLOAT16", "DENSE", "SAMPLES", "SPARSE", "Batches", "Training", "Updates", "classes", "dense_model",
-    "dense_training", "image_shape", "make_batches", "make_step", "recipe_of", "sparse_model", "sparse_training", "steps_per_epoch",
-    "update_interval",
+    "dense_training", "image_shape", "make_batches", "make_step", "recipe_of", "sparse_model", "sparse_training",
+    "steps_per_epoch", "update_interval",
 ]  # fmt: skip
 
 SAMPLES = {"digits": 1_437, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "imagenet": 1_281_167}
