@@ -17,12 +17,15 @@ from regrow.experiments.options import DataRoot, Epochs, Preset, Settings, read_
 from regrow.experiments.study.command import study_app
 from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, say
 from regrow.experiments.train.config import TrainConfig, override
-from regrow.experiments.train.loop import Reporter, Result, resume_config
+from regrow.experiments.train.loop import Reporter, resume_config
 from regrow.experiments.train.loop import train as run_training
 from regrow.experiments.train.methods import METHODS, check_method, run_name
 from regrow.experiments.train.presets import PRESETS
 from regrow.experiments.train.presets import preset as find_preset
 from regrow.experiments.train.progress import ProgressBar, Quiet, TensorBoard
+from regrow.experiments.train.result import Result
+
+__all__ = ["app", "data_app", "data_check", "data_fetch", "data_list", "default_out", "demo", "presets", "train"]
 
 app = typer.Typer(
     help="Train neural networks that are sparse from their first step to their last.",

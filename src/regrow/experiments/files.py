@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from regrow.experiments.errors import SaveError, UserError
 
+__all__ = ["lock_folder", "remove_left_overs", "write_atomically", "write_text"]
+
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all: under another name first, flushed to disk, then renamed.

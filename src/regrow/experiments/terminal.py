@@ -12,6 +12,8 @@ from rich.console import Console
 
 from regrow.experiments.errors import DivergedError, SaveError, StoppedError, UserError, WrongResultError
 
+__all__ = ["ERR", "OUT", "line", "one_line_errors", "parse_densities", "parse_numbers", "say"]
+
 # A table in a file or a pipe is not cut to the width of a terminal that is not there.
 OUT = Console(width=None if sys.stdout.isatty() else 200)
 ERR = Console(stderr=True)

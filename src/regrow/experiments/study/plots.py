@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,10 +14,14 @@ from regrow.experiments.files import write_atomically
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
+__all__ = ["plot_accuracy_over_time", "plot_comparison", "plot_errors", "plot_speed"]
+
 _MARKERS = "osD^vPX*"
+_DENSITY = "density, % of weights"
 
 
 def plot_errors(errors: Mapping[tuple[str, float], Sequence[float]], path: Path, title: str) -> None:
@@ -40,22 +44,32 @@ def plot_errors(errors: Mapping[tuple[str, float], Sequence[float]], path: Path,
         )
         for density, values in points:
             axes.plot([100 * density] * len(values), list(values), ".", color=color, alpha=0.6)
-    axes.set_xscale("log")
-    ticks = sorted({100 * density for (method, density) in errors if method != "dense"})
-    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    _density_axis(axes, (density for method, density in errors if method != "dense"))
     axes.set_yscale("log")  # methods that fail and methods that differ by tenths fit on one plot
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("density, % of weights")
-    axes.set_ylabel("test error, %")
+    _finish(axes, title, _DENSITY, "test error, %")
+    _save(figure, path)
+
+
+def _finish(axes: Axes, title: str, across: str, up: str, *, font: str = "medium") -> None:
+    """Give a plot its title, the names of its axes, a grid and a legend."""
     axes.set_title(title)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
     axes.grid(alpha=0.3)
-    axes.legend()
-    save(figure, path)
+    axes.legend(fontsize=font)
 
 
-def save(figure: Figure, path: Path) -> None:
+def _density_axis(axes: Axes, densities: Iterable[float]) -> None:
+    """Lay densities out on a logarithmic axis, in percent, with a tick at each."""
+    ticks = sorted({100 * density for density in densities})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all, and close it."""
     figure.tight_layout()
     buffer = io.BytesIO()
@@ -79,16 +93,12 @@ def plot_comparison(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
         for layer in epochs[0]["nonzeros_by_layer"]:
             counts = [row["nonzeros_by_layer"][layer] for row in epochs]
             density.plot(numbers, counts, label=layer)
-    accuracy.set_ylabel("validation accuracy, %")
-    density.set_ylabel("weights in the layer")
     density.set_yscale("log")
-    for axes in (accuracy, density):
-        axes.set_xlabel("epoch")
+    for axes, shown in ((accuracy, "validation accuracy, %"), (density, "weights in the layer")):
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
+        _finish(axes, "", "epoch", shown)
     figure.suptitle(title)
-    save(figure, path)
+    _save(figure, path)
 
 
 def plot_speed(points: Mapping[str, Sequence[tuple[float, float, float, float]]], path: Path, title: str) -> None:
@@ -117,17 +127,10 @@ def plot_speed(points: Mapping[str, Sequence[tuple[float, float, float, float]]]
         marker = _MARKERS[number % len(_MARKERS)]
         axes.errorbar(densities, medians, yerr=[below, above], marker=marker, markersize=6, capsize=2, label=name)
     axes.axhline(1, color="black", linestyle="--", linewidth=1, label="dense")
-    ticks = sorted({100 * row[0] for rows in points.values() for row in rows})
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("density, % of weights")
-    axes.set_ylabel("times as fast as dense")
+    _density_axis(axes, (row[0] for rows in points.values() for row in rows))
     axes.set_ylim(bottom=0)
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    save(figure, path)
+    _finish(axes, title, _DENSITY, "times as fast as dense", font="small")
+    _save(figure, path)
 
 
 def plot_accuracy_over_time(
@@ -142,14 +145,10 @@ def plot_accuracy_over_time(
     """
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for number, (name, seeds) in enumerate(runs.items()):
-        for place, points in enumerate(seeds):
+        for seed, points in enumerate(seeds):
             seconds, accuracies = [point[0] for point in points], [100 * point[1] for point in points]
-            label = name if place == 0 else None
+            label = name if seed == 0 else None
             axes.plot(seconds, accuracies, color=f"C{number}", marker=".", alpha=0.8, label=label)
     axes.set_xlim(left=0)
-    axes.set_xlabel("seconds of training")
-    axes.set_ylabel("validation accuracy, %")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save(figure, path)
+    _finish(axes, title, "seconds of training", "validation accuracy, %")
+    _save(figure, path)

@@ -17,7 +17,8 @@ from rich.progress import Progress
 from regrow.experiments.errors import StoppedError
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.interrupt import StopRequest, catch_stop_signals
-from regrow.experiments.train.loop import MakeRun, Result, resume_config, train
+from regrow.experiments.train.loop import MakeRun, resume_config, train
+from regrow.experiments.train.result import Result
 from regrow.experiments.train.run import Run
 
 __all__ = ["run_all"]

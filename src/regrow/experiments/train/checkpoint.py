@@ -11,6 +11,8 @@ import torch
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import remove_left_overs, write_atomically
 
+__all__ = ["list_checkpoints", "load_checkpoint", "load_latest", "save_checkpoint"]
+
 _FORMAT = "regrow-checkpoint"
 _VERSION = 1
 _KEPT = 2

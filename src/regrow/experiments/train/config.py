@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.growth import FORMS, parse_growth
 
+__all__ = ["TrainConfig", "override", "parse_settings", "read_config"]
+
 
 class TrainConfig(BaseModel):
     """Everything that decides what a training run computes. Immutable; unknown settings are refused.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from regrow.core.growth import Growth, candidates, exact, window
 
+__all__ = ["FORMS", "growth_name", "parse_growth"]
+
 FORMS = "exact, window:STEPS or candidates:STEPS:PER_NONZERO, for instance window:44 or candidates:44:3"
 
 

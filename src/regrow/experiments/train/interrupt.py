@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+__all__ = ["StopRequest", "catch_stop_signals"]
+
 
 @dataclass
 class StopRequest:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from regrow.experiments.train.config import TrainConfig
 
+__all__ = ["learning_rate"]
+
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Return the learning rate of the step after `step` steps out of `steps`: warm-up, then drops.

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
-import regrow
 from regrow.experiments.errors import StoppedError, UserError
 from regrow.experiments.files import lock_folder, remove_left_overs, write_text
 from regrow.experiments.train.checkpoint import load_latest, save_checkpoint
 from regrow.experiments.train.config import TrainConfig, override, read_config
 from regrow.experiments.train.interrupt import StopRequest, catch_stop_signals
+from regrow.experiments.train.result import Result, result_of
 from regrow.experiments.train.run import Metrics, Run
 
-Result = dict[str, Any]
+__all__ = ["MakeRun", "Reporter", "resume_config", "train"]
+
 MakeRun = Callable[[TrainConfig, Path | None], Run]
 
 # Settings that may differ when a run goes on: they do not change what it computes.
@@ -108,7 +105,7 @@ def train(
             reporter.start(run)
         stop = stack.enter_context(catch_stop_signals())
         _train_to_end(run, out, reporters, stop)
-        result = _result(run)
+        result = result_of(run)
         write_text(finished, json.dumps(result, indent=1) + "\n")
     return result
 
@@ -173,55 +170,3 @@ def _save(run: Run, out: Path) -> None:
 def _write_metrics(run: Run, out: Path) -> None:
     # Rewritten whole from the run's own rows: what a killed run wrote after its last checkpoint goes.
     write_text(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in run.rows))
-
-
-def _result(run: Run) -> Result:
-    config, summary, last = run.config, run.summary(), run.rows[-1]
-    test_loss, test_accuracy = run.evaluate(run.data.test)
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    return {
-        "preset": config.preset,
-        "method": config.method,
-        "backend": "dense" if run.topology is None else _backend(summary),
-        "growth": None if run.topology is None else str(run.topology.recipe.growth),
-        "density": config.density,
-        "density_actual": run.density,
-        "nnz": summary.nonzeros,
-        "parameters": parameters,
-        "epochs": config.epochs,
-        "steps": run.step,
-        "seed": config.seed,
-        "train_loss": last["train_loss"],
-        "valid_accuracy": last["valid_accuracy"],
-        "test_loss": test_loss,
-        "test_accuracy": test_accuracy,
-        "seconds_train": run.seconds,
-        "seconds_per_step": run.seconds / run.step,
-        "peak_memory_bytes": _peak_memory(run.device),
-        "model_bytes": regrow.summary(run.model).bytes,
-        "model_bytes_sparse": summary.sparse_bytes if run.topology else regrow.summary(run.model).bytes,
-        "flops_per_step": 3 * summary.flops * config.batch_size,
-        "nonzeros_by_layer": {layer.name: layer.nonzeros for layer in summary.layers},
-        "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "regrow": regrow.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _backend(summary: regrow.Summary) -> str:
-    """Return the backend that stores the sparse weights; several, where layers differ, with a plus between."""
-    backends = {"masked": "masked", "sparse": "cpu"}
-    return "+".join(sorted({backends[layer.storage] for layer in summary.layers}))
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Return the most bytes ever held: on the CUDA device, or by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -16,6 +16,8 @@ from regrow.experiments.errors import UserError
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.growth import parse_growth
 
+__all__ = ["METHODS", "Factory", "check_method", "make_recipe", "run_name"]
+
 Factory = Callable[..., regrow.Recipe]
 
 METHODS: Mapping[str, Factory] = {

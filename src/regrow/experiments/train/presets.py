@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.config import TrainConfig
 
+__all__ = ["PRESETS", "preset"]
+
 # arXiv:1907.04840, section 4: the learning rate falls by ten every 25,000 (MNIST) or 30,000 steps (CIFAR-10).
 _MNIST_STEPS = 100 * 540
 _CIFAR_STEPS = 250 * 352

@@ -12,6 +12,8 @@ from rich.text import Text
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.run import Metrics, Run
 
+__all__ = ["ProgressBar", "Quiet", "TensorBoard"]
+
 # Reading the loss waits for the device, so it is done a few times a second and not at every step.
 _REFRESH_SECONDS = 0.25
 

@@ -22,6 +22,8 @@ from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.methods import make_recipe
 from regrow.storage import sparse_weights
 
+__all__ = ["Metrics", "Run", "make_optimizer", "pick_device"]
+
 Metrics = dict[str, Any]
 
 

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+__all__ = ["forget_peak", "held", "peak"]
+
 _PROCESS = Path("/proc/self")
 
 

@@ -26,6 +26,8 @@ from regrow.experiments.bench.layers.problem import (
     values_at,
 )
 
+__all__ = ["BFLOAT16", "CSR", "DENSE", "SPARSE", "Contender", "NotApplicableError", "Prepared"]
+
 _LARGEST_UNFOLDED = 1 << 30  # bytes
 
 

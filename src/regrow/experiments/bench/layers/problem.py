@@ -22,6 +22,20 @@ from torch import Tensor
 from regrow.ops import sparse_conv2d, sparse_linear
 from regrow.ops.pattern import Pattern
 
+__all__ = [
+    "PASSES",
+    "Passes",
+    "Problem",
+    "Shape",
+    "channels_last",
+    "dense_passes",
+    "innermost",
+    "relative_error",
+    "separate_passes",
+    "sparse_passes",
+    "values_at",
+]
+
 PASSES = ("forward", "input", "weight")
 """Output, gradient of the input, gradient of the weights."""
 

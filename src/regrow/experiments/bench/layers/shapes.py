@@ -12,6 +12,8 @@ from regrow.experiments.bench.layers.problem import Shape
 from regrow.experiments.errors import UserError
 from regrow.experiments.models import build
 
+__all__ = ["NETWORKS", "TOKENS", "shapes"]
+
 TOKENS = 2048
 
 

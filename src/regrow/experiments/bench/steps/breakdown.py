@@ -9,6 +9,8 @@ from typing import Protocol
 
 import torch
 
+__all__ = ["KINDS", "REST", "Event", "by_kind", "kind_of", "profile"]
+
 KINDS: dict[str, str] = {
     "optimizer": r"^Optimizer\.",
     "normalisation": r"norm",

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 import regrow
 from regrow.storage import sparse_weights
 
+__all__ = ["Estimated", "LayerWork", "estimate", "input_shares", "observe", "weight_shares"]
+
 
 @dataclass(frozen=True)
 class Estimated:

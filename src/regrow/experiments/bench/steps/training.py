@@ -18,13 +18,10 @@ from regrow.experiments.train.methods import make_recipe
 from regrow.experiments.train.run import make_optimizer
 
 __all__ = [
-    "BFLOAT16", "DENSE", "SAMPLES", "SPARSE", "Batches", "Training", "Updates", "classes", "dense_model",
+    "BFLOAT16", "DENSE", "SPARSE", "Batches", "Training", "Updates", "classes", "dense_model",
     "dense_training", "image_shape", "make_batches", "make_step", "recipe_of", "sparse_model", "sparse_training",
     "steps_per_epoch", "update_interval",
 ]  # fmt: skip
-
-SAMPLES = {"digits": 1_437, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "imagenet": 1_281_167}
-"""Training samples of each data set, validation included."""
 
 SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
 
@@ -110,7 +107,7 @@ def steps_per_epoch(config: TrainConfig) -> int:
         >>> steps_per_epoch(preset("cifar10-vgg16-d"))
         352
     """
-    samples = SAMPLES[config.data] - config.valid_samples
+    samples = data.DATASETS[config.data].samples - config.valid_samples
     return -(-min(samples, config.train_samples or samples) // config.batch_size)
 
 
