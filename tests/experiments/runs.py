@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from regrow.experiments.checkpoint import list_checkpoints, load_checkpoint
 from regrow.experiments.cli import app
-from regrow.experiments.config import override
-from regrow.experiments.presets import preset
-from regrow.experiments.progress import Quiet
-from regrow.experiments.train import StoppedError, train
+from regrow.experiments.errors import StoppedError
+from regrow.experiments.train.checkpoint import list_checkpoints, load_checkpoint
+from regrow.experiments.train.config import override
+from regrow.experiments.train.loop import train
+from regrow.experiments.train.presets import preset
+from regrow.experiments.train.progress import Quiet
 
 METHODS = ("dense", "set", "sparse-momentum")  # set: its random growth is part of what a checkpoint holds
 ALWAYS = 1e-9  # seconds between checkpoints: one after every step

@@ -6,7 +6,7 @@ import pytest
 from runs import command, refused, tiny
 
 from regrow.experiments.files import lock_folder
-from regrow.experiments.train import train
+from regrow.experiments.train.loop import train
 
 RECIPES = """
 import regrow

@@ -9,7 +9,7 @@ import pytest
 from runs import command, refused
 
 from regrow.experiments.main import main
-from regrow.experiments.methods import METHODS
+from regrow.experiments.train.methods import METHODS
 
 COMMANDS = (
     ["train"],
@@ -17,7 +17,15 @@ COMMANDS = (
     ["demo"],
     ["study", "density"],
     ["study", "methods"],
+    ["study", "growth"],
+    ["study", "mnist"],
     ["bench", "layers"],
+    ["bench", "train"],
+    ["bench", "overhead"],
+    ["bench", "accuracy"],
+    ["bench", "memory"],
+    ["bench", "compare"],
+    ["bench", "show"],
     ["data", "list"],
 )
 
@@ -28,6 +36,13 @@ def test_the_installed_command_runs():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("regrow: there is no preset 'magic'")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_package_runs_as_the_command():
+    call = [sys.executable, "-m", "regrow.experiments", "train", "magic"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("regrow: there is no preset 'magic'")
 
 
 def test_importing_the_command_line_prints_nothing():

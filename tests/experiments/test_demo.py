@@ -7,11 +7,11 @@ import torch
 from runs import command, tiny
 
 from regrow.experiments import demo
-from regrow.experiments.bench import step_ratio as measuring
-from regrow.experiments.bench.measure import WrongResultError
-from regrow.experiments.bench.step_ratio import step_ratio
-from regrow.experiments.config import override
-from regrow.experiments.presets import preset
+from regrow.experiments.bench.steps import ratio as measuring
+from regrow.experiments.bench.steps.ratio import step_ratio
+from regrow.experiments.errors import WrongResultError
+from regrow.experiments.train.config import override
+from regrow.experiments.train.presets import preset
 
 SMALL = tiny(density=0.3, batch_size=16, growth="window:3")
 SENTENCE = "one training step of mlp: "

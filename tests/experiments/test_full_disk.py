@@ -13,9 +13,10 @@ import pytest
 import torch
 from runs import assert_same_run, child, command, refused, same, stop_after, tiny
 
-from regrow.experiments.checkpoint import list_checkpoints, load_latest
-from regrow.experiments.files import SaveError, write_atomically
-from regrow.experiments.train import train
+from regrow.experiments.errors import SaveError
+from regrow.experiments.files import write_atomically
+from regrow.experiments.train.checkpoint import list_checkpoints, load_latest
+from regrow.experiments.train.loop import train
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from regrow.experiments import data as data_sets
 from regrow.experiments.bench.command import bench_app
-from regrow.experiments.bench.measure import WrongResultError
-from regrow.experiments.config import TrainConfig, override, parse_settings
 from regrow.experiments.demo import demo as run_demo
-from regrow.experiments.errors import UserError
-from regrow.experiments.growth_study import SOURCES, GrowthStudy, run_growth_study
-from regrow.experiments.methods import METHODS, check_method, run_name
-from regrow.experiments.presets import PRESETS
-from regrow.experiments.presets import preset as find_preset
-from regrow.experiments.progress import ProgressBar, Quiet, TensorBoard
-from regrow.experiments.study import Study, run_study
-from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, parse_densities, say
-from regrow.experiments.train import Reporter, Result, StoppedError, resume_config
-from regrow.experiments.train import train as run_training
+from regrow.experiments.errors import StoppedError
+from regrow.experiments.options import DataRoot, Epochs, Preset, Settings, read_settings
+from regrow.experiments.study.command import study_app
+from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, say
+from regrow.experiments.train.config import TrainConfig, override
+from regrow.experiments.train.loop import Reporter, resume_config
+from regrow.experiments.train.loop import train as run_training
+from regrow.experiments.train.methods import METHODS, check_method, run_name
+from regrow.experiments.train.presets import PRESETS
+from regrow.experiments.train.presets import preset as find_preset
+from regrow.experiments.train.progress import ProgressBar, Quiet, TensorBoard
+from regrow.experiments.train.result import Result
+
+__all__ = ["app", "data_app", "data_check", "data_fetch", "data_list", "default_out", "demo", "presets", "train"]
 
 app = typer.Typer(
     help="Train neural networks that are sparse from their first step to their last.",
@@ -31,18 +33,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-study_app = typer.Typer(help="Many runs, resumable, one table and one plot.", no_args_is_help=True)
 data_app = typer.Typer(help="Find, fetch and check data sets.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-
-Preset = Annotated[str, typer.Argument(help="Name of a preset; `regrow presets` lists them.")]
-DataRoot = Annotated[
-    Path | None, typer.Option("--data", envvar="REGROW_DATA", help="Folder with the data sets, or the one data set.")
-]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting.")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs; every schedule scales with them.")]
 
 
 @app.command()
@@ -62,7 +56,7 @@ def train(
     with one_line_errors():
         given = {"method": method, "density": density, "backend": backend, "epochs": epochs, "seed": seed}
         changes = {name: value for name, value in given.items() if value is not None}
-        changes.update(_parse(settings))
+        changes.update(read_settings(settings))
         base = find_preset(preset)
         config = override(base, changes)
         check_method(config.method)
@@ -99,70 +93,7 @@ def demo(
 ) -> None:
     """Train a dense and a sparse LeNet on Fashion-MNIST and compare them; then time steps of a wide network."""
     with one_line_errors():
-        try:
-            run_demo(out, data, OUT, ProgressBar(ERR) if ERR.is_terminal else Quiet(ERR), speed=speed)
-        except WrongResultError as error:
-            say(str(error))
-            raise typer.Exit(1) from None
-
-
-Densities = Annotated[str, typer.Option(help="Densities, separated by commas.")]
-Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each with its share of the cores.")]
-StudyOut = Annotated[Path, typer.Option(help="Folder of the study; run again, it goes on where it was.")]
-
-
-@study_app.command("density")
-def study_density(
-    preset: Preset,
-    out: StudyOut,
-    densities: Densities = "0.01,0.02,0.05,0.1",
-    method: Annotated[str, typer.Option(help="The sparse method beside dense training.")] = "sparse-momentum",
-    seeds: Seeds = 3,
-    epochs: Epochs = None,
-    data: DataRoot = None,
-    jobs: Jobs = 1,
-    settings: Settings = None,
-) -> None:
-    """Compare one method at several densities with dense training."""
-    _study(preset, out, ("dense", method), densities, seeds, epochs, data, jobs, settings)
-
-
-@study_app.command("methods")
-def study_methods(
-    preset: Preset,
-    out: StudyOut,
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = ",".join(METHODS),
-    densities: Densities = "0.01,0.05",
-    seeds: Seeds = 3,
-    epochs: Epochs = None,
-    data: DataRoot = None,
-    jobs: Jobs = 1,
-    settings: Settings = None,
-) -> None:
-    """Compare several methods at several densities."""
-    names = tuple(method.strip() for method in methods.split(","))
-    _study(preset, out, names, densities, seeds, epochs, data, jobs, settings)
-
-
-@study_app.command("growth")
-def study_growth(
-    preset: Preset,
-    out: StudyOut,
-    sources: Annotated[str, typer.Option(help="Sources of growth, separated by commas.")] = ",".join(SOURCES),
-    densities: Densities = "0.01,0.05",
-    seeds: Seeds = 3,
-    epochs: Epochs = None,
-    data: DataRoot = None,
-    jobs: Jobs = 1,
-    settings: Settings = None,
-) -> None:
-    """Compare sources of growth: test error, and the share of grown weights in common with exact growth."""
-    with one_line_errors():
-        base, values = _study_base(preset, epochs, settings), parse_densities(densities)
-        names = tuple(source.strip() for source in sources.split(","))
-        study = GrowthStudy(base, names, values, tuple(range(seeds)))
-        OUT.print(run_growth_study(study, out, data_root=data, jobs=jobs, console=ERR))
+        run_demo(out, data, OUT, ProgressBar(ERR) if ERR.is_terminal else Quiet(ERR), speed=speed)
 
 
 @data_app.command("list")
@@ -200,37 +131,6 @@ def data_check(
 def default_out(config: TrainConfig) -> Path:
     """Return the folder of a run that was given none."""
     return Path("runs") / f"{config.preset}-{run_name(config)}"
-
-
-def _study(
-    preset: str,
-    out: Path,
-    methods: tuple[str, ...],
-    densities: str,
-    seeds: int,
-    epochs: int | None,
-    data: Path | None,
-    jobs: int,
-    settings: list[str] | None,
-) -> None:
-    with one_line_errors():
-        base, values = _study_base(preset, epochs, settings), parse_densities(densities)
-        study = Study(base, methods, values, tuple(range(seeds)))
-        OUT.print(run_study(study, out, data_root=data, jobs=jobs, console=ERR))
-
-
-def _study_base(preset: str, epochs: int | None, settings: list[str] | None) -> TrainConfig:
-    changes = _parse(settings)
-    if epochs is not None:
-        changes["epochs"] = epochs
-    return override(find_preset(preset), changes)
-
-
-def _parse(settings: list[str] | None) -> dict[str, Any]:
-    changes = parse_settings(settings or [])
-    if "preset" in changes:
-        raise UserError("--set preset: name the preset as the first argument instead")
-    return changes
 
 
 def _sentence(result: Result, out: Path) -> str:

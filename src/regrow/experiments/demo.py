@@ -10,13 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from regrow.experiments import data
-from regrow.experiments.bench.step_ratio import StepRatio, step_ratio
-from regrow.experiments.config import TrainConfig, override
+from regrow.experiments.bench.steps.ratio import StepRatio, step_ratio
 from regrow.experiments.errors import UserError
-from regrow.experiments.plots import plot_comparison
-from regrow.experiments.presets import preset
-from regrow.experiments.train import Reporter, Result, train
+from regrow.experiments.study.plots import plot_comparison
+from regrow.experiments.train.config import TrainConfig, override
+from regrow.experiments.train.loop import Reporter, train
+from regrow.experiments.train.presets import preset
+from regrow.experiments.train.result import Result
 from regrow.ops.native import kernels
+
+__all__ = ["demo"]
 
 _EPOCHS = 20
 _WIDE = override(preset("cifar10-vgg16-d"), {"density": 0.05, "growth": "window:10"})

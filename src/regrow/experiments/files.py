@@ -9,11 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from regrow.experiments.errors import UserError
+from regrow.experiments.errors import SaveError, UserError
 
-
-class SaveError(Exception):
-    """A file could not be written: the disk is full, or the folder is not writable. Nothing was replaced."""
+__all__ = ["lock_folder", "remove_left_overs", "write_atomically", "write_text"]
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

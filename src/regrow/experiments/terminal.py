@@ -10,10 +10,9 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from regrow.experiments.errors import UserError
-from regrow.experiments.files import SaveError
-from regrow.experiments.run import DivergedError
-from regrow.experiments.train import StoppedError
+from regrow.experiments.errors import DivergedError, SaveError, StoppedError, UserError, WrongResultError
+
+__all__ = ["ERR", "OUT", "line", "one_line_errors", "parse_densities", "parse_numbers", "say"]
 
 # A table in a file or a pipe is not cut to the width of a terminal that is not there.
 OUT = Console(width=None if sys.stdout.isatty() else 200)
@@ -24,14 +23,14 @@ ERR = Console(stderr=True)
 def one_line_errors() -> Iterator[None]:
     """Turn the errors that a user can do something about into one line and an exit status.
 
-    2 is the user's mistake; 1 is a failure of the run (diverged, disk full); 130 is Ctrl-C.
+    2 is the user's mistake; 1 is a failure of the run (diverged, disk full, a wrong result); 130 is Ctrl-C.
     """
     try:
         yield
     except UserError as error:
         say(str(error))
         raise typer.Exit(2) from None
-    except (DivergedError, SaveError) as error:
+    except (DivergedError, SaveError, WrongResultError) as error:
         say(str(error))
         raise typer.Exit(1) from None
     except StoppedError as stopped:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+__all__ = ["Box", "centre_box", "crop_flip", "random_box"]
+
 Box = tuple[float, float, float, float]
 """Left, upper, right, lower, in pixels."""
 

@@ -13,6 +13,8 @@ from regrow.experiments.data.augment import crop_flip
 from regrow.experiments.data.randomness import Purpose, torch_generator
 from regrow.experiments.errors import UserError
 
+__all__ = ["Batches", "Normalise", "Position", "TensorBatches", "epoch_order"]
+
 
 class Batches(Protocol):
     """Batches of one split, in an order that depends on the seed and the epoch only.

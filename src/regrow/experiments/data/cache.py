@@ -21,6 +21,8 @@ from regrow.experiments.data.progress import tracker
 from regrow.experiments.data.samples import TableSamples, image_column, open_parquet, parquet_rows
 from regrow.experiments.errors import UserError
 
+__all__ = ["Arrays", "atomic", "decoded", "folder", "identity", "mapped"]
+
 Arrays = dict[str, NDArray[Any]]
 
 

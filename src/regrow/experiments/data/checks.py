@@ -12,6 +12,8 @@ from regrow.experiments.data.samples import EVALUATION, Samples, TableSamples, p
 from regrow.experiments.data.sources import find, places
 from regrow.experiments.errors import UserError
 
+__all__ = ["Record", "check"]
+
 
 @dataclass(frozen=True)
 class Record:

@@ -16,6 +16,8 @@ from regrow.experiments.data.randomness import Purpose, numpy_generator
 from regrow.experiments.data.samples import Samples, decoded
 from regrow.experiments.errors import UserError
 
+__all__ = ["Decoder", "DecodingBatches", "Key"]
+
 Key = tuple[int, int]
 """An epoch and the number of a sample."""
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from regrow.experiments.errors import UserError
 
+__all__ = ["digest", "verify"]
+
 
 def digest(content: bytes, like: str = "0" * 64) -> str:
     """The hexadecimal digest of `content`: MD5 if `like` has 32 digits, else SHA-256.

@@ -17,6 +17,8 @@ from typing import Any
 
 from regrow.experiments.data.progress import tracker
 
+__all__ = ["APT_SECONDS", "CONNECT_SECONDS", "UnavailableError", "from_debian", "from_mirror"]
+
 CONNECT_SECONDS = 5.0
 APT_SECONDS = 600.0
 

@@ -13,6 +13,8 @@ from regrow.experiments.data.digests import verify
 from regrow.experiments.data.registry import Dataset
 from regrow.experiments.errors import UserError
 
+__all__ = ["content", "parse", "present", "read"]
+
 
 def present(folder: Path, name: str) -> Path | None:
     """The file called `name` (without .gz) in `folder`, plain or gzipped; None if there is neither."""

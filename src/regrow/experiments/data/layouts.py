@@ -27,6 +27,8 @@ from regrow.experiments.data.samples import (
 )
 from regrow.experiments.errors import UserError
 
+__all__ = ["DIGITS_TEST", "Split", "open_samples", "read", "recognise"]
+
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (N, C, H, W) and labels (N,)."""
 

@@ -19,6 +19,8 @@ from regrow.experiments.data.samples import Samples
 from regrow.experiments.data.sources import fetch
 from regrow.experiments.errors import UserError
 
+__all__ = ["Data", "Source", "load", "split"]
+
 Source = layouts.Split | Samples
 """Decoded images and labels, or encoded images."""
 

@@ -18,6 +18,8 @@ from regrow.experiments.data.digests import verify
 from regrow.experiments.data.registry import Dataset
 from regrow.experiments.errors import UserError
 
+__all__ = ["ARCHIVE", "FOLDER", "TEST", "TRAIN", "folder_of", "parse", "read"]
+
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+__all__ = ["tracker"]
+
 
 @contextmanager
 def tracker(description: str, total: int | None) -> Iterator[Callable[[int], None]]:

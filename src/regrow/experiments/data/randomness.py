@@ -7,6 +7,8 @@ from enum import IntEnum
 import numpy as np
 import torch
 
+__all__ = ["Purpose", "numpy_generator", "torch_generator"]
+
 
 class Purpose(IntEnum):
     """What a generator is for; part of its key, so that no two uses see the same numbers."""

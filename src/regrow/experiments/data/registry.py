@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from regrow.experiments.errors import UserError
 
+__all__ = ["DATASETS", "IDX_FILES", "Dataset", "get"]
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -16,6 +18,7 @@ class Dataset:
         name: what the user calls it, and the name of its folder.
         description: one line for lists.
         channels: 1 or 3.
+        samples: of the whole training set, those that are held out for validation among them.
         image_size: height and width; for sets whose images differ in size, the default size of a crop.
         mean: one a channel, of pixels scaled to 0..1, over the training set.
         std: likewise.
@@ -33,6 +36,7 @@ class Dataset:
     name: str
     description: str
     channels: int
+    samples: int
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -59,6 +63,7 @@ _ALL = (
         name="digits",
         description="1,797 handwritten digits, 8x8, one channel; part of scikit-learn",
         channels=1,
+        samples=1_437,
         image_size=8,
         mean=(0.3053,),
         std=(0.3760,),
@@ -69,6 +74,7 @@ _ALL = (
         name="mnist",
         description="60,000 + 10,000 handwritten digits, 28x28, one channel",
         channels=1,
+        samples=60_000,
         image_size=28,
         mean=(0.1307,),
         std=(0.3081,),
@@ -89,6 +95,7 @@ _ALL = (
         name="fashion-mnist",
         description="60,000 + 10,000 pieces of clothing, 28x28, one channel",
         channels=1,
+        samples=60_000,
         image_size=28,
         mean=(0.2860,),
         std=(0.3530,),
@@ -111,6 +118,7 @@ _ALL = (
         name="cifar10",
         description="50,000 + 10,000 photographs, 32x32, colour, ten classes",
         channels=3,
+        samples=50_000,
         image_size=32,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
@@ -130,6 +138,7 @@ _ALL = (
         name="imagenet",
         description="ImageNet, a part of it such as Imagenette, or any photographs in folders or parquet",
         channels=3,
+        samples=1_281_167,
         image_size=224,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),

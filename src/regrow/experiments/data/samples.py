@@ -14,6 +14,20 @@ from numpy.typing import NDArray
 
 from regrow.experiments.errors import UserError
 
+__all__ = [
+    "EVALUATION",
+    "SUFFIXES",
+    "FolderSamples",
+    "Samples",
+    "TableSamples",
+    "decoded",
+    "image_column",
+    "open_parquet",
+    "parquet_files",
+    "parquet_rows",
+    "read_tables",
+]
+
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 EVALUATION = ("validation", "val", "test")
 """Names of the split to evaluate on, in the order tried: ImageNet's public test set has no labels."""

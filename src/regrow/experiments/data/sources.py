@@ -13,6 +13,8 @@ from regrow.experiments.data import cache, download, layouts
 from regrow.experiments.data.registry import Dataset, get
 from regrow.experiments.errors import UserError
 
+__all__ = ["VARIABLE", "fetch", "find", "folders", "places"]
+
 VARIABLE = "REGROW_DATA"
 """The environment variable with the folder of data sets, or of the one data set."""
 

@@ -6,6 +6,8 @@ from torch import nn
 
 from regrow.experiments.models.layers import ImageShape, after_window
 
+__all__ = ["alexnet"]
+
 # Planes, kernel and padding of each convolution; all have stride 2 and stand in for the pools too.
 _CONVOLUTIONS = ((96, 11, 2), (256, 5, 2), (384, 3, 1), (384, 3, 1), (256, 3, 1))
 

@@ -1,8 +1,11 @@
 """What several families of models share."""
 
+from collections import OrderedDict
 from typing import TypeAlias
 
 from torch import nn
+
+__all__ = ["ImageShape", "after_window", "kaiming_convolutions", "with_head"]
 
 ImageShape: TypeAlias = tuple[int, int, int]
 """Channels, height and width."""
@@ -35,3 +38,20 @@ def kaiming_convolutions(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def with_head(layers: OrderedDict[str, nn.Module], channels: int, classes: int, *, pool: str = "pool") -> nn.Sequential:
+    """Return a network of these layers, a mean over the image and a linear layer, its convolutions drawn anew.
+
+    Args:
+        layers: the layers by name; the last ones are added to them.
+        channels: those that the layers end with.
+        classes: the number of logits.
+        pool: name of the mean over the image.
+    """
+    layers[pool] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    layers["fc"] = nn.Linear(channels, classes)
+    model = nn.Sequential(layers)
+    kaiming_convolutions(model)
+    return model

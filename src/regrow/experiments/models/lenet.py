@@ -7,6 +7,8 @@ from torch import nn
 from regrow.experiments.models.layers import ImageShape, after_window
 from regrow.experiments.models.mlp import mlp
 
+__all__ = ["lenet5", "lenet300_100"]
+
 
 def lenet300_100(*, image_shape: ImageShape, classes: int) -> nn.Sequential:
     """Build LeNet-300-100, a perceptron with hidden layers of 300 and 100: (N, C, H, W) to (N, classes)."""

@@ -9,6 +9,8 @@ from torch import nn
 
 from regrow.experiments.models.layers import ImageShape
 
+__all__ = ["mlp"]
+
 
 def mlp(*, image_shape: ImageShape, classes: int, hidden: Sequence[int] = (4096, 4096)) -> nn.Sequential:
     """Build a multilayer perceptron with ReLU on the flattened image: (N, C, H, W) to (N, classes).

@@ -10,7 +10,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from regrow.experiments.models.layers import ImageShape, kaiming_convolutions
+from regrow.experiments.models.layers import ImageShape, with_head
+
+__all__ = ["BasicBlock", "Bottleneck", "resnet18", "resnet50"]
 
 
 class BasicBlock(nn.Module):
@@ -148,12 +150,7 @@ def _resnet(
             block(channels, width, stride), *(block(width, width, 1) for _ in range(depth - 1))
         )
         channels = width
-    layers["avgpool"] = nn.AdaptiveAvgPool2d(1)
-    layers["flatten"] = nn.Flatten()
-    layers["fc"] = nn.Linear(channels, classes)
-    model = nn.Sequential(layers)
-    kaiming_convolutions(model)
-    return model
+    return with_head(layers, channels, classes, pool="avgpool")
 
 
 def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:

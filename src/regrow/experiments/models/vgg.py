@@ -7,6 +7,8 @@ from torch import nn
 
 from regrow.experiments.models.layers import ImageShape, after_window, kaiming_convolutions
 
+__all__ = ["vgg16"]
+
 # Planes and number of convolutions of each group; a 2x2 max-pool ends the group.
 _GROUPS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 _HIDDEN = 512

@@ -4,7 +4,9 @@ from collections import OrderedDict
 
 from torch import nn
 
-from regrow.experiments.models.layers import ImageShape, after_window, kaiming_convolutions
+from regrow.experiments.models.layers import ImageShape, after_window, with_head
+
+__all__ = ["vgg_small"]
 
 # Planes and number of convolutions of each group; a 2x2 max-pool stands between groups.
 _GROUPS = ((16, 1), (32, 1), (64, 2), (128, 2))
@@ -28,9 +30,4 @@ def vgg_small(*, image_shape: ImageShape, classes: int) -> nn.Sequential:
             layers[f"bn{group}_{index}"] = nn.BatchNorm2d(planes)
             layers[f"relu{group}_{index}"] = nn.ReLU()
             channels = planes
-    layers["pool"] = nn.AdaptiveAvgPool2d(1)
-    layers["flatten"] = nn.Flatten()
-    layers["fc"] = nn.Linear(channels, classes)
-    model = nn.Sequential(layers)
-    kaiming_convolutions(model)
-    return model
+    return with_head(layers, channels, classes)

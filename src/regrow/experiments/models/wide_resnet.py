@@ -4,7 +4,9 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from regrow.experiments.models.layers import ImageShape, kaiming_convolutions
+from regrow.experiments.models.layers import ImageShape, with_head
+
+__all__ = ["WideBlock", "wide_resnet"]
 
 
 class WideBlock(nn.Module):
@@ -69,9 +71,4 @@ def wide_resnet(
         )
     layers["bn"] = nn.BatchNorm2d(channels)
     layers["relu"] = nn.ReLU()
-    layers["pool"] = nn.AdaptiveAvgPool2d(1)
-    layers["flatten"] = nn.Flatten()
-    layers["fc"] = nn.Linear(channels, classes)
-    model = nn.Sequential(layers)
-    kaiming_convolutions(model)
-    return model
+    return with_head(layers, channels, classes)

@@ -1,0 +1,1 @@
+"""When dense and sparse training reach which accuracy."""

@@ -1,0 +1,1 @@
+"""What benches share: machine, report files, tables, spreads, turns, options."""

@@ -1,0 +1,1 @@
+"""Single layers: sparse kernels beside dense ones and other libraries."""

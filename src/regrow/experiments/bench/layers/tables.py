@@ -1,0 +1,150 @@
+"""The tables of a measurement of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import geometric_mean
+
+from regrow.experiments.bench.common.spreads import short
+from regrow.experiments.bench.common.tables import Table
+from regrow.experiments.bench.layers.contenders import DENSE, SPARSE
+from regrow.experiments.bench.layers.measure import Row
+from regrow.experiments.bench.layers.problem import PASSES, Shape
+from regrow.experiments.bench.layers.report import Report
+
+__all__ = ["markdown", "means", "sentence", "tables"]
+
+_WIDE = 64
+
+
+def tables(report: Report) -> list[Table]:
+    """Return all tables: geometric means first, then for each density the ratios, the times and the floor."""
+    densities = sorted({row.density for row in report.rows})
+    of_density = [[row for row in report.rows if row.density == density] for density in densities]
+    return [
+        *means(report),
+        *(table for rows in of_density for table in (_ratios(rows, _rivals(report)), _times(rows))),
+    ]
+
+
+def means(report: Report) -> list[Table]:
+    """Return for each rival the geometric means of its time over regrow's, by group of layers and density."""
+    densities = sorted({row.density for row in report.rows})
+    return [
+        Table(
+            f"{name} over regrow, forward and both gradients: geometric mean (layers)",
+            ("layers", *(f"{density:.3g}" for density in densities)),
+            tuple(
+                (group, *(_mean([row for row in report.rows if row.density == density and holds(row.shape)], name)
+                          for density in densities))
+                for group, holds in _groups(report)
+                if any(holds(row.shape) and name in row.timings for row in report.rows)
+            ),
+        )
+        for name in _rivals(report)
+    ]  # fmt: skip
+
+
+def markdown(report: Report, command: str) -> str:
+    """Return the tables as a section of a page.
+
+    Args:
+        report: the figures.
+        command: the command that makes them.
+    """
+    settings = report.settings
+    clock = "wall time" if settings.clock == "wall" else "processor time of the one thread"
+    lines = [
+        f"`{command}`",
+        "",
+        f"{report.machine}. The machine's rates: {report.rates}. Medians with quartiles of at most "
+        f"{settings.rounds} rounds, {clock}. Ratios are times over regrow's, in the same round.",
+        "",
+        *(f"{name} {reason}.\n" for name, reason in report.missing.items()),
+        *_left_out(report),
+        "",
+        *(table.markdown() for table in tables(report)),
+    ]
+    return "\n".join(lines)
+
+
+def sentence(row: Row) -> str:
+    """Return one row in a line, for the progress."""
+    dense, sparse = row.timings[DENSE.name], row.timings[SPARSE.name]
+    ratios = "  ".join(
+        f"{name} {timing.ratio['total'].text()}" for name, timing in row.timings.items() if name != SPARSE.name
+    )
+    times = f"{dense.milliseconds['total'].median:.1f} ms dense, {sparse.milliseconds['total'].median:.1f} ms sparse"
+    return f"{row.shape.network} {row.shape} at {row.density:.3g}: {times}; {ratios}"
+
+
+def _rivals(report: Report) -> list[str]:
+    return [DENSE.name, *report.settings.rivals]
+
+
+def _groups(report: Report) -> list[tuple[str, Callable[[Shape], bool]]]:
+    def of(network: str) -> Callable[[Shape], bool]:
+        return lambda shape: shape.network == network
+
+    def wide(shape: Shape) -> bool:
+        return shape.network in ("vgg16-d", "wrn-22-8") and min(shape.inputs, shape.outputs) >= _WIDE
+
+    networks = dict.fromkeys(row.shape.network for row in report.rows)
+    return [
+        (f"vgg16-d and wrn-22-8, {_WIDE} channels or more", wide),
+        *((network, of(network)) for network in networks),
+    ]
+
+
+def _mean(rows: Sequence[Row], rival: str) -> str:
+    ratios = [row.timings[rival].ratio["total"].median for row in rows if rival in row.timings]
+    return f"{geometric_mean(ratios):.2f} ({len(ratios)})" if ratios else "-"
+
+
+def _ratios(rows: Sequence[Row], rivals: Sequence[str]) -> Table:
+    passes = (*PASSES, "total")
+    return Table(
+        f"Density {rows[0].density:.3g}: times over regrow's",
+        ("layer", *(f"{DENSE.name} {name}" for name in passes), *(f"{name} total" for name in rivals[1:])),
+        tuple(
+            (
+                f"{row.shape.network} {row.shape}",
+                *(row.timings[DENSE.name].ratio[name].text() for name in passes),
+                *(row.timings[name].ratio["total"].text() if name in row.timings else "-" for name in rivals[1:]),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _times(rows: Sequence[Row]) -> Table:
+    def cells(row: Row) -> Iterable[str]:
+        dense, sparse = (row.timings[name].milliseconds for name in (DENSE.name, SPARSE.name))
+        yield f"{row.shape.network} {row.shape}"
+        yield short(dense["total"].median)
+        for name in PASSES:
+            floor = row.floor[name]
+            rate = floor.operations / sparse[name].median * 1e-6
+            yield f"{short(sparse[name].median)} / {rate:.0f} / {floor.share:.0%} {floor.bound[0]}"
+        yield short(sparse["total"].median)
+        yield f"{row.floor['total'].share:.0%}"
+
+    passes = (f"{name}: ms / GFLOP/s / of the floor" for name in PASSES)
+    return Table(
+        f"Density {rows[0].density:.3g}: milliseconds, and shares of the floor (a: arithmetic, m: memory)",
+        ("layer", "dense total", *passes, "total", "of the floor"),
+        tuple(tuple(cells(row)) for row in rows),
+    )
+
+
+def _left_out(report: Report) -> list[str]:
+    """Return a line for each reason for which a rival was not timed."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in report.rows:
+        for name, reason in row.left_out.items():
+            found.setdefault((name, reason), []).append(f"{row.shape.network} {row.shape} at {row.density:.3g}")
+    return [
+        f"- {name} was not timed on {len(cases)} of {len(report.rows)} rows "
+        f"({cases[0]}{', ...' if cases[1:] else ''}): {reason}."
+        for (name, reason), cases in found.items()
+    ]

@@ -1,0 +1,1 @@
+"""What training one layer holds in memory."""

@@ -1,0 +1,1 @@
+"""Whole training steps of networks, sparse beside dense."""

@@ -1,0 +1,219 @@
+"""The tables of whole training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from regrow.experiments.bench.common.spreads import Spread, short
+from regrow.experiments.bench.common.tables import Table, mib
+from regrow.experiments.bench.steps.report import COMPILED, EAGER, Report, Row
+from regrow.experiments.bench.steps.training import BFLOAT16, DENSE, SPARSE
+
+__all__ = ["headline", "markdown", "sentence", "speed_points", "tables"]
+
+
+def tables(rows: Iterable[Row]) -> list[Table]:
+    """Return all tables: steps, estimates, updates, kinds of operation, memory, and what `auto` chose."""
+    rows = list(rows)
+    peaks = [_peaks(rows)] if any(row.peak for row in rows) else []
+    chosen = [_layers(row) for row in rows if any(layer.reason for layer in row.layers)]
+    forms = [_forms(rows)] if any(len(each) > 1 for row in rows for each in _forms_of(row).values()) else []
+    return [headline(rows), *forms, _estimates(rows), _updates(rows), _breakdown(rows), _state(rows), *peaks, *chosen]
+
+
+def headline(rows: Iterable[Row]) -> Table:
+    """Return what a step takes, the ratios, the share of updates, and the share of memory."""
+    rows = list(rows)
+    others = list(dict.fromkeys(name for row in rows for name in row.ratio if name not in (DENSE, BFLOAT16)))
+    columns = (
+        *(
+            "preset",
+            "density",
+            "batch",
+            "method",
+            "growth",
+            "updates before",
+            "stored sparsely",
+            "dense ms",
+            "form",
+            "bfloat16 ms",
+            "form",
+            "sparse ms",
+        ),
+        *("dense / sparse", "bfloat16 / sparse", *(f"{name} / sparse" for name in others)),
+        *("share of updates", "model state of dense"),
+    )
+
+    def cells(row: Row) -> tuple[str, ...]:
+        return (
+            *(row.preset, f"{row.density:.3g}", str(row.batch), row.method, row.growth, str(row.updates_before)),
+            f"{sum(layer.storage == SPARSE for layer in row.layers)} of {len(row.layers)}",
+            *(short(row.milliseconds[DENSE].median), row.dense_form),
+            *(short(row.milliseconds[BFLOAT16].median), row.bfloat16_form),
+            short(row.sparse_step),
+            *(_factor(row.ratio[name]) if name in row.ratio else "-" for name in (DENSE, BFLOAT16, *others)),
+            f"{row.updates.share:.1%}",
+            f"{row.state[SPARSE].total / row.state[DENSE].total:.1%}",
+        )
+
+    return Table("Whole training steps, updates included: median (quartiles)", columns, tuple(map(cells, rows)))
+
+
+def markdown(reports: Sequence[Report], command: str) -> str:
+    """Return the tables of one or several measurements on one machine as a section of a page.
+
+    Args:
+        reports: the figures.
+        command: the command that shows them.
+    """
+    rows = [row for report in reports for row in report.rows]
+    ways = dict.fromkeys(f"backend {each.settings.backend}, at most {each.settings.rounds} rounds" for each in reports)
+    lines = [
+        f"`{command}`",
+        "",
+        f"{reports[0].machine}; {'; '.join(ways)}. Ratios are times over that of the sparse step of the same round "
+        "with its share of topology updates; of other libraries, which update nothing, over the step without. The "
+        "estimates are those of the paper's method: convolutions alone, nothing for skipping.",
+        "",
+        *(f"- {row.preset} at {row.density:.3g}, {name}: {why}." for row in rows for name, why in row.left_out.items()),
+        "",
+        *(table.markdown() for table in tables(rows)),
+    ]
+    return "\n".join(lines)
+
+
+def speed_points(rows: Iterable[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Return for each preset its points: density, and median and quartiles of dense over sparse.
+
+    Where rows differ in method, growth, updates or batch, that is part of the name.
+    """
+    rows = list(rows)
+    methods, growths = len({row.method for row in rows}) > 1, len({row.growth for row in rows}) > 1
+    befores, batches = len({row.updates_before for row in rows}) > 1, len({row.batch for row in rows}) > 1
+    points: dict[str, list[tuple[float, float, float, float]]] = {}
+    for row in rows:
+        name = row.preset + (f", {row.method}" if methods else "") + (f", {row.growth}" if growths else "")
+        name += f", {row.updates_before} updates before" if befores else ""
+        name += f", batch {row.batch}" if batches else ""
+        ratio = row.ratio[DENSE]
+        points.setdefault(name, []).append((row.density, ratio.median, ratio.low, ratio.high))
+    return points
+
+
+def sentence(row: Row) -> str:
+    """Return one row in a line, for the progress."""
+    return (
+        f"{row.preset} at {row.density:.3g}: {short(row.milliseconds[DENSE].median)} ms dense ({row.dense_form}), "
+        f"{short(row.sparse_step)} ms sparse; dense / sparse {_factor(row.ratio[DENSE])}"
+    )
+
+
+def _forms_of(row: Row) -> dict[str, dict[str, float]]:
+    return {DENSE: row.dense_forms, BFLOAT16: row.bfloat16_forms}
+
+
+def _forms(rows: Iterable[Row]) -> Table:
+    names = ((kind, form) for kind in (DENSE, BFLOAT16) for form in (EAGER, COMPILED))
+    columns = ("preset", "density", *(f"{kind} {form}" for kind, form in names))
+
+    def cells(row: Row) -> tuple[str, ...]:
+        times = (each.get(form) for each in _forms_of(row).values() for form in (EAGER, COMPILED))
+        return (row.preset, f"{row.density:.3g}", *("-" if time is None else short(time) for time in times))
+
+    return Table(
+        "Forms of dense training before the rounds, ms a step; the faster one stays", columns, tuple(map(cells, rows))
+    )
+
+
+def _estimates(rows: Iterable[Row]) -> Table:
+    columns = ("preset", "density", "measured", "estimated: dense convolution", "estimated: sparse convolution")
+
+    def cells(row: Row) -> tuple[str, ...]:
+        estimated = row.estimated
+        ways = (estimated.dense_convolution, estimated.sparse_convolution)
+        return (row.preset, f"{row.density:.3g}", _times(row.ratio[DENSE].median), *map(_times, ways))
+
+    return Table("Dense float32 over sparse, and as the paper estimated it", columns, tuple(map(cells, rows)))
+
+
+def _updates(rows: Iterable[Row]) -> Table:
+    columns = (
+        *("preset", "density", "step without ms", "looking ms", "steps that look", "update ms", "steps between"),
+        *("a step with its share ms", "share"),
+    )
+
+    def cells(row: Row) -> tuple[str, ...]:
+        updates = row.updates
+        figures = (short(updates.looking), str(updates.looking_steps), short(updates.update))
+        every = "none" if updates.every is None else f"{updates.every:.0f}"
+        return (
+            *(row.preset, f"{row.density:.3g}", short(row.milliseconds[SPARSE].median), *figures, every),
+            *(short(row.sparse_step), f"{updates.share:.1%}"),
+        )
+
+    return Table("Topology updates", columns, tuple(map(cells, rows)))
+
+
+def _breakdown(rows: Iterable[Row]) -> Table:
+    rows = list(rows)
+    kinds = list(dict.fromkeys(kind for row in rows for times in row.breakdown.values() for kind in times))
+
+    def cells(row: Row) -> Iterable[tuple[str, ...]]:
+        for name, times in row.breakdown.items():
+            # An update is no part of the steps under the profiler: its share is that of the mean step.
+            update = row.sparse_step * row.updates.share if name == SPARSE else 0.0
+            yield (
+                f"{row.preset} {row.density:.3g} {name}",
+                *(short(times.get(kind, 0.0)) for kind in kinds),
+                short(update),
+                short(sum(times.values()) + update),
+            )
+
+    return Table(
+        "Kinds of operation under the profiler, ms a step",
+        ("network", *kinds, "topology update", "sum"),
+        tuple(cell for row in rows for cell in cells(row)),
+    )
+
+
+def _state(rows: Iterable[Row]) -> Table:
+    def cells(row: Row) -> Iterable[tuple[str, ...]]:
+        dense = row.state[DENSE].total
+        for name, state in row.state.items():
+            parts = (state.weights, state.index, state.gradients, state.optimizer, state.total)
+            figures = map(mib, parts)
+            yield (f"{row.preset} {row.density:.3g} {name}", *figures, f"{state.total / dense:.1%}")
+
+    columns = ("network", "weights", "index", "gradients", "optimizer", "all", "of dense")
+    return Table("Model state between steps, MiB", columns, tuple(cell for row in rows for cell in cells(row)))
+
+
+def _peaks(rows: Iterable[Row]) -> Table:
+    def cells(row: Row) -> Iterable[tuple[str, ...]]:
+        for name, peak in row.peak.items():
+            dense = row.peak.get(DENSE)  # none if it failed, 0 if it fits in what the process held already
+            share = f"{peak / dense:.1%}" if dense else "-"
+            yield (f"{row.preset} {row.density:.3g} {name}", mib(peak, digits=0), share)
+
+    columns = ("network", "peak", "of dense")
+    title = "Peak memory of a process in training, activations included, MiB"
+    return Table(title, columns, tuple(cell for row in rows for cell in cells(row)))
+
+
+def _layers(row: Row) -> Table:
+    return Table(
+        f"{row.preset} at {row.density:.3g}: how each weight is stored",
+        ("weight", "storage", "density", "gain alone", "why"),
+        tuple(
+            (layer.name, layer.storage, f"{layer.density:.3f}", _times(layer.gain), layer.reason)
+            for layer in row.layers
+        ),
+    )
+
+
+def _factor(ratio: Spread) -> str:
+    return ratio.text("{:.2f}".format, unit="x")
+
+
+def _times(factor: float | None) -> str:
+    return "-" if factor is None else f"{factor:.2f}x"

@@ -1,0 +1,43 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from regrow.experiments.errors import UserError
+from regrow.experiments.train.config import parse_settings
+
+__all__ = ["DataRoot", "Epochs", "Preset", "Seeds", "Settings", "read_settings", "split_names"]
+
+Preset = Annotated[str, typer.Argument(help="Name of a preset; `regrow presets` lists them.")]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data", envvar="REGROW_DATA", help="Folder with the data sets, or the one data set.")
+]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs; every schedule scales with them.")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")]
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names that were given for an option, separated by commas.
+
+    Example:
+        >>> split_names("set, rigl")
+        ('set', 'rigl')
+    """
+    return tuple(name.strip() for name in text.split(","))
+
+
+def read_settings(settings: list[str] | None) -> dict[str, Any]:
+    """Return the settings that were given with `--set`.
+
+    Raises:
+        UserError: if one is not written as `key=value`, or names the preset.
+    """
+    changes = parse_settings(settings or [])
+    if "preset" in changes:
+        raise UserError("--set preset: name the preset as the first argument instead")
+    return changes

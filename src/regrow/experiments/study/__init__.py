@@ -1,0 +1,1 @@
+"""Studies: grids of runs, resumable, summed up in a table and a plot."""

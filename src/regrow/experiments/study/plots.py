@@ -1,0 +1,154 @@
+"""Plots of results, as PNG files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib as mpl
+
+from regrow.experiments.files import write_atomically
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
+
+__all__ = ["plot_accuracy_over_time", "plot_comparison", "plot_errors", "plot_speed"]
+
+_MARKERS = "osD^vPX*"
+_DENSITY = "density, % of weights"
+
+
+def plot_errors(errors: Mapping[tuple[str, float], Sequence[float]], path: Path, title: str) -> None:
+    """Plot test error over density: every seed a dot, their mean a line; dense a level line.
+
+    Args:
+        errors: for each method and density the errors of its seeds, in percent.
+        path: the PNG file.
+        title: what the plot shows.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for number, method in enumerate(dict.fromkeys(method for method, _ in errors)):
+        color = f"C{number}"
+        points = sorted((density, values) for (name, density), values in errors.items() if name == method)
+        if method == "dense":
+            axes.axhline(mean(points[0][1]), color="black", linestyle="--", label="dense")
+            continue
+        axes.plot(
+            [100 * density for density, _ in points], [mean(values) for _, values in points], color=color, label=method
+        )
+        for density, values in points:
+            axes.plot([100 * density] * len(values), list(values), ".", color=color, alpha=0.6)
+    _density_axis(axes, (density for method, density in errors if method != "dense"))
+    axes.set_yscale("log")  # methods that fail and methods that differ by tenths fit on one plot
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    _finish(axes, title, _DENSITY, "test error, %")
+    _save(figure, path)
+
+
+def _finish(axes: Axes, title: str, across: str, up: str, *, font: str = "medium") -> None:
+    """Give a plot its title, the names of its axes, a grid and a legend."""
+    axes.set_title(title)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=font)
+
+
+def _density_axis(axes: Axes, densities: Iterable[float]) -> None:
+    """Lay densities out on a logarithmic axis, in percent, with a tick at each."""
+    ticks = sorted({100 * density for density in densities})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    plt.close(figure)
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+
+
+def plot_comparison(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
+    """Plot validation accuracy over epochs, and how the density of each layer moves.
+
+    Args:
+        rows: for each method the metrics of its epochs.
+        path: the PNG file.
+        title: what the plot shows.
+    """
+    figure, (accuracy, density) = plt.subplots(ncols=2, figsize=(11, 4.5))
+    for method, epochs in rows.items():
+        numbers = [row["epoch"] for row in epochs]
+        accuracy.plot(numbers, [100 * row["valid_accuracy"] for row in epochs], label=method)
+        for layer in epochs[0]["nonzeros_by_layer"]:
+            counts = [row["nonzeros_by_layer"][layer] for row in epochs]
+            density.plot(numbers, counts, label=layer)
+    density.set_yscale("log")
+    for axes, shown in ((accuracy, "validation accuracy, %"), (density, "weights in the layer")):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _finish(axes, "", "epoch", shown)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_speed(points: Mapping[str, Sequence[tuple[float, float, float, float]]], path: Path, title: str) -> None:
+    """Plot the speed-up of whole training steps over density, with quartiles.
+
+    Args:
+        points: for each line its points: density, median, lower and upper quartile of the ratio.
+        path: the PNG file.
+        title: what the plot shows.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    shared = {
+        row[0]: [name for name, others in points.items() if any(other[0] == row[0] for other in others)]
+        for rows in points.values()
+        for row in rows
+    }
+
+    def apart(name: str, density: float) -> float:
+        # Points of one density stand a little apart, so that those that are as fast are all seen.
+        return float(1.03 ** (shared[density].index(name) - (len(shared[density]) - 1) / 2))
+
+    for number, (name, values) in enumerate(points.items()):
+        rows = sorted(values)
+        densities, medians = [100 * row[0] * apart(name, row[0]) for row in rows], [row[1] for row in rows]
+        below, above = [row[1] - row[2] for row in rows], [row[3] - row[1] for row in rows]
+        marker = _MARKERS[number % len(_MARKERS)]
+        axes.errorbar(densities, medians, yerr=[below, above], marker=marker, markersize=6, capsize=2, label=name)
+    axes.axhline(1, color="black", linestyle="--", linewidth=1, label="dense")
+    _density_axis(axes, (row[0] for rows in points.values() for row in rows))
+    axes.set_ylim(bottom=0)
+    _finish(axes, title, _DENSITY, "times as fast as dense", font="small")
+    _save(figure, path)
+
+
+def plot_accuracy_over_time(
+    runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], path: Path, title: str
+) -> None:
+    """Plot validation accuracy over the wall time of training: a colour for each kind of run, a line for each seed.
+
+    Args:
+        runs: for each kind its runs, each of them points of seconds and accuracy in [0, 1].
+        path: the PNG file.
+        title: what the plot shows.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for number, (name, seeds) in enumerate(runs.items()):
+        for seed, points in enumerate(seeds):
+            seconds, accuracies = [point[0] for point in points], [100 * point[1] for point in points]
+            label = name if seed == 0 else None
+            axes.plot(seconds, accuracies, color=f"C{number}", marker=".", alpha=0.8, label=label)
+    axes.set_xlim(left=0)
+    _finish(axes, title, "seconds of training", "validation accuracy, %")
+    _save(figure, path)

@@ -1,0 +1,1 @@
+"""Training: settings, presets, methods, the run, its checkpoints and its progress."""

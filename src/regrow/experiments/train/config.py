@@ -1,0 +1,155 @@
+"""The settings of a training run, checked, with overrides and a file form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from regrow.experiments.errors import UserError
+from regrow.experiments.train.growth import FORMS, parse_growth
+
+__all__ = ["TrainConfig", "override", "parse_settings", "read_config"]
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides what a training run computes. Immutable; unknown settings are refused.
+
+    Times that depend on the length of the training are fractions of it, so `epochs` scales them.
+
+    Example:
+        >>> config = TrainConfig(preset="mine", data="digits", model="mlp", epochs=2)
+        >>> config.density, config.method
+        (0.05, 'sparse-momentum')
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    preset: str = Field(description="name of the preset that this came from")
+    # data
+    data: str = Field(description="data set")
+    valid_samples: int = Field(0, ge=0, description="training samples held out for validation")
+    train_samples: int | None = Field(None, ge=1, description="training samples at most; all that are left if null")
+    augment: Literal["none", "crop-flip", "random-resized-crop"] = "none"
+    image_size: int | None = Field(None, description="side of the images the model sees; the data's own if null")
+    workers: int = Field(2, ge=0, description="processes that decode images, where that is done per epoch")
+    # model
+    model: str = Field(description="name of the network")
+    model_options: dict[str, Any] = Field({}, description="options of the network's builder")
+    # sparsity
+    method: str = Field("sparse-momentum", description="dense, a method's name, or path/to/file.py:recipe")
+    density: float = Field(0.05, gt=0, le=1, description="nonzeros over all sparse weights, in (0, 1]")
+    distribution: str = Field("uniform", description="uniform, erdos-renyi or erdos-renyi-kernel")
+    keep_dense: tuple[str, ...] = Field((), description='weights to leave dense: globs, "first", "last"')
+    backend: str = Field("auto", description="storage of the sparse weights")
+    prune_rate: float | None = Field(None, ge=0, le=1, description="first prune rate; the method's own if null")
+    prune_rate_decay: Literal["constant", "cosine", "linear"] | None = Field(
+        None, description="how the prune rate falls to 0.005; the method's own if null"
+    )
+    redistribute: Literal["method", "keep"] = Field(
+        "method", description="what each layer grows: as the method says, or as many weights as it dropped"
+    )
+    keep_returning: bool = Field(
+        False, description="whether a weight that is dropped and grown again in one update keeps its value"
+    )
+    growth: str | None = Field(None, description=f"what growth looks at: {FORMS}; the recipe's own if null")
+    update_every: float = Field(1.0, gt=0, description="epochs between updates of the topology")
+    # optimisation
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(128, ge=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum, or Adam's first beta")
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0)
+    learning_rate_drops: tuple[float, ...] = Field((), description="fractions of the training at which it drops")
+    learning_rate_drop_factor: float = Field(0.1, gt=0, le=1)
+    warmup: float = Field(0.0, ge=0, lt=1, description="fraction of the training over which the rate rises")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    clip_gradient_norm: float | None = Field(None, gt=0)
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 means autocast")
+    seed: int = Field(0, ge=0)
+    # the run
+    device: str = Field("auto", description="auto takes CUDA where there is one")
+    save_every_seconds: float = Field(60.0, gt=0, description="time between checkpoints")
+    tensorboard: bool = False
+
+    @field_validator("keep_dense", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("growth")
+    @classmethod
+    def _names_a_source(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_growth(value)
+        return value
+
+    def to_yaml(self) -> str:
+        """Return the settings as YAML, in the order of the fields."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Return `config` with some settings changed.
+
+    Raises:
+        UserError: if a setting is unknown or a value does not fit.
+
+    Example:
+        >>> config = TrainConfig(preset="mine", data="digits", model="mlp", epochs=2)
+        >>> override(config, {"epochs": 5}).epochs
+        5
+    """
+    unknown = [name for name in changes if name not in TrainConfig.model_fields]
+    if unknown:
+        raise UserError(f"there is no setting {unknown[0]!r}: the settings are {', '.join(TrainConfig.model_fields)}")
+    settings = {**config.model_dump(), **changes}
+    if settings["method"] == "dense":
+        if changes.get("density", 1.0) != 1.0:
+            raise UserError("the dense method has density 1: leave --density out, or name another --method")
+        settings["density"] = 1.0
+    try:
+        return TrainConfig(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{name} = {first['input']!r} does not fit: {first['msg'].lower()}") from None
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Parse `key=value` pairs from the command line, values as YAML.
+
+    Raises:
+        UserError: if a pair has no `=` or its value is not YAML.
+
+    Example:
+        >>> parse_settings(["learning_rate=0.05", "keep_dense=[first, 'fc*']"])
+        {'learning_rate': 0.05, 'keep_dense': ['first', 'fc*']}
+    """
+    parsed = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: write key=value, for instance --set learning_rate=0.05")
+        try:
+            parsed[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {setting}: the value is not valid YAML") from None
+    return parsed
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read settings that `TrainConfig.to_yaml` wrote.
+
+    Raises:
+        UserError: if the file is damaged or from an incompatible version.
+    """
+    try:
+        return TrainConfig(**yaml.safe_load(path.read_text()))
+    except (ValidationError, yaml.YAMLError, TypeError):
+        raise UserError(f"{path} is not a run's settings, or is damaged: take another --out for a new run") from None

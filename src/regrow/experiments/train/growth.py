@@ -1,0 +1,46 @@
+"""Growth sources by name, as settings and the command line write them."""
+
+from __future__ import annotations
+
+from regrow.core.growth import Growth, candidates, exact, window
+
+__all__ = ["FORMS", "growth_name", "parse_growth"]
+
+FORMS = "exact, window:STEPS or candidates:STEPS:PER_NONZERO, for instance window:44 or candidates:44:3"
+
+
+def parse_growth(text: str) -> Growth:
+    """Return the growth source that a text names.
+
+    Args:
+        text: `exact`, `window:STEPS` or `candidates:STEPS:PER_NONZERO`.
+
+    Raises:
+        ValueError: if it names none.
+
+    Example:
+        >>> parse_growth("candidates:44:3")
+        Growth(steps=44, per_nonzero=3.0)
+    """
+    match text.split(":"):
+        case ["exact"]:
+            return exact()
+        case ["window", steps] if steps.isdecimal():
+            return window(int(steps))
+        case ["candidates", steps, per_nonzero] if steps.isdecimal():
+            return candidates(int(steps), float(per_nonzero))
+    raise ValueError(f"there is no growth {text!r}: write {FORMS}")
+
+
+def growth_name(growth: Growth) -> str:
+    """Return the text that names a growth source, as `parse_growth` reads it.
+
+    Example:
+        >>> growth_name(candidates(44, per_nonzero=3))
+        'candidates:44:3'
+    """
+    if growth.steps is None:
+        return "exact"
+    return (
+        f"window:{growth.steps}" if growth.per_nonzero is None else f"candidates:{growth.steps}:{growth.per_nonzero:g}"
+    )

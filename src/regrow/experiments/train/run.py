@@ -1,0 +1,330 @@
+"""A training run: the model, its optimizer and topology, the data, and where it stands. It can be saved whole."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import regrow
+from regrow.experiments import data, models
+from regrow.experiments.errors import DivergedError, UserError
+from regrow.experiments.train.config import TrainConfig
+from regrow.experiments.train.learning_rate import learning_rate
+from regrow.experiments.train.methods import make_recipe
+from regrow.storage import sparse_weights
+
+__all__ = ["Metrics", "Run", "make_optimizer", "pick_device"]
+
+Metrics = dict[str, Any]
+
+
+class Run:
+    """A training run from its settings.
+
+    Args:
+        config: the settings.
+        data_root: folder with the data sets; None looks in the usual places.
+
+    Raises:
+        UserError: if a setting does not fit the model, the data or this machine.
+
+    Attributes:
+        model: the network.
+        data: the batches of training, validation and test.
+        topology: the topology updater; None for the dense method.
+        step: optimizer steps taken.
+        epoch: epochs finished.
+        rows: metrics of every finished epoch.
+        seconds: wall time spent in training steps.
+    """
+
+    def __init__(self, config: TrainConfig, data_root: Path | None = None) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        self.data = data.load(
+            config.data,
+            root=data_root,
+            batch_size=config.batch_size,
+            valid_samples=config.valid_samples,
+            train_samples=config.train_samples,
+            augment=config.augment,
+            image_size=config.image_size,
+            seed=config.seed,
+            device=self.device,
+            workers=config.workers,
+        )
+        _seed_generators(config.seed)
+        self.model = self._build_model().to(self.device)
+        # channels last: the faster layout of convolutions and pooling on CPUs and of convolutions on CUDA
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in PyTorch's stubs
+        self.steps_per_epoch = len(self.data.train)
+        self.steps = config.epochs * self.steps_per_epoch
+        self.step = 0
+        self.epoch = 0
+        self.rows: list[Metrics] = []
+        self.seconds = 0.0
+        self.topology: regrow.TopologyUpdater | None = None
+        self._optimizer = self._make_sparse_and_optimizer()
+        self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        # loss times samples, correct, samples: kept on the device, so that no step waits for it
+        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch is done."""
+        return self.epoch >= self.config.epochs
+
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
+        """Take one optimizer step on a batch."""
+        if not self.model.training:
+            self.model.train()
+        rate = learning_rate(self.config, self.step, self.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad()
+        logits = self._forward(images)
+        loss = self._loss(logits, labels)
+        loss.backward()
+        _add_batch(self._sums, loss, logits, labels)
+        if self.config.clip_gradient_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient_norm)
+        try:
+            self._optimizer.step()
+        except ValueError as error:  # from the update of the topology, whose scores may have met a NaN
+            self.train_metrics()
+            if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+                raise self._diverged("the weights are") from error
+            raise UserError(str(error)) from error
+        self.step += 1
+
+    def train_metrics(self) -> tuple[float, float]:
+        """Return loss and accuracy of the epoch so far; waits for the device.
+
+        Raises:
+            DivergedError: if the loss is not finite.
+        """
+        loss, correct, samples = self._sums.tolist()
+        if not math.isfinite(loss):
+            raise self._diverged("the loss is")
+        return loss / max(samples, 1), correct / max(samples, 1)
+
+    def finish_epoch(self) -> Metrics:
+        """Evaluate on the validation set, write down the epoch's metrics, and return them."""
+        train_loss, train_accuracy = self.train_metrics()
+        valid_loss, valid_accuracy = self.evaluate(self.data.valid)
+        row: Metrics = {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "valid_loss": valid_loss,
+            "valid_accuracy": valid_accuracy,
+            "learning_rate": learning_rate(self.config, self.step - 1, self.steps),
+            "prune_rate": self.topology.recipe.fraction(self.step) if self.topology else 0.0,
+            "density": self.density,
+            "nonzeros_by_layer": self.nonzeros_by_layer,
+            "seconds": self.seconds,
+        }
+        self.rows.append(row)
+        self.epoch += 1
+        self._sums.zero_()
+        return row
+
+    @torch.no_grad()
+    def evaluate(self, batches: data.Batches) -> tuple[float | None, float | None]:
+        """Return mean loss and accuracy over all batches; None for both if there are none."""
+        self.model.eval()
+        sums = torch.zeros_like(self._sums)
+        for images, labels in batches.epoch():
+            logits = self._forward(images)
+            _add_batch(sums, self._loss(logits, labels), logits, labels)
+        loss, correct, samples = sums.tolist()
+        return (loss / samples, correct / samples) if samples else (None, None)
+
+    @property
+    def nonzeros_by_layer(self) -> dict[str, int]:
+        """Nonzeros of every sparse weight; empty for the dense method."""
+        return {name: weight.nonzeros() for name, weight in sparse_weights(self.model).items()}
+
+    @property
+    def density(self) -> float:
+        """Nonzeros over all weights that may be sparse; 1 for the dense method."""
+        weights = sparse_weights(self.model).values()
+        return (
+            sum(weight.nonzeros() for weight in weights) / sum(weight.numel for weight in weights) if weights else 1.0
+        )
+
+    def summary(self) -> regrow.Summary:
+        """Describe the model; a dense one as if every weight that may be sparse were there."""
+        model = self.model
+        if self.topology is None:
+            model = regrow.sparsify(deepcopy(model), density=1.0, keep_dense=self.config.keep_dense)
+        example = torch.zeros(1, *self.data.image_shape, device=self.device)
+        return regrow.summary(model, example)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "topology": self.topology.state_dict() if self.topology else {},
+            "data": self.data.train.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "rows": self.rows,
+            "sums": self._sums,
+            "seconds": self.seconds,
+            "generators": _generators(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict` of a run with the same settings.
+
+        Raises:
+            UserError: if it is the state of another model.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            if self.topology:
+                self.topology.load_state_dict(state["topology"])
+            self.data.train.load_state_dict(state["data"])
+            self.step, self.epoch, self.rows = state["step"], state["epoch"], state["rows"]
+            self._sums = state["sums"].to(self.device)
+            self.seconds = state["seconds"]
+            _set_generators(state["generators"])
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = shorten(str(error), 300)
+            raise UserError(f"the checkpoint does not fit this model: {reason}; take another --out") from error
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{what} no longer finite at step {self.step} (epoch {self.epoch + 1}): lower the learning rate "
+            f"(--set learning_rate={self.config.learning_rate / 10:g}) or clip (--set clip_gradient_norm=1)"
+        )
+
+    def _build_model(self) -> nn.Module:
+        config = self.config
+        shape, classes = self.data.image_shape, self.data.classes
+        try:
+            model = models.build(config.model, image_shape=shape, classes=classes, **config.model_options)
+        except (TypeError, RuntimeError) as error:  # a builder met a value of another type or size than it takes
+            reason = shorten(str(error), 300)
+            raise UserError(f"model_options {config.model_options} do not fit {config.model}: {reason}") from error
+        empty = [name for name, parameter in model.named_parameters() if parameter.numel() == 0]
+        if empty:
+            raise UserError(f"model_options {config.model_options} leave {empty[0]} of {config.model} no weights")
+        return model
+
+    def _forward(self, images: Tensor) -> Tensor:
+        if self.config.precision == "float32":
+            logits: Tensor = self.model(images)
+            return logits
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.model(images)
+        return logits.float()
+
+    def _make_sparse_and_optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        try:
+            if config.method == "dense":
+                return make_optimizer(self.model, config)
+            regrow.sparsify(
+                self.model,
+                config.density,
+                distribution=config.distribution,
+                keep_dense=config.keep_dense,
+                backend=config.backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
+                seed=config.seed,
+            )
+            optimizer = make_optimizer(self.model, config)
+            self.topology = self._make_topology(optimizer, make_recipe(config, self.steps_per_epoch))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return optimizer
+
+    def _make_topology(self, optimizer: torch.optim.Optimizer, recipe: regrow.Recipe) -> regrow.TopologyUpdater:
+        return regrow.TopologyUpdater(self.model, optimizer, recipe, seed=self.config.seed)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings name, over all parameters of the model."""
+    # fused: one pass over each weight and its state, where the plain form makes several with temporaries
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=config.nesterov and config.momentum > 0,
+            weight_decay=config.weight_decay,
+            fused=fused,
+        )
+    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    betas = (config.momentum, 0.999)
+    return adam(
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=betas,
+        weight_decay=config.weight_decay,
+        fused=fused,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: if there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # "meta" has no numbers
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _add_batch(sums: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    with torch.no_grad():
+        sums[0].add_(loss, alpha=len(labels))
+        sums[1].add_((logits.argmax(dim=1) == labels).sum())
+        sums[2].add_(len(labels))
+
+
+def _seed_generators(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - a user's code may draw from it
+
+
+def _generators() -> dict[str, Any]:
+    """Return the state of every global random generator, as plain data and tensors."""
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - a user's code may draw from it
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+    }
+
+
+def _set_generators(states: Mapping[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
