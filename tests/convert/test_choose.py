@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import regrow
+from regrow.convert import choose as choosing
 from regrow.convert.choose import Choice, remembered
 from regrow.experiments.bench.train import Settings, measure, step_configs
-from regrow.nn import choose as choosing
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 

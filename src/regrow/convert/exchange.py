@@ -11,7 +11,7 @@ from regrow.convert.eligible import Slot, slots_of
 from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
 from regrow.nn.sparse_layer import SparseLayer
 from regrow.nn.sparse_linear import SparseLinear
-from regrow.ops.native import kernels_serve
+from regrow.ops.select import storage_obstacle
 
 # Exactly these types: a subclass may use its weight in other ways.
 _SPARSE_FORMS: dict[type[nn.Module], Callable[[Any, Tensor], SparseLayer]] = {
@@ -92,10 +92,9 @@ def _obstacle(slot: Slot, places: Sequence[str]) -> str | None:
     if kind not in _SPARSE_FORMS or slot.parameter != "weight":
         form = f"{kind.__name__}.{slot.parameter}"
         return f"only the weights of nn.Linear, nn.Conv1d and nn.Conv2d have a sparse form, {form} has none"
-    if slot.weight.device.type != "cpu":
-        return f"it is on {slot.weight.device}, and the kernels compute on the CPU"
-    if not kernels_serve():
-        return "regrow was installed without its compiled kernels; reinstall it with a C++17 compiler"
+    unserved = storage_obstacle(kind, slot.weight, any_dtype=True)
+    if unserved is not None:
+        return unserved
     if len(places) > 1:
         return f"it is tied to {', '.join(repr(name) for name in places if name != slot.name)}"
     if getattr(slot.module, "padding_mode", "zeros") != "zeros":

@@ -15,6 +15,8 @@ from regrow.nn.sparse_linear import kept
 from regrow.ops import sparse_conv2d
 from regrow.ops.pattern import Geometry
 
+__all__ = ["SparseConv", "SparseConv1d", "SparseConv2d"]
+
 
 class SparseConv(SparseLayer):
     """What convolutions of one and of two dimensions share: both are computed in two.
@@ -56,6 +58,15 @@ class SparseConv(SparseLayer):
         self.padding = padding
         self.dilation = dilation or ones
         self.groups = groups
+        before, after = self._zeros
+        # What differs between the sides is padded by hand: so many zeros, from the last dimension on.
+        self._uneven = (
+            [zeros for pair in zip(reversed(before), reversed(after), strict=True) for zeros in pair]
+            if before != after
+            else None
+        )
+        both = before if before == after else (0,) * len(before)
+        self.geometry = Geometry(_two(self.stride, 1), _two(both, 0), _two(self.dilation, 1), groups)
         self.prepare()
 
     @staticmethod
@@ -85,17 +96,16 @@ class SparseConv(SparseLayer):
 
     def enter(self, x: Tensor) -> Tensor:
         """Return an input as (N, C, H, W), padded where the two sides differ."""
-        before, after = self._zeros
-        if before != after:
-            # pad() counts dimensions from the last
-            x = F.pad(x, [zeros for pair in zip(reversed(before), reversed(after), strict=True) for zeros in pair])
+        if self._uneven is not None:
+            x = F.pad(x, self._uneven)
         spatial = len(self.kernel_size)
         x = x if x.dim() == spatial + 2 else x.unsqueeze(0)
         return x.unsqueeze(2) if spatial == 1 else x
 
     def product(self, x: Tensor) -> Tensor:
         """Return the output, shape (N, O, H', W'), for an input of shape (N, C, H, W)."""
-        return sparse_conv2d(x, self.values, self.bias, self.pattern, *self.geometry)
+        stride, padding, dilation, groups = self.geometry
+        return sparse_conv2d(x, self.values, self.bias, self.pattern, stride, padding, dilation, groups)
 
     def leave(self, output: Tensor, x: Tensor) -> Tensor:
         """Return an output with the dimensions of the input `x`, with or without a batch."""
@@ -110,14 +120,6 @@ class SparseConv(SparseLayer):
             f"padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, "
             f"nonzeros={self.values.numel()}"
         )
-
-    @property
-    def geometry(self) -> Geometry:
-        """Stride, padding, dilation and groups in two dimensions."""
-        before, after = self._zeros
-        # What differs between the sides is padded by hand.
-        padding = before if before == after else (0,) * len(before)
-        return Geometry(_two(self.stride, 1), _two(padding, 0), _two(self.dilation, 1), self.groups)
 
     @property
     def _zeros(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

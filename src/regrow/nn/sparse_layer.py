@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from regrow.ops.gradient import takes_kernels, watch
-from regrow.ops.native import kernels_serve
+from regrow.ops import gradient
+from regrow.ops.gradient import watch
 from regrow.ops.pattern import Geometry, Pattern
+from regrow.ops.select import obstacle
+
+__all__ = ["SparseLayer", "Watched", "rebind"]
 
 
 class Watched(NamedTuple):
@@ -43,7 +46,10 @@ class SparseLayer(nn.Module, ABC):
 
     Attributes:
         watched: set while growth needs the gradient of absent weights; no part of the module's state.
+        geometry: stride, padding, dilation and groups, as the kernels know them.
     """
+
+    geometry: Geometry
 
     def __init__(self, values: Tensor, index: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -59,11 +65,6 @@ class SparseLayer(nn.Module, ABC):
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense weight."""
-
-    @property
-    @abstractmethod
-    def geometry(self) -> Geometry:
-        """Stride, padding, dilation and groups, as the kernels know them."""
 
     @abstractmethod
     def enter(self, x: Tensor) -> Tensor:
@@ -84,11 +85,10 @@ class SparseLayer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to an input as the ordinary layer takes it; under autocast on the CPU in float32."""
         entered = self.enter(x)
-        if kernels_serve(self.values) and torch.is_autocast_enabled(x.device.type):
-            entered = entered.float()  # the precision that the kernels know
         output = self.product(entered)
-        if self.watched is not None and torch.is_grad_enabled():
-            output = watch(output, entered, *self.watched, self.geometry)
+        watched = self.watched
+        if watched is not None and torch.is_grad_enabled():
+            output = watch(output, entered, watched.parameter, watched.pattern, watched.shape, self.geometry)
         return self.leave(output, x)
 
     @property
@@ -108,8 +108,7 @@ class SparseLayer(nn.Module, ABC):
         if positions is None:
             return Watched(parameter, None, self._pattern_shape)
         pattern = self.pattern_of(positions.cpu())
-        if takes_kernels(pattern, parameter):
-            pattern.forward_blocks(self.geometry)
+        gradient.prepare(pattern, parameter, self.geometry)
         return Watched(parameter, pattern, self._pattern_shape)
 
     def pattern_of(self, positions: Tensor) -> Pattern:
@@ -118,7 +117,7 @@ class SparseLayer(nn.Module, ABC):
 
     def prepare(self) -> None:
         """Make the index structures that the kernels will ask for: `torch.compile` would not see through that."""
-        if kernels_serve(self.values):
+        if obstacle("conv2d", self.values.device, self.values.dtype) is None:
             self.pattern.forward_blocks(self.geometry)
             self.pattern.transposed_blocks(self.geometry)
 
@@ -190,6 +189,9 @@ def rebind(parameter: nn.Parameter, data: Tensor) -> None:
     # keeps the old shape. PyTorch makes a new one when the dtype changes, so it changes for a moment.
     parameter.data = data.new_empty(0, dtype=torch.bfloat16 if data.dtype != torch.bfloat16 else torch.float32)
     parameter.data = data
+    # A backward pass of a graph from before would take the new numbers for the old ones: so it raises.
+    if not parameter.is_inference():
+        torch.autograd.graph.increment_version(parameter)
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

@@ -9,6 +9,8 @@ from regrow.nn.sparse_layer import SparseLayer
 from regrow.ops import sparse_linear
 from regrow.ops.pattern import Geometry
 
+__all__ = ["SparseLinear", "kept"]
+
 
 class SparseLinear(SparseLayer):
     """`nn.Linear` of which only some weights exist.
@@ -33,6 +35,8 @@ class SparseLinear(SparseLayer):
         super().__init__(values, index, bias)
         self.in_features = in_features
         self.out_features = out_features
+        # That of a convolution on a plane of one position.
+        self.geometry = Geometry()
         self.prepare()
 
     @staticmethod
@@ -52,11 +56,6 @@ class SparseLinear(SparseLayer):
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense weight."""
         return (self.out_features, self.in_features)
-
-    @property
-    def geometry(self) -> Geometry:
-        """That of a convolution on a plane of one position."""
-        return Geometry()
 
     def enter(self, x: Tensor) -> Tensor:
         """Return the input, shape (..., in_features), as it is."""
