@@ -126,16 +126,19 @@ def plan_of(pattern: Pattern, geometry: Geometry) -> Plan:
     return Plan(pattern.shape, geometry, pattern.forward_blocks(geometry))
 
 
-def values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor, bias_gradient: Tensor | None = None) -> Tensor:
+def values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor) -> Tensor:
     """Return the gradient of weights of a convolution or a linear layer, float32 on the CPU, shape (weights,).
 
     Args:
         plan: of the weights.
         x: input of the layer, shape (N, C, H, W) or (N, C).
         output_gradient: gradient of its output, shape (N, O, H', W') or (N, O).
-        bias_gradient: takes the gradient of the bias, which comes along for less than it costs alone.
     """
-    x, output_gradient = to_batch_last(x), to_batch_last(output_gradient)
+    return _values_gradient(plan, to_batch_last(x), to_batch_last(output_gradient), None)
+
+
+def _values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor, bias_gradient: Tensor | None) -> Tensor:
+    """Return the gradient of values; that of the bias comes along for less than it costs alone."""
     gradient = x.new_empty(plan.nonzeros)
     kernels().values_gradient(
         plan.sizes(x.shape).forward, plan.forward, output_gradient.data_ptr(), x.data_ptr(), gradient.data_ptr(),
@@ -196,7 +199,7 @@ def _gradients(
         made.append(of_x)
     if wants_values and x is not None:
         of_bias = given.new_empty(plan.outputs) if wants_bias else None
-        made.append(values_gradient(plan, x, given, of_bias))
+        made.append(_values_gradient(plan, x, given, of_bias))
         if of_bias is not None:
             made.append(of_bias)
     elif wants_bias:
