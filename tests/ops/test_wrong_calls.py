@@ -367,7 +367,7 @@ def test_a_batch_of_no_samples_gives_an_empty_output_and_no_gradient(build: Any,
 def test_a_plane_that_is_too_small_raises_as_in_pytorch(shape: tuple[int, ...]) -> None:
     sparse = regrow.sparsify(nn.Sequential(nn.Conv2d(16, 32, 3, stride=2)), 0.3, backend="cpu")
     for layer in (nn.Conv2d(16, 32, 3, stride=2), sparse):
-        with pytest.raises(RuntimeError, match="[Kk]ernel"):
+        with pytest.raises(RuntimeError, match=r"[Kk]ernel"):
             layer(torch.randn(shape))
 
 
