@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import regrow
 from cases import assert_same, weights
-from regrow.convert import follow_layout as chains
+from regrow.convert import follow_layout
 from regrow.experiments.models import build
 from regrow.nn.batch_last import (
     BatchLast,
@@ -264,7 +264,7 @@ def test_copies_pickles_and_state_dicts_carry_everything() -> None:
 def test_a_model_is_traced_in_the_mode_of_neither() -> None:
     model = chain(nn.BatchNorm2d(8), nn.ReLU())
     model[1].eval()
-    chains._traced(model)
+    follow_layout._traced(model)
     assert [module.training for module in model] == [True, False, True, True]
 
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regrow.ops import batch_last, is_batch_last
+from regrow.ops.normalise import cpu as normalise_cpu
 from regrow.ops.normalise import normalise
-from regrow.ops.normalise import operators as normalise_operators
+from regrow.ops.pool import cpu as pool_cpu
 from regrow.ops.pool import max_pool2d, mean_pool2d
-from regrow.ops.pool import operators as pool_operators
 
 pytest.importorskip("regrow._kernels")
 
@@ -227,22 +227,23 @@ def test_operators_keep_the_rules_of_torch_library(training: bool, residual: boo
     weight, bias = away_from_zero(3).requires_grad_(), drawn(3).requires_grad_()
     statistics = (None, None) if training else (drawn(3), drawn(3).square() + 1)
     more = drawn(5, 3, 4, 4, seed=1).requires_grad_() if residual else None
-    torch.library.opcheck(normalise_operators._normalise, (x, weight, bias, *statistics, more, 1e-5, True))
+    settings = (1e-5, True, training)
+    torch.library.opcheck(normalise_cpu.operator, (x, weight, bias, more, *statistics, *settings))
     output, mean, variance = (tensor.detach() for tensor in normalise(x, weight, bias, residual=more, relu=True))
     saved = (x.detach(), output if residual else None, weight.detach(), bias.detach(), mean, variance)
-    wanted = [True, residual, True, False]
+    wanted = [True, True, False, residual]
     torch.library.opcheck(
-        normalise_operators._normalise_gradient, (batch_last(output), *saved, 1e-5, True, training, wanted)
+        normalise_cpu.gradient_operator, (batch_last(output), *saved, *settings, list(x.shape), wanted)
     )
 
 
 def test_pooling_operators_keep_the_rules_of_torch_library() -> None:
     x, window = batch_last(drawn(5, 3, 6, 6)), [3, 3, 2, 2, 1, 1]
-    torch.library.opcheck(pool_operators._max_pool2d, (x.clone().requires_grad_(), window, True))
-    torch.library.opcheck(pool_operators._mean_pool2d, (x.clone().requires_grad_(), window, 0))
-    output, winner = pool_operators._max_pool2d(x, window, True)
-    torch.library.opcheck(pool_operators._max_pool2d_gradient, (output, winner, list(x.shape), window))
-    torch.library.opcheck(pool_operators._mean_pool2d_gradient, (output, list(x.shape), window, 9))
+    torch.library.opcheck(pool_cpu.max_operator, (x.clone().requires_grad_(), window))
+    torch.library.opcheck(pool_cpu.mean_operator, (x.clone().requires_grad_(), window, 0))
+    output, winner = pool_cpu.max_operator(x, window)
+    torch.library.opcheck(pool_cpu.max_gradient_operator, (output, winner, window, list(x.shape), [True]))
+    torch.library.opcheck(pool_cpu.mean_gradient_operator, (output, window, 9, list(x.shape), [True]))
 
 
 def test_second_derivatives_are_refused() -> None:

@@ -16,7 +16,8 @@ import regrow
 from regrow.nn.batch_last import BatchLastDropout, BatchLastNorm2d, FoldedDropout, FoldedReLU
 from regrow.ops import batch_last, dropout, is_batch_last
 from regrow.ops.dropout import draw_seed
-from regrow.ops.dropout.reference import dropout_reference, kept
+from regrow.ops.dropout.reference import dropout as dropout_reference
+from regrow.ops.dropout.reference import kept
 from regrow.ops.normalise import normalise
 
 pytest.importorskip("regrow._kernels")
@@ -37,14 +38,14 @@ def in_memory_order(x: Tensor) -> Tensor:
 
 @pytest.mark.usefixtures("any_instruction_set", "poisoned_memory")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("share", [1e-12, 0.3, 0.5, 0.99, 1 - 1e-12])
-def test_all_instruction_sets_drop_what_the_reference_drops(shape: tuple[int, ...], share: float) -> None:
+@pytest.mark.parametrize("rate", [1e-12, 0.3, 0.5, 0.99, 1 - 1e-12])
+def test_all_instruction_sets_drop_what_the_reference_drops(shape: tuple[int, ...], rate: float) -> None:
     x = drawn(*shape)
     for seed in SEEDS:
-        output = dropout(x, share, seed)
+        output = dropout(x, rate, seed)
         assert is_batch_last(output)
-        torch.testing.assert_close(output, dropout_reference(x, share, seed), rtol=1e-6, atol=0)
-        torch.testing.assert_close(dropout(x.double(), share, seed).float(), output, rtol=1e-6, atol=0)
+        torch.testing.assert_close(output, dropout_reference(x, rate, seed), rtol=1e-6, atol=0)
+        torch.testing.assert_close(dropout(x.double(), rate, seed).float(), output, rtol=1e-6, atol=0)
 
 
 def deviation(products: Tensor, variance: float) -> float:
@@ -52,18 +53,18 @@ def deviation(products: Tensor, variance: float) -> float:
     return float(products.sum() / (products.numel() * variance) ** 0.5)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.3, 0.05])
+@pytest.mark.parametrize("rate", [0.5, 0.3, 0.05])
 @pytest.mark.parametrize("seed", [0, 7, 0x9E3779B97F4A7C15])
-def test_what_is_kept_is_independent_of_everything(share: float, seed: int) -> None:
+def test_what_is_kept_is_independent_of_everything(rate: float, seed: int) -> None:
     """Centred indicators: their sums, and sums of their products, are normal numbers if they are independent."""
     channels, count, plane = 4, 64, 64
     shape = (count, channels, plane, plane)
 
     def centred(seed: int) -> Tensor:
-        ones = dropout(batch_last(torch.ones(shape)), share, seed) != 0
-        return in_memory_order(ones).double() - (1 - share)
+        ones = dropout(batch_last(torch.ones(shape)), rate, seed) != 0
+        return in_memory_order(ones).double() - (1 - rate)
 
-    own, variance = centred(seed), share * (1 - share)
+    own, variance = centred(seed), rate * (1 - rate)
     found = {"mean": deviation(own, variance)}
     for channel in range(channels):
         found[f"mean of channel {channel}"] = deviation(own[channel], variance)
@@ -87,10 +88,10 @@ def test_what_is_kept_is_independent_of_everything(share: float, seed: int) -> N
 
 def test_the_share_is_met_to_good_precision() -> None:
     ones = batch_last(torch.ones(128, 8, 64, 64))
-    for share in (0.5, 0.1, 0.001):
-        dropped = sum(int((dropout(ones, share, seed) == 0).sum()) for seed in range(4))
+    for rate in (0.5, 0.1, 0.001):
+        dropped = sum(int((dropout(ones, rate, seed) == 0).sum()) for seed in range(4))
         total = 4 * ones.numel()
-        assert abs(dropped - share * total) < 4.5 * (share * (1 - share) * total) ** 0.5
+        assert abs(dropped - rate * total) < 4.5 * (rate * (1 - rate) * total) ** 0.5
     assert torch.equal(dropout(ones, 0.0, 3), ones)
 
 
@@ -104,9 +105,9 @@ def threads() -> Iterator[Callable[[int], None]]:
 def test_threads_do_not_matter(threads: Callable[[int], None]) -> None:
     x = drawn(20, 7, 9, 9)
     threads(1)
-    alone = dropout(x, 0.4, 5), normalise(x, relu=True, dropped=0.4, seed=5)[0]
+    alone = dropout(x, 0.4, 5), normalise(x, relu=True, rate=0.4, seed=5)[0]
     threads(3)
-    together = dropout(x, 0.4, 5), normalise(x, relu=True, dropped=0.4, seed=5)[0]
+    together = dropout(x, 0.4, 5), normalise(x, relu=True, rate=0.4, seed=5)[0]
     assert all(map(torch.equal, alone, together))
 
 
@@ -142,7 +143,7 @@ def test_a_norm_with_dropout_is_the_norm_and_the_mask(
     )
 
     def ours(x: Tensor, weight: Tensor, bias: Tensor, more: Tensor | None) -> Tensor:
-        return normalise(x, weight, bias, residual=more, relu=relu, dropped=0.3, seed=21, **given)[0]
+        return normalise(x, weight, bias, residual=more, relu=relu, rate=0.3, seed=21, **given)[0]
 
     def pytorchs(x: Tensor, weight: Tensor, bias: Tensor, more: Tensor | None) -> Tensor:
         statistics = [None if training else given[name].double() for name in ("mean", "variance")]
@@ -160,11 +161,11 @@ def test_a_norm_with_dropout_is_the_norm_and_the_mask(
 
 
 def test_errors_say_what_is_wrong() -> None:
-    for share in (1.0, -0.1, float("nan")):
+    for rate in (1.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match="at least 0 and less than 1"):
-            dropout(drawn(2, 2, 2, 2), share, 0)
+            dropout(drawn(2, 2, 2, 2), rate, 0)
         with pytest.raises(ValueError, match="at least 0 and less than 1"):
-            normalise(drawn(2, 2, 2, 2), dropped=share)
+            normalise(drawn(2, 2, 2, 2), rate=rate)
     with pytest.raises(ValueError, match="4 dimensions"):
         dropout(drawn(2, 2), 0.5, 0)
     x = drawn(4, 2, 4, 4).requires_grad_()

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from regrow.ops.conv2d.run import convolve, input_gradient, values_gradient
 from torch import Tensor
 
-from regrow.ops.conv2d.run import convolve, input_gradient, values_gradient
 from regrow.ops.native import kernels
 from regrow.ops.pattern import Geometry, Pattern
 

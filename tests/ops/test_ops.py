@@ -11,10 +11,10 @@ from torch import Tensor
 
 from regrow.ops import batch_last, is_batch_last, sparse_conv2d, sparse_linear
 from regrow.ops.blocking import Blocking
-from regrow.ops.conv2d import operators
-from regrow.ops.conv2d.reference import conv2d_reference
+from regrow.ops.conv2d import cpu
+from regrow.ops.conv2d.reference import conv2d as conv2d_reference
 from regrow.ops.layout import allocate_batch_last, release_memory
-from regrow.ops.linear.reference import linear_reference
+from regrow.ops.linear.reference import linear as linear_reference
 from regrow.ops.native import kernels
 from regrow.ops.pattern import Geometry, Pattern
 
@@ -317,29 +317,29 @@ def test_operators_keep_the_rules_of_torch_library(name: str) -> None:
     geometry = [*case.geometry.stride, *case.geometry.padding, *case.geometry.dilation, case.geometry.groups]
     index, transposed = list(pattern.forward_blocks(case.geometry)), list(pattern.transposed_blocks(case.geometry))
     shape = list(pattern.shape)
-    torch.library.opcheck(operators.conv2d, (x, values, bias, index, transposed, shape, geometry))
+    others = (index, transposed, shape, geometry)
+    torch.library.opcheck(cpu.operator, (x, values, bias, *others))
     output = sparse_conv2d(x, values, bias, pattern, *case.geometry).detach()
-    torch.library.opcheck(operators.values_gradient, (output, x.detach(), index, shape, geometry))
-    torch.library.opcheck(
-        operators.input_gradient, (output, values.detach(), transposed, list(x.shape), shape, geometry)
-    )
+    for wanted in ([True, True, True], [False, True, False], [True, False, True]):
+        torch.library.opcheck(
+            cpu.gradient_operator, (output, x.detach(), values.detach(), *others, list(x.shape), wanted)
+        )
 
 
 @pytest.mark.parametrize("name", ["odd", "all together", "one sample"])
-def test_operators_give_what_direct_calls_give(name: str) -> None:
+def test_operators_give_what_direct_calls_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
     x, values, bias, pattern = operands(case)
 
-    def direct(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    def function(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         return sparse_conv2d(x, values, bias, pattern, *case.geometry)
 
-    def by_operators(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        return operators.convolve(x, values, bias, pattern, case.geometry)
-
-    ways = (_with_gradients(way, [x, values, bias]) for way in (direct, by_operators))
-    assert all(torch.equal(a, b) for a, b in zip(*ways, strict=True))
+    direct = _with_gradients(function, [x, values, bias])
+    monkeypatch.setattr(cpu, "direct", lambda *_: False)
+    by_operators = _with_gradients(function, [x, values, bias])
+    assert all(torch.equal(a, b) for a, b in zip(direct, by_operators, strict=True))
     with pytest.raises(RuntimeError, match="no second derivatives"):
-        torch.autograd.grad(by_operators(x, values, bias).square().sum(), x, create_graph=True)[0].sum().backward()
+        torch.autograd.grad(function(x, values, bias).square().sum(), x, create_graph=True)[0].sum().backward()
 
 
 def test_compiled_without_graph_break() -> None:
@@ -397,13 +397,13 @@ def test_errors_name_the_shapes() -> None:
 
 
 def test_memory_of_large_outputs_is_used_again() -> None:
-    first = allocate_batch_last(64, 16, 32, 32)
+    first = allocate_batch_last((64, 16, 32, 32))
     address = first.data_ptr()
     assert is_batch_last(first)
     kept = first[:, 3]
     del first
-    assert allocate_batch_last(64, 16, 32, 32).data_ptr() != address, "a view keeps the memory"
+    assert allocate_batch_last((64, 16, 32, 32)).data_ptr() != address, "a view keeps the memory"
     del kept
-    assert allocate_batch_last(64, 16, 32, 32).data_ptr() == address
+    assert allocate_batch_last((64, 16, 32, 32)).data_ptr() == address
     assert release_memory() > 0
     assert release_memory() == 0

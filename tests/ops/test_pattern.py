@@ -31,7 +31,7 @@ def test_pattern_rows_and_columns() -> None:
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 9), (11, 11), (128, 128)])
 @pytest.mark.parametrize("channels", [1, 3, 64, 4096])
-def test_a_place_fits_its_16_bits(channels: int, kernel: tuple[int, int], transposed: bool) -> None:
+def test_an_offset_fits_its_16_bits(channels: int, kernel: tuple[int, int], transposed: bool) -> None:
     for density in (0.0, 0.001, 0.05, 1.0):
         nonzeros = density * 64 * channels * math.prod(kernel)
         blocking = choose_blocking(64, channels, nonzeros, kernel, (2, 1), (1, 2), transposed)
@@ -40,7 +40,7 @@ def test_a_place_fits_its_16_bits(channels: int, kernel: tuple[int, int], transp
 
 
 def grouped(pattern: Pattern, geometry: Geometry, per_block: int, *, transposed: bool) -> list[list[int]]:
-    """Return order, place, segment_row, segment_start and block_start from their definitions, one weight at a time."""
+    """Return order, offset, segment_row, segment_start and block_start from their definitions, one weight at a time."""
     outputs, channels, *kernel = (*pattern.shape, 1, 1)[:4]
     inputs, taps = channels * geometry.groups, math.prod(kernel)
     strides = geometry.stride if transposed else (1, 1)
@@ -62,16 +62,16 @@ def grouped(pattern: Pattern, geometry: Geometry, per_block: int, *, transposed:
         ]
         phase = of_axis[0] * strides[1] + of_axis[1]
         segments[phase, column // per_block][row].append((entry, column % per_block * taps + tap))
-    order, place, segment_row, segment_start, block_start = [], [], [], [0], [0]
+    order, offset, segment_row, segment_start, block_start = [], [], [], [0], [0]
     for (_, block), of_row in segments.items():
         for row, entries in sorted(of_row.items(), key=lambda item: (-len(item[1]), item[0])):
             if entries or block == 0:
                 segment_row.append(row)
                 segment_start.append(segment_start[-1] + len(entries))
                 order += [entry for entry, _ in entries]
-                place += [where for _, where in entries]
+                offset += [where for _, where in entries]
         block_start.append(len(segment_row))
-    return [order, place, segment_row, segment_start, block_start]
+    return [order, offset, segment_row, segment_start, block_start]
 
 
 @pytest.mark.parametrize("wide", [False, True])

@@ -12,7 +12,7 @@ import regrow
 from cases import COMPATIBLE, METHODS, MODELS, Model, Run, assert_same, method, model, optimization, weights
 from regrow.core.growth import candidates, exact, window
 from regrow.core.positions import lookup
-from regrow.ops.native import kernels_serve
+from regrow.ops.select import serving
 from regrow.storage import sparse_weights
 from regrow.topology.optimizer_state import momentum
 
@@ -93,7 +93,7 @@ def test_in_single_precision_they_agree_to_rounding(method, optimization, model)
     def make(storage):
         return run(exact(), storage, method, model, optimization, prepare=lambda network: network)
 
-    assert kernels_serve(torch.zeros(1))  # or sparse storage computes as masked storage does
+    assert serving("conv2d", torch.zeros(1)) == "cpu"  # or sparse storage computes as masked storage does
     assert_storages_agree(make, 1e-4)
 
 

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from regrow.convert.eligible import Slot, slots_of
 from regrow.convert.exchange import obstacles, sparse_form, store_sparsely
 from regrow.convert.follow_layout import follow_layout
-from regrow.ops.native import kernels_serve
+from regrow.ops.select import storage_obstacle
 from regrow.storage import Storage
 
 # What a layer alone must gain to be stored sparsely: topology updates make some layers denser than they start.
@@ -143,10 +143,9 @@ def _unfit(model: nn.Module, slots: Sequence[Slot]) -> dict[str, str]:
     """Return the weights that sparse storage cannot hold or has no kernels for, with the reason."""
     unfit = obstacles(model, slots)
     for slot in slots:
-        if not kernels_serve(slot.weight):
-            unfit.setdefault(slot.name, f"no kernels for {slot.weight.dtype} on {slot.weight.device.type}")
-        elif torch.is_autocast_enabled("cpu"):
-            unfit.setdefault(slot.name, "the kernels compute float32, and autocast is on")
+        unserved = storage_obstacle(type(slot.module), slot.weight)
+        if unserved is not None:
+            unfit.setdefault(slot.name, unserved)
     return unfit
 
 

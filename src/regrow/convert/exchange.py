@@ -12,10 +12,10 @@ from regrow.core.units import Units
 from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
 from regrow.nn.sparse_layer import SparseLayer
 from regrow.nn.sparse_linear import SparseLinear
-from regrow.ops.native import kernels_serve
+from regrow.ops.select import storage_obstacle
 
 # Exactly these types: a subclass may use its weight in other ways.
-_SPARSE_FORMS: dict[type[nn.Module], Callable[[Any, Tensor], SparseLayer]] = {
+_SPARSE_FORMS: dict[type[nn.Module], Callable[[Any, Tensor, tuple[int, int]], SparseLayer]] = {
     nn.Linear: SparseLinear.from_dense,
     nn.Conv1d: SparseConv1d.from_dense,
     nn.Conv2d: SparseConv2d.from_dense,
@@ -45,9 +45,7 @@ def store_sparsely(
     replaced: dict[nn.Module, nn.Module] = {}
     for slot in slots:
         index = positions[slot.name].reshape(-1).nonzero().squeeze(1).to(slot.weight.device)
-        sparse = sparse_form(slot.module, index)
-        if units is not None:
-            sparse.unit = units[slot.name].unit
+        sparse = sparse_form(slot.module, index, (1, 1) if units is None else units[slot.name].unit)
         replaced[slot.module] = sparse.train(slot.module.training)
     replace_modules(model, replaced)
 
@@ -85,9 +83,9 @@ def obstacles(model: nn.Module, slots: Sequence[Slot]) -> dict[str, str]:
     return found
 
 
-def sparse_form(layer: nn.Module, index: Tensor) -> SparseLayer:
+def sparse_form(layer: nn.Module, index: Tensor, unit: tuple[int, int] = (1, 1)) -> SparseLayer:
     """Return the sparse form of a layer that has one, with the weights at the flat positions `index`."""
-    return _SPARSE_FORMS[type(layer)](layer, index)
+    return _SPARSE_FORMS[type(layer)](layer, index, unit)
 
 
 def _obstacle(slot: Slot, places: Sequence[str]) -> str | None:
@@ -96,10 +94,9 @@ def _obstacle(slot: Slot, places: Sequence[str]) -> str | None:
     if kind not in _SPARSE_FORMS or slot.parameter != "weight":
         form = f"{kind.__name__}.{slot.parameter}"
         return f"only the weights of nn.Linear, nn.Conv1d and nn.Conv2d have a sparse form, {form} has none"
-    if slot.weight.device.type != "cpu":
-        return f"it is on {slot.weight.device}, and the kernels compute on the CPU"
-    if not kernels_serve():
-        return "regrow was installed without its compiled kernels; reinstall it with a GCC 11 or Clang 14"
+    unserved = storage_obstacle(kind, slot.weight, any_dtype=True)
+    if unserved is not None:
+        return unserved
     if len(places) > 1:
         return f"it is tied to {', '.join(repr(name) for name in places if name != slot.name)}"
     if getattr(slot.module, "padding_mode", "zeros") != "zeros":

@@ -11,12 +11,20 @@ from abc import abstractmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regrow.ops.dropout import draw_seed, dropout
-from regrow.ops.dropout import serves as dropout_serves
-from regrow.ops.layout import is_batch_last
-from regrow.ops.native import kernels_serve
+from regrow.ops.dropout import dropout
 from regrow.ops.normalise import Running, normalise
 from regrow.ops.pool import MOST_TAPS, max_pool2d, mean_pool2d
+
+__all__ = [
+    "BatchLast",
+    "BatchLastAdaptiveAvgPool2d",
+    "BatchLastAvgPool2d",
+    "BatchLastDropout",
+    "BatchLastMaxPool2d",
+    "BatchLastNorm2d",
+    "FoldedDropout",
+    "FoldedReLU",
+]
 
 
 class BatchLast(nn.Module):
@@ -33,7 +41,7 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
     Args:
         norm: the norm whose parameters, buffers and settings it takes over.
         relu: whether ReLU follows.
-        dropout: what stands in the model for the dropout that follows: its share and its mode count.
+        dropout: what stands in the model for the dropout that follows: its rate and its mode count.
 
     Example:
         >>> import torch
@@ -57,14 +65,9 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x`, shape (N, C, H, W)."""
-        statistics = (self.running_mean, self.running_var)
-        if not (_serves(x) and kernels_serve(self.weight, self.bias, *statistics)):
-            output = super().forward(x)
-            output = F.relu(output) if self.relu else output
-            return self._drop(output)
-        mean, variance = (None, None) if self.training else statistics
-        share = self._share
-        fused = 0 < share < 1 and dropout_serves(x)
+        mean, variance = (None, None) if self.training else (self.running_mean, self.running_var)
+        (dropout,) = self._dropout
+        rate = dropout.p if dropout is not None and dropout.training else 0.0
         output, *_ = normalise(
             x,
             self.weight,
@@ -73,21 +76,10 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
             variance=variance,
             epsilon=self.eps,
             relu=self.relu,
-            dropped=share if fused else 0.0,
-            seed=draw_seed() if fused else 0,
+            rate=rate if rate < 1 else 0.0,
             running=self._running,
         )
-        return output if fused else self._drop(output)
-
-    @property
-    def _share(self) -> float:
-        """What dropout drops now."""
-        (dropout,) = self._dropout
-        return dropout.p if dropout is not None and dropout.training else 0.0
-
-    def _drop(self, output: Tensor) -> Tensor:
-        share = self._share
-        return F.dropout(output, share) if share else output
+        return output if rate < 1 else F.dropout(output, rate)
 
     @property
     def _running(self) -> Running | None:
@@ -126,7 +118,7 @@ class BatchLastMaxPool2d(nn.MaxPool2d, BatchLast):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool `x`, shape (N, C, H, W)."""
-        if not _serves(x):
+        if x.dim() != 4:
             output: Tensor = super().forward(x)
             return output
         return max_pool2d(x, _two(self.kernel_size), _two(self.stride), _two(self.padding))
@@ -157,7 +149,7 @@ class BatchLastAvgPool2d(nn.AvgPool2d, BatchLast):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool `x`, shape (N, C, H, W)."""
-        if not _serves(x):
+        if x.dim() != 4:
             return super().forward(x)
         kernel = _two(self.kernel_size)
         divisor = self.divisor_override or (kernel[0] * kernel[1] if self.count_include_pad else None)
@@ -185,7 +177,7 @@ class BatchLastAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d, BatchLast):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take the mean over the plane of `x`, shape (N, C, H, W)."""
-        if not _serves(x):
+        if x.dim() != 4:
             return super().forward(x)
         plane = (x.shape[2], x.shape[3])
         return mean_pool2d(x, plane, plane)
@@ -214,7 +206,7 @@ class FoldedReLU(BatchLast):
 class FoldedDropout(nn.Dropout, BatchLast):
     """Where `nn.Dropout` stood that a norm before it applies now: gives back its input.
 
-    The norm asks it, at every call, for its share and whether it trains.
+    The norm asks it, at every call, for its rate and whether it trains.
 
     Args:
         dropout: the dropout whose settings it takes over.
@@ -248,15 +240,9 @@ class BatchLastDropout(nn.Dropout, BatchLast):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop elements of `x`, shape (N, C, H, W)."""
-        served = self.training and 0 < self.p < 1 and _serves(x) and dropout_serves(x)
-        if not served or (self.inplace and not is_batch_last(x)):
+        if not self.training or x.dim() != 4 or self.p >= 1:
             return super().forward(x)
-        return dropout(x, self.p, draw_seed(), inplace=self.inplace)
-
-
-def _serves(x: Tensor) -> bool:
-    # One sample is batch-last in any case, and PyTorch's operations then have the longer vectors.
-    return x.dim() == 4 and x.shape[0] > 1 and x.numel() > 0 and kernels_serve(x)
+        return dropout(x, self.p, inplace=self.inplace)
 
 
 def _take_over(norm: nn.BatchNorm2d, other: nn.BatchNorm2d) -> None:

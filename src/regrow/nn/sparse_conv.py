@@ -15,6 +15,8 @@ from regrow.nn.sparse_linear import kept
 from regrow.ops import sparse_conv2d
 from regrow.ops.pattern import Geometry
 
+__all__ = ["SparseConv", "SparseConv1d", "SparseConv2d"]
+
 
 class SparseConv(SparseLayer):
     """What convolutions of one and of two dimensions share: both are computed in two.
@@ -31,6 +33,7 @@ class SparseConv(SparseLayer):
         padding: zeros on both sides, one number a dimension, or "same" or "valid".
         dilation: distance between taps, one number a dimension; None means 1.
         groups: blocks into which the channels are divided.
+        unit: outputs and inputs of a unit of topology.
     """
 
     def __init__(
@@ -46,8 +49,9 @@ class SparseConv(SparseLayer):
         padding: tuple[int, ...] | str = "valid",
         dilation: tuple[int, ...] | None = None,
         groups: int = 1,
+        unit: tuple[int, int] = (1, 1),
     ) -> None:
-        super().__init__(values, index, bias)
+        super().__init__(values, index, bias, unit)
         ones = (1,) * len(kernel_size)
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -56,6 +60,15 @@ class SparseConv(SparseLayer):
         self.padding = padding
         self.dilation = dilation or ones
         self.groups = groups
+        before, after = self._zeros
+        # What differs between the sides is padded by hand: so many zeros, from the last dimension on.
+        self._uneven = (
+            [zeros for pair in zip(reversed(before), reversed(after), strict=True) for zeros in pair]
+            if before != after
+            else None
+        )
+        both = before if before == after else (0,) * len(before)
+        self.geometry = Geometry(_two(self.stride, 1), _two(both, 0), _two(self.dilation, 1), groups)
         self.prepare()
 
     @staticmethod
@@ -85,17 +98,16 @@ class SparseConv(SparseLayer):
 
     def enter(self, x: Tensor) -> Tensor:
         """Return an input as (N, C, H, W), padded where the two sides differ."""
-        before, after = self._zeros
-        if before != after:
-            # pad() counts dimensions from the last
-            x = F.pad(x, [zeros for pair in zip(reversed(before), reversed(after), strict=True) for zeros in pair])
+        if self._uneven is not None:
+            x = F.pad(x, self._uneven)
         spatial = len(self.kernel_size)
         x = x if x.dim() == spatial + 2 else x.unsqueeze(0)
         return x.unsqueeze(2) if spatial == 1 else x
 
     def product(self, x: Tensor, values: Tensor) -> Tensor:
         """Return the output, shape (N, O, H', W'), for an input of shape (N, C, H, W)."""
-        return sparse_conv2d(x, values, self.bias, self.pattern, *self.geometry)
+        stride, padding, dilation, groups = self.geometry
+        return sparse_conv2d(x, values, self.bias, self.pattern, stride, padding, dilation, groups)
 
     def leave(self, output: Tensor, x: Tensor) -> Tensor:
         """Return an output with the dimensions of the input `x`, with or without a batch."""
@@ -110,14 +122,6 @@ class SparseConv(SparseLayer):
             f"padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, "
             f"nonzeros={self.values.numel()}"
         )
-
-    @property
-    def geometry(self) -> Geometry:
-        """Stride, padding, dilation and groups in two dimensions."""
-        before, after = self._zeros
-        # What differs between the sides is padded by hand.
-        padding = before if before == after else (0,) * len(before)
-        return Geometry(_two(self.stride, 1), _two(padding, 0), _two(self.dilation, 1), self.groups)
 
     @property
     def _zeros(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -145,9 +149,9 @@ class SparseConv1d(SparseConv):
         return nn.Conv1d
 
     @staticmethod
-    def from_dense(dense: nn.Conv1d, index: Tensor) -> SparseConv1d:
+    def from_dense(dense: nn.Conv1d, index: Tensor, unit: tuple[int, int] = (1, 1)) -> SparseConv1d:
         """Return a layer that keeps of `dense` the weights at the flat positions `index`, and its bias."""
-        return SparseConv1d(*_arguments(dense, index), **_settings(dense))
+        return SparseConv1d(*_arguments(dense, index), **_settings(dense), unit=unit)
 
 
 class SparseConv2d(SparseConv):
@@ -166,9 +170,9 @@ class SparseConv2d(SparseConv):
         return nn.Conv2d
 
     @staticmethod
-    def from_dense(dense: nn.Conv2d, index: Tensor) -> SparseConv2d:
+    def from_dense(dense: nn.Conv2d, index: Tensor, unit: tuple[int, int] = (1, 1)) -> SparseConv2d:
         """Return a layer that keeps of `dense` the weights at the flat positions `index`, and its bias."""
-        return SparseConv2d(*_arguments(dense, index), **_settings(dense))
+        return SparseConv2d(*_arguments(dense, index), **_settings(dense), unit=unit)
 
 
 def _arguments(dense: _ConvNd, index: Tensor) -> tuple[int, int, tuple[int, ...], Tensor, Tensor, Tensor | None]:

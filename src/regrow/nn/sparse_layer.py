@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from regrow.core.positions import compact, find
-from regrow.core.units import Units
-from regrow.ops.gradient import takes_kernels, watch
-from regrow.ops.native import kernels_serve
+from regrow.ops import gradient
+from regrow.ops.gradient import watch
 from regrow.ops.pattern import Geometry, Pattern
+from regrow.ops.select import obstacle
+
+__all__ = ["Covered", "SparseLayer", "rebind"]
 
 
 class Covered(NamedTuple):
@@ -48,13 +50,18 @@ class SparseLayer(nn.Module, ABC):
         values: the weights that exist, shape (nonzeros,).
         index: their flat positions in the dense weight, sorted, int32 or int64.
         bias: one number for each output, or None.
+        unit: outputs and inputs of a unit of topology.
 
     Attributes:
         covered: which positions the parameter covers; None for those of the active weights.
-        unit: outputs and inputs of a unit of topology.
+        geometry: stride, padding, dilation and groups, as the kernels know them.
     """
 
-    def __init__(self, values: Tensor, index: Tensor, bias: Tensor | None = None) -> None:
+    geometry: Geometry
+
+    def __init__(
+        self, values: Tensor, index: Tensor, bias: Tensor | None = None, unit: tuple[int, int] = (1, 1)
+    ) -> None:
         super().__init__()
         self.values = _parameter(values)
         self.bias: nn.Parameter | None
@@ -62,7 +69,7 @@ class SparseLayer(nn.Module, ABC):
         self.index: Tensor
         self.register_buffer("index", index)
         self.covered: Covered | None = None
-        self.unit: tuple[int, int] = (1, 1)
+        self.unit = unit
         self._pattern: Pattern | None = None
         self._pattern_version = 0
 
@@ -70,11 +77,6 @@ class SparseLayer(nn.Module, ABC):
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense weight."""
-
-    @property
-    @abstractmethod
-    def geometry(self) -> Geometry:
-        """Stride, padding, dilation and groups, as the kernels know them."""
 
     @abstractmethod
     def enter(self, x: Tensor) -> Tensor:
@@ -95,8 +97,6 @@ class SparseLayer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to an input as the ordinary layer takes it; under autocast on the CPU in float32."""
         entered = self.enter(x)
-        if kernels_serve(self.values) and torch.is_autocast_enabled(x.device.type):
-            entered = entered.float()  # the precision that the kernels know
         covered = self.covered
         if covered is None:
             return self.leave(self.product(entered, self.values), x)
@@ -109,9 +109,8 @@ class SparseLayer(nn.Module, ABC):
     def pattern(self) -> Pattern:
         """The index structure that the kernels use; made anew only when the positions change."""
         # What writes into the index in place is seen, but not by a compiler, which would look at its own copy.
-        if self._pattern is None or not (
-            torch.compiler.is_compiling() or self._pattern_version == _version(self.index)
-        ):
+        known = torch.compiler.is_compiling() or self._pattern_version == _version(self.index)
+        if self._pattern is None or not known:
             self._pattern, self._pattern_version = self.pattern_of(self.index.cpu()), _version(self.index)
         return self._pattern
 
@@ -127,8 +126,7 @@ class SparseLayer(nn.Module, ABC):
         if not bool(found.all()):
             raise ValueError("positions to be covered must hold those of all active weights")
         pattern = self.pattern_of(positions.cpu())
-        if takes_kernels(pattern, self.values):
-            pattern.forward_blocks(self.geometry)
+        gradient.prepare(pattern, self.values, self.geometry)
         return Covered(compact(positions, self._numel), active, pattern)
 
     def hold(self, numbers: Tensor, covered: Covered | None) -> None:
@@ -143,11 +141,11 @@ class SparseLayer(nn.Module, ABC):
 
     def pattern_of(self, positions: Tensor) -> Pattern:
         """Return the index structure of other positions of this layer's weight."""
-        return Pattern(self._pattern_shape, positions)
+        return Pattern(self._pattern_shape, positions, self.unit)
 
     def prepare(self) -> None:
         """Make the index structures that the kernels will ask for: `torch.compile` would not see through that."""
-        if kernels_serve(self.values):
+        if obstacle("conv2d", self.values.device, self.values.dtype) is None:
             self.pattern.forward_blocks(self.geometry)
             self.pattern.transposed_blocks(self.geometry)
 
@@ -265,7 +263,6 @@ class SparseLayer(nn.Module, ABC):
         pattern = self.pattern_of(index.cpu())  # checks the positions
         if values.shape != (pattern.nonzeros,):
             raise ValueError(f"values of shape {tuple(values.shape)} stand at {pattern.nonzeros} positions")
-        Units(self.shape, self.unit).numbers_of(pattern.positions.long())
         return values, index
 
     def _take(self, values: Tensor, index: Tensor) -> None:
@@ -287,13 +284,13 @@ class SparseLayer(nn.Module, ABC):
 def rebind(parameter: nn.Parameter, data: Tensor) -> None:
     """Let a parameter hold other numbers, of any count; it stays the same object, and its gradient becomes None."""
     parameter.grad = None
-    # A graph that was made before must not be differentiated with the new numbers.
-    if not parameter.is_inference():
-        torch.autograd.graph.increment_version(parameter)
     # A graph still alive somewhere, as that of the last loss, keeps the node that accumulates the gradient, and that
     # keeps the old shape. PyTorch makes a new one when the dtype changes, so it changes for a moment.
     parameter.data = data.new_empty(0, dtype=torch.bfloat16 if data.dtype != torch.bfloat16 else torch.float32)
     parameter.data = data
+    # A backward pass of a graph from before would take the new numbers for the old ones: so it raises.
+    if not parameter.is_inference():
+        torch.autograd.graph.increment_version(parameter)
 
 
 def _version(tensor: Tensor) -> int:

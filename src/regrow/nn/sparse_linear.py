@@ -9,6 +9,8 @@ from regrow.nn.sparse_layer import SparseLayer
 from regrow.ops import sparse_linear
 from regrow.ops.pattern import Geometry
 
+__all__ = ["SparseLinear", "kept"]
+
 
 class SparseLinear(SparseLayer):
     """`nn.Linear` of which only some weights exist.
@@ -19,6 +21,7 @@ class SparseLinear(SparseLayer):
         values: the weights that exist, shape (nonzeros,).
         index: their flat positions in the dense weight (out_features, in_features), sorted, int32 or int64.
         bias: shape (out_features,), or None.
+        unit: outputs and inputs of a unit of topology.
 
     Example:
         >>> import torch
@@ -28,18 +31,27 @@ class SparseLinear(SparseLayer):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, values: Tensor, index: Tensor, bias: Tensor | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        values: Tensor,
+        index: Tensor,
+        bias: Tensor | None = None,
+        *,
+        unit: tuple[int, int] = (1, 1),
     ) -> None:
-        super().__init__(values, index, bias)
+        super().__init__(values, index, bias, unit)
         self.in_features = in_features
         self.out_features = out_features
+        # That of a convolution on a plane of one position.
+        self.geometry = Geometry()
         self.prepare()
 
     @staticmethod
-    def from_dense(dense: nn.Linear, index: Tensor) -> SparseLinear:
+    def from_dense(dense: nn.Linear, index: Tensor, unit: tuple[int, int] = (1, 1)) -> SparseLinear:
         """Return a layer that keeps of `dense` the weights at the flat positions `index`, and its bias."""
         values, index = kept(dense.weight, index), compact(index, dense.weight.numel())
-        return SparseLinear(dense.in_features, dense.out_features, values, index, dense.bias)
+        return SparseLinear(dense.in_features, dense.out_features, values, index, dense.bias, unit=unit)
 
     def to_dense(self) -> nn.Linear:
         """Return the ordinary layer that computes the same, with absent weights at zero."""
@@ -52,11 +64,6 @@ class SparseLinear(SparseLayer):
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense weight."""
         return (self.out_features, self.in_features)
-
-    @property
-    def geometry(self) -> Geometry:
-        """That of a convolution on a plane of one position."""
-        return Geometry()
 
     def enter(self, x: Tensor) -> Tensor:
         """Return the input, shape (..., in_features), as it is."""

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from math import ceil, prod
 from typing import NamedTuple
 
+__all__ = ["Blocking", "choose_blocking"]
+
 # What one block may take of a first-level cache of 48 KiB and a second-level cache of 1 MiB, beside sums and outputs.
 _FIRST_LEVEL_BYTES = 36 * 1024
 _SECOND_LEVEL_BYTES = 800 * 1024
-# A place within a block is stored in 16 bits.
-_PLACES = 1 << 15
+# An offset within a block is stored in 16 bits.
+_OFFSETS = 1 << 15
 # A vector of 16 floats, the lanes of a tile of the sweep, and the vectors of a tile.
 _LINE_BYTES = 64
 _SWEEP_VECTORS = 8
@@ -61,10 +63,10 @@ def choose_blocking(
         >>> choose_blocking(64, 64, 0.05 * 64 * 64 * 9, (3, 3), (1, 1), (1, 1))
         Blocking(channels_per_block=64, sweep=True)
     """
-    places = _PLACES // prod(kernel)
+    offsets = _OFFSETS // prod(kernel)
     if linear:
         # Lines of a few lanes: as many blocks as the second-level cache makes needed, of one size.
-        blocks = ceil(channels / min(_SECOND_LEVEL_BYTES // (_LINEAR_VECTORS * _LINE_BYTES), places))
+        blocks = ceil(channels / min(_SECOND_LEVEL_BYTES // (_LINEAR_VECTORS * _LINE_BYTES), offsets))
         return Blocking(max(1, ceil(channels / max(1, blocks))), True)
     reach = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilation, strict=True)]
     if transposed:
@@ -78,12 +80,12 @@ def choose_blocking(
     # A tile of 4 x 4 outputs; inputs that no tap reads are not packed, yet lie between those that are.
     new = _TILE_VECTORS * prod(advance)
     lines = min(prod(3 * step + span for step, span in zip(advance, reach, strict=True)), _TILE_VECTORS * prod(kernel))
-    fits = max(1, min(_FIRST_LEVEL_BYTES // (lines * _LINE_BYTES), places, channels))
+    fits = max(1, min(_FIRST_LEVEL_BYTES // (lines * _LINE_BYTES), offsets, channels))
     segment_time = _BLOCKED_SEGMENT if rows <= _NEAR_ROWS else _BLOCKED_FAR_SEGMENT
     # Where rows have few nonzeros in a block, blocks twice as large have half as many segments.
     sum_time, blocked = min(
         (nonzeros * time + min(nonzeros, rows * ceil(channels / size)) * segment_time, size)
-        for size, time in ((fits, _BLOCKED_NONZERO), (min(2 * fits, places, channels), _BLOCKED_FAR_NONZERO))
+        for size, time in ((fits, _BLOCKED_NONZERO), (min(2 * fits, offsets, channels), _BLOCKED_FAR_NONZERO))
     )
     blocked_time = (
         sum_time + channels * (new * _BLOCKED_NEW + max(0, lines - new) * _BLOCKED_KNOWN)
@@ -93,7 +95,7 @@ def choose_blocking(
     height = _TILE_VECTORS // _SWEEP_VECTORS
     tall = (height - 1) * advance[0] + reach[0]
     most = _SECOND_LEVEL_BYTES // (tall * reach[1] * _SWEEP_VECTORS * _LINE_BYTES)
-    blocks = ceil(channels / max(1, min(most, places)))
+    blocks = ceil(channels / max(1, min(most, offsets)))
     sweep = ceil(channels / max(1, blocks))
     sweep_time = (
         nonzeros * _SWEEP_NONZERO + rows * blocks * _SWEEP_SEGMENT

@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from regrow.ops.conv2d.cpu import conv2d_values_gradient
-from regrow.ops.conv2d.operators import flat, unflat
-from regrow.ops.eager import serves
+from regrow.ops.autograd import direct, without_derivative
+from regrow.ops.check import check_tensor, check_that
+from regrow.ops.conv2d.cpu import Plan, flat, output_shape, plan_of, plan_of_index, unflat, values_gradient
 from regrow.ops.layout import allocate_batch_last, to_channels_last
-from regrow.ops.native import kernels_serve
 from regrow.ops.pattern import Geometry, Pattern
-from regrow.ops.refuse import without_derivative
+from regrow.ops.select import in_precision_of, obstacle, serving
+
+__all__ = ["prepare", "watch", "weight_gradient_at"]
 
 # Numbers gathered at a time: small enough for the cache, large enough that calls do not count.
 _CHUNK = 1 << 18
@@ -44,11 +45,12 @@ def watch(
         shape: shape of the dense weight, of two or four dimensions.
         geometry: stride, padding, dilation and groups.
     """
-    if serves(output, x, absent):
-        direct: Tensor = _Watch.apply(output, x, absent, pattern, shape, geometry)  # type: ignore[no-untyped-call]
-        return direct
-    watched: Tensor = _watch(output, x, absent, *_arguments(output, x, pattern, shape, geometry))
-    return watched
+    x = in_precision_of(output, x)
+    if direct(output, x, absent):
+        watched: Tensor = _Watch.apply(output, x, absent, pattern, shape, geometry)  # type: ignore[no-untyped-call]
+        return watched
+    traced: Tensor = _watch(output, x, absent, *_arguments(output, x, pattern, shape, geometry))
+    return traced
 
 
 class _Watch(torch.autograd.Function):
@@ -72,9 +74,15 @@ class _Watch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (x,), (given,) = ctx.saved_tensors, gradients
+        pattern: Pattern | None = ctx.pattern
         with torch.no_grad():
-            at = _at(given, x, *_arguments(given, x, ctx.pattern, ctx.shape, ctx.geometry)).to(ctx.dtype)
-        return given, None, without_derivative(at, given, x), None, None, None
+            if pattern is not None and _takes_kernels(pattern, given, x):
+                plan = pattern.keep(ctx.geometry, lambda: plan_of(pattern, ctx.geometry))
+                at = _at(given, x, None, plan, ctx.shape, ctx.geometry)
+            else:
+                positions = None if pattern is None else pattern.positions
+                at = _at(given, x, positions, None, ctx.shape, ctx.geometry)
+        return given, None, without_derivative(at.to(ctx.dtype), given, x), None, None, None
 
 
 def weight_gradient_at(pattern: Pattern, x: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
@@ -95,9 +103,15 @@ def weight_gradient_at(pattern: Pattern, x: Tensor, gradient: Tensor, geometry: 
     return at
 
 
-def takes_kernels(pattern: Pattern, *tensors: Tensor) -> bool:
+def prepare(pattern: Pattern, absent: Tensor, geometry: Geometry) -> None:
+    """Make the index structure that `watch` will ask for: `torch.compile` would not see through that."""
+    if pattern.density <= _MOST and obstacle("gradient", absent.device, absent.dtype, pattern.unit) is None:
+        pattern.forward_blocks(geometry)
+
+
+def _takes_kernels(pattern: Pattern, output: Tensor, x: Tensor) -> bool:
     """Return whether kernels compute the gradient of these tensors at these positions."""
-    return kernels_serve(*tensors) and pattern.density <= _MOST
+    return pattern.density <= _MOST and serving("gradient", output, x, unit=pattern.unit) == "cpu"
 
 
 def _arguments(
@@ -106,7 +120,7 @@ def _arguments(
     """Return positions, index structure (empty where kernels do not serve), shape of the dense weight and geometry."""
     if pattern is None:
         return None, [], list(shape), flat(geometry)
-    index = list(pattern.forward_blocks(geometry)) if takes_kernels(pattern, output, x) else []
+    index = list(pattern.forward_blocks(geometry)) if _takes_kernels(pattern, output, x) else []
     return pattern.positions, index, list(shape), flat(geometry)
 
 
@@ -133,34 +147,76 @@ def _gradient_at(
     weight_shape: list[int],
     geometry: list[int],
 ) -> Tensor:
-    return _at(gradient, x, positions, index, weight_shape, geometry)
+    nonzeros = None if positions is None else len(positions)
+    plan = plan_of_index(index, [], weight_shape, geometry, nonzeros)
+    _check(gradient, x, positions, index, weight_shape, unflat(geometry))
+    return _at(gradient, x, positions, plan if index else None, weight_shape, unflat(geometry))
+
+
+def _check(
+    gradient: Tensor,
+    x: Tensor,
+    positions: Tensor | None,
+    index: list[Tensor],
+    weight_shape: list[int],
+    geometry: Geometry,
+) -> None:
+    """Raise an error unless the tensors fit the weight and each other."""
+    linear = len(weight_shape) == 2
+    fits = x.dim() >= 1 if linear else x.dim() == 4
+    channels = x.shape[-1 if linear else 1] if fits else -1
+    check_that(
+        channels == weight_shape[1] * geometry.groups,
+        f"an input of shape {tuple(x.shape)} does not fit a weight of shape {weight_shape}",
+    )
+    wanted = (*x.shape[:-1], weight_shape[0]) if linear else output_shape(x.shape, weight_shape, geometry)
+    check_that(
+        tuple(gradient.shape) == wanted, f"the output's gradient must have shape {wanted}, not {tuple(gradient.shape)}"
+    )
+    check_that(
+        gradient.is_floating_point() and gradient.device == x.device,
+        f"the output's gradient must hold real numbers on {x.device}, not {gradient.dtype} on {gradient.device}",
+    )
+    check_that(not index or positions is not None, "an index structure comes with its positions")
+    if index:
+        check_tensor("the output's gradient", gradient)
+        check_tensor("the input", x)
+    elif positions is not None:
+        check_that(
+            positions.dim() == 1 and positions.dtype in (torch.int32, torch.int64),
+            f"positions must be 1-D, of int32 or int64, not {positions.dtype} of shape {tuple(positions.shape)}",
+        )
+        check_that(
+            not len(positions) or (int(positions.min()) >= 0 and int(positions.max()) < prod(weight_shape)),
+            f"positions must lie in a weight of shape {weight_shape}",
+        )
 
 
 def _at(
     gradient: Tensor,
     x: Tensor,
     positions: Tensor | None,
-    index: list[Tensor],
-    weight_shape: list[int],
-    geometry: list[int],
+    plan: Plan | None,
+    weight_shape: Sequence[int],
+    geometry: Geometry,
 ) -> Tensor:
-    settings = unflat(geometry)
+    """Return the gradient at positions, all if None, by kernels where there is a plan."""
     x = x.to(gradient.dtype)
     if len(weight_shape) == 2:
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    if index:
-        return conv2d_values_gradient(index, x, gradient, weight_shape, settings)
+    if plan is not None:
+        return values_gradient(plan, x, gradient) if x.numel() else x.new_zeros(plan.nonzeros)
     if positions is None:
         if len(weight_shape) == 2:
             return _linear_dense(x, gradient)
-        return _conv2d_dense(x, gradient, weight_shape, settings)
+        return _conv2d_dense(x, gradient, weight_shape, geometry)
     positions = positions.to(gradient.device)
     most = len(positions) > _MOST * prod(weight_shape)
     if len(weight_shape) == 2:
         return (_linear_from_dense if most else _linear_from_dots)(positions, x, gradient)
     if most:
-        return _conv2d_dense(x, gradient, weight_shape, settings)[positions]
-    return _conv2d_from_dots(positions, x, gradient, weight_shape, settings)
+        return _conv2d_dense(x, gradient, weight_shape, geometry)[positions]
+    return _conv2d_from_dots(positions, x, gradient, weight_shape, geometry)
 
 
 @_watch.register_fake
@@ -215,15 +271,15 @@ _gradient_at.register_autograd(_refuse_double_backward)
 def _linear_dense(x: Tensor, gradient: Tensor) -> Tensor:
     """Return the gradient of all positions of a linear weight, flat."""
     shape = (gradient.shape[1], x.shape[1])
-    if not kernels_serve(x, gradient):
+    if serving("gradient", x, gradient) != "cpu":
         return (gradient.T @ x).reshape(-1)
     # Memory that is used again: fresh pages would take as long to clear as the product takes.
-    result = allocate_batch_last(prod(shape))
+    result = allocate_batch_last((prod(shape),))
     torch.mm(gradient.T, x, out=result.view(shape))
     return result
 
 
-def _conv2d_dense(x: Tensor, gradient: Tensor, weight_shape: list[int], geometry: Geometry) -> Tensor:
+def _conv2d_dense(x: Tensor, gradient: Tensor, weight_shape: Sequence[int], geometry: Geometry) -> Tensor:
     """Return the gradient of all positions of a convolution's weight, flat."""
     # oneDNN is fast with channels last, and slow to get there from the batch innermost.
     x, gradient = to_channels_last(x), to_channels_last(gradient)
@@ -253,7 +309,7 @@ def _linear_from_dots(positions: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _conv2d_from_dots(
-    positions: Tensor, x: Tensor, gradient: Tensor, weight_shape: list[int], geometry: Geometry
+    positions: Tensor, x: Tensor, gradient: Tensor, weight_shape: Sequence[int], geometry: Geometry
 ) -> Tensor:
     outputs, channels, height, width = weight_shape
     tap = positions % (height * width)

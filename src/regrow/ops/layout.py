@@ -1,21 +1,37 @@
 """The layout of activations between sparse layers: the batch innermost.
 
-A tensor of logical shape (N, C, H, W) is *batch-last* when its strides are (1, H*W*N, W*N, N): a nonzero of the
-weight then multiplies contiguous runs of the batch. PyTorch's element-wise operations keep that layout.
+A tensor of logical shape (N, C, H, W) is *batch-last* when its strides are (1, H*W*N, W*N, N), and one of shape (N, C)
+when they are (1, N): a nonzero of the weight then multiplies contiguous runs of the batch. PyTorch's element-wise
+operations keep that layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 
 import torch
 from torch import Tensor
 
-from regrow.ops.native import kernels, kernels_serve
+from regrow.ops.native import kernels
+from regrow.ops.select import serving
+
+__all__ = [
+    "allocate_batch_last",
+    "batch_last",
+    "batch_last_strides",
+    "empty_batch_last",
+    "is_batch_last",
+    "release_memory",
+    "to_batch_last",
+    "to_channels_last",
+]
 
 # From here on, in floats, clearing fresh pages costs more than the way to the pool.
 _POOLED_FLOATS = 1 << 18
+# What the addresses of a process reach, in floats.
+_MOST_FLOATS = 1 << 61
 
 
 def is_batch_last(x: Tensor) -> bool:
@@ -28,22 +44,29 @@ def empty_batch_last(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty((*shape[1:], shape[0])).movedim(-1, 0)
 
 
-def allocate_batch_last(*shape: int) -> Tensor:
-    """Return an uninitialised batch-last float32 tensor on the CPU; large ones from memory that is used again."""
+def allocate_batch_last(shape: Sequence[int]) -> Tensor:
+    """Return an uninitialised batch-last float32 tensor on the CPU; large ones from memory that is used again.
+
+    Raises:
+        RuntimeError: if no memory could hold it.
+    """
     # Never a view of a tensor in memory's order: autograd adds to gradients in place, and lets users write to outputs,
     # only where there is none.
-    strides = _strides(shape)
-    if prod(shape) < _POOLED_FLOATS:
+    strides, floats = batch_last_strides(tuple(shape))
+    if floats < _POOLED_FLOATS:
         return torch.empty_strided(shape, strides)
-    floats: Tensor = kernels().allocate(shape, strides)
+    if floats >= _MOST_FLOATS:
+        raise RuntimeError(f"no memory holds a tensor of shape {tuple(shape)}")
+    taken: Tensor = kernels().allocate(list(shape), list(strides))
     if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
-        floats.fill_(torch.nan)
-    return floats
+        taken.fill_(torch.nan)
+    return taken
 
 
-def without_view(x: Tensor) -> Tensor:
-    """Return a tensor of the same memory, shape and strides that PyTorch takes for no view, without a gradient."""
-    return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+@lru_cache(maxsize=4096)
+def batch_last_strides(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """Return the strides of a batch-last tensor, and its number of elements."""
+    return (1, *(shape[0] * prod(shape[axis + 1 :]) for axis in range(1, len(shape)))), prod(shape)
 
 
 def release_memory() -> int:
@@ -55,7 +78,7 @@ def release_memory() -> int:
 
 
 def batch_last(x: Tensor) -> Tensor:
-    """Return `x`, shape (N, C, H, W), with the batch innermost: itself if it is so already, else a copy."""
+    """Return `x`, shape (N, C, H, W) or (N, C), with the batch innermost: itself if it is so already, else a copy."""
     if is_batch_last(x):
         return x
     copy: Tensor = _to_batch_last(x)
@@ -63,22 +86,22 @@ def batch_last(x: Tensor) -> Tensor:
 
 
 def to_batch_last(x: Tensor) -> Tensor:
-    """Return what `batch_last` does, without a record for gradients."""
-    if is_batch_last(x):
+    """Return what `batch_last` does, in memory of its own if need be, without a record for gradients."""
+    if x.is_neg() or x._is_zerotensor():
+        x = x.clone()  # what is written in memory is something else, or nothing
+    if x.stride() == batch_last_strides(x.shape)[0] or is_batch_last(x):
         return x
-    count, channels, height, width = x.shape
-    plane = height * width
-    channels_last = x.permute(0, 2, 3, 1).is_contiguous()
-    if not kernels_serve(x) or not (channels_last or x.is_contiguous()):
+    count, channels, *sizes = x.shape
+    plane = prod(sizes)
+    channels_last = len(sizes) == 2 and x.permute(0, 2, 3, 1).is_contiguous()
+    if not (channels_last or x.is_contiguous()) or serving("layout", x) != "cpu":
         return empty_batch_last(x, *x.shape).copy_(x)
-    copy = allocate_batch_last(*x.shape)
+    copy = allocate_batch_last(x.shape)
     # One matrix (N, C*H*W) to transpose, or, channels last, for each position of the plane one (N, C).
     columns, matrices = (channels, plane) if channels_last else (channels * plane, 1)
-    kernels().transpose(
-        source=x.data_ptr(), source_pitch=channels * plane, source_distance=channels,
-        target=copy.data_ptr(), target_pitch=plane * count if channels_last else count, target_distance=count,
-        rows=count, columns=columns, count=matrices, threads=torch.get_num_threads(),
-    )  # fmt: skip
+    _transpose(
+        x, channels * plane, channels, copy, plane * count if channels_last else count, count, count, columns, matrices
+    )
     return copy
 
 
@@ -87,27 +110,25 @@ def to_channels_last(x: Tensor) -> Tensor:
 
     Nothing is recorded for a gradient.
     """
-    if not kernels_serve(x) or not is_batch_last(x):
+    if not is_batch_last(x) or serving("layout", x) != "cpu":
         return x.contiguous(memory_format=torch.channels_last)
     count, channels, height, width = x.shape
     plane = height * width
     # batch-last of the channels is channels-last of the batch
-    copy = allocate_batch_last(channels, count, height, width).movedim(0, 1)
-    kernels().transpose(
-        source=x.data_ptr(), source_pitch=plane * count, source_distance=count,
-        target=copy.data_ptr(), target_pitch=plane * channels, target_distance=channels,
-        rows=channels, columns=count, count=plane, threads=torch.get_num_threads(),
-    )  # fmt: skip
+    copy = allocate_batch_last((channels, count, height, width)).movedim(0, 1)
+    _transpose(x, plane * count, count, copy, plane * channels, channels, channels, count, plane)
     return copy
 
 
-def _strides(shape: Sequence[int]) -> list[int]:
-    """Return the strides of a batch-last tensor."""
-    strides, step = [1], shape[0]
-    for size in reversed(shape[1:]):
-        strides.insert(1, step)
-        step *= size
-    return strides
+def _transpose(
+    source: Tensor, source_pitch: int, source_distance: int, target: Tensor, target_pitch: int, target_distance: int,
+    rows: int, columns: int, count: int,
+) -> None:  # fmt: skip
+    """Transpose `count` matrices; pitch is the way between rows, distance that between matrices, in floats."""
+    kernels().transpose(
+        source.data_ptr(), source_pitch, source_distance, target.data_ptr(), target_pitch, target_distance,
+        rows, columns, count, torch.get_num_threads(),
+    )  # fmt: skip
 
 
 @torch.library.custom_op("regrow::to_batch_last", mutates_args=(), device_types=("cpu", "cuda"))

@@ -7,8 +7,11 @@ from importlib import import_module
 from types import ModuleType
 
 # torch comes first: the kernels then share its OpenMP threads.
-import torch
-from torch import Tensor
+import torch  # noqa: F401
+
+__all__ = ["MISSING", "instruction_set", "kernels", "use_instruction_set"]
+
+MISSING = "regrow was installed without its compiled kernels; reinstall it where GCC 11 or Clang 14 is, or newer"
 
 
 def _load() -> ModuleType | None:
@@ -31,15 +34,8 @@ def kernels() -> ModuleType:
         RuntimeError: if this installation has none.
     """
     if _kernels is None:
-        raise RuntimeError("regrow was installed without its compiled kernels; reinstall it with a GCC 11 or Clang 14")
+        raise RuntimeError(MISSING)
     return _kernels
-
-
-def kernels_serve(*tensors: Tensor | None) -> bool:
-    """Return whether compiled kernels exist for these tensors: float32 on the CPU."""
-    return _kernels is not None and all(
-        tensor is None or (tensor.device.type == "cpu" and tensor.dtype == torch.float32) for tensor in tensors
-    )
 
 
 def instruction_set() -> str:

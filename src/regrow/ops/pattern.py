@@ -8,22 +8,28 @@ transposed weight, whose rows are the input channels. A `Pattern` builds each gr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from regrow.core.units import Units
 from regrow.ops.blocking import choose_blocking
 from regrow.ops.native import kernels
 
-# A place within a block is stored in 16 bits.
-_PLACES = 1 << 15
+__all__ = ["Blocks", "Geometry", "Pattern"]
+
+# An offset within a block is stored in 16 bits.
+_OFFSETS = 1 << 15
+
+_Kept = TypeVar("_Kept")
 
 
 class Blocks(NamedTuple):
-    """The nonzeros of one direction of a weight, grouped for the cache; every tensor is int32 but `place`, int16.
+    """The nonzeros of one direction of a weight, grouped for the cache; every tensor is int32 but `offset`, int16.
 
     Entries are sorted by phase of the output (one, but for the transposed index of a strided convolution), block of
     input channels, and segment: the nonzeros of one output row in that block. Within a block segments of equal
@@ -32,7 +38,7 @@ class Blocks(NamedTuple):
 
     Attributes:
         order: for each entry, which of the parameter's values it is.
-        place: for each entry, channel within the block * taps + tap.
+        offset: for each entry, channel within the block * taps + tap.
         segment_row: the output row of each segment.
         segment_start: first entry of each segment, and the number of entries.
         block_start: first segment of each block of each phase, and the number of segments.
@@ -40,7 +46,7 @@ class Blocks(NamedTuple):
     """
 
     order: Tensor
-    place: Tensor
+    offset: Tensor
     segment_row: Tensor
     segment_start: Tensor
     block_start: Tensor
@@ -55,6 +61,14 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
+    def phase(self, kernel: tuple[int, int]) -> Tensor:
+        """Return which inputs, modulo the stride, each tap's outputs read, int32: inputs of one phase share taps."""
+        height, width = (
+            (torch.arange(taps, dtype=torch.int32) * dilation - padding) % stride
+            for taps, dilation, padding, stride in zip(kernel, self.dilation, self.padding, self.stride, strict=True)
+        )
+        return (height[:, None] * self.stride[1] + width).reshape(-1)
+
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
@@ -63,14 +77,22 @@ class Pattern:
     Args:
         shape: shape of the dense weight: (outputs, inputs) or (outputs, inputs of a group, height, width).
         positions: sorted flat positions of the weights that exist, int32 or int64, on the CPU.
+        unit: outputs and inputs of the blocks of weights that are dropped and grown whole.
 
     Raises:
-        ValueError: if the positions are not sorted, repeat, or leave the shape; or for a weight of another rank.
+        ValueError: if the positions are not sorted, repeat, leave the shape, or are not whole units; or for a weight
+            of another rank.
+
+    Example:
+        >>> Pattern((4, 3), torch.tensor([1, 4]), unit=(2, 1)).density
+        0.16666666666666666
     """
 
     shape: tuple[int, ...]
     positions: Tensor
+    unit: tuple[int, int] = (1, 1)
     _cache: dict[object, Blocks] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         positions = self.positions
@@ -80,22 +102,30 @@ class Pattern:
             raise ValueError("positions must be a 1-D tensor of int32 or int64")
         if len(positions) > torch.iinfo(torch.int32).max:
             raise ValueError(f"at most 2**31 - 1 weights can exist in one layer, not {len(positions)}")
-        if prod(self.kernel) > _PLACES:
-            raise ValueError(f"a kernel of {self.kernel} has more than {_PLACES} taps")
+        if prod(self.kernel) > _OFFSETS:
+            raise ValueError(f"a kernel of {self.kernel} has more than {_OFFSETS} taps")
         if len(positions) and not (
             bool(positions[0] >= 0) and bool(positions[-1] < self.numel) and bool((positions.diff() > 0).all())
         ):
             raise ValueError(f"positions must be sorted, distinct and within the shape {self.shape}")
+        if self.unit != (1, 1):
+            self._check_units()
 
     @staticmethod
-    def of_mask(mask: Tensor) -> Pattern:
+    def of_mask(mask: Tensor, unit: tuple[int, int] = (1, 1)) -> Pattern:
         """Return the pattern of a bool tensor that is true where a weight exists."""
-        return Pattern(tuple(mask.shape), mask.reshape(-1).nonzero().squeeze(1).cpu())
+        return Pattern(tuple(mask.shape), mask.reshape(-1).nonzero().squeeze(1).cpu(), unit)
 
     @property
     def nonzeros(self) -> int:
         """How many weights exist."""
-        return len(self.positions)
+        return self.positions.shape[0]
+
+    def __deepcopy__(self, _: object) -> Pattern:
+        return self  # nothing of it changes
+
+    def __reduce__(self) -> tuple[type[Pattern], tuple[Any, ...]]:
+        return Pattern, (self.shape, self.positions, self.unit)
 
     @property
     def numel(self) -> int:
@@ -142,6 +172,17 @@ class Pattern:
             self._cache[key] = self._group(geometry, transposed=True)
         return self._cache[key]
 
+    def keep(self, key: object, make: Callable[[], _Kept]) -> _Kept:
+        """Return what a backend keeps with the pattern under a key; made when it is first asked for."""
+        kept: _Kept | None = self._kept.get(key)
+        if kept is None:
+            kept = self._kept[key] = make()
+        return kept
+
+    def _check_units(self) -> None:
+        """Raise a ValueError unless the positions are whole units."""
+        Units(self.shape, self.unit).numbers_of(self.positions.long())
+
     def _group(self, geometry: Geometry, *, transposed: bool) -> Blocks:
         """Group the nonzeros by phase, block of channels and row."""
         inputs = self.shape[1] * geometry.groups
@@ -150,7 +191,7 @@ class Pattern:
             rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed,
             linear=len(self.shape) == 2,
         )  # fmt: skip
-        phase = self._phase(geometry) if transposed and geometry.stride != (1, 1) else None
+        phase = geometry.phase(self.kernel) if transposed and geometry.stride != (1, 1) else None
         positions = self.positions.contiguous()
         made = kernels().group(
             positions=positions.data_ptr(), wide=positions.dtype == torch.int64, nonzeros=self.nonzeros,
@@ -158,16 +199,6 @@ class Pattern:
             transposed=transposed, channels_per_block=blocking.channels_per_block,
             phase=0 if phase is None else phase.data_ptr(), phases=1 if phase is None else prod(geometry.stride),
         )  # fmt: skip
-        order, place, segment_row, segment_start, block_start = made
+        order, offset, segment_row, segment_start, block_start = made
         choice = torch.tensor(blocking, dtype=torch.int32)
-        return Blocks(order, place, segment_row, segment_start, block_start, choice)
-
-    def _phase(self, geometry: Geometry) -> Tensor:
-        """Return which inputs, modulo the stride, each tap's outputs read, int32: inputs of one phase share taps."""
-        height, width = (
-            (torch.arange(taps, dtype=torch.int32) * dilation - padding) % stride
-            for taps, dilation, padding, stride in zip(
-                self.kernel, geometry.dilation, geometry.padding, geometry.stride, strict=True
-            )
-        )
-        return (height[:, None] * geometry.stride[1] + width).reshape(-1)
+        return Blocks(order, offset, segment_row, segment_start, block_start, choice)

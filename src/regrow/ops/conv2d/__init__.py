@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from regrow.ops.conv2d.cpu import conv2d_cpu
-from regrow.ops.conv2d.reference import conv2d_reference
-from regrow.ops.native import kernels_serve
 from regrow.ops.pattern import Geometry, Pattern
+from regrow.ops.select import Backends, in_precision_of
+
+__all__ = ["sparse_conv2d"]
+
+_backends = Backends(__name__)
+# Strides and the like are 32-bit numbers to kernels, and so are their sums.
+_LARGEST = 1 << 29
 
 
 def sparse_conv2d(
@@ -22,9 +27,9 @@ def sparse_conv2d(
 ) -> Tensor:
     """Convolve with a weight of which only some positions exist.
 
-    Kernels serve float32 on the CPU; for anything else the weight is made dense. The result has the batch innermost
-    in memory (see `regrow.ops.layout`) where kernels made it; `x` may have any layout and is copied only if its own
-    is another.
+    Kernels serve float32 on the CPU, and under autocast convert their input to it; for anything else the weight is
+    made dense. The result has the batch innermost in memory (see `regrow.ops.layout`) where kernels made it; `x` may
+    have any layout and is copied only if its own is another.
 
     Args:
         x: input, shape (N, C, H, W).
@@ -41,26 +46,42 @@ def sparse_conv2d(
 
     Raises:
         ValueError: if shapes do not fit.
+        RuntimeError: if the kernel does not fit the padded plane.
+
+    Example:
+        >>> import torch
+        >>> pattern = Pattern((1, 1, 2, 2), torch.tensor([3]))
+        >>> sparse_conv2d(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), torch.tensor([2.0]), None, pattern)
+        tensor([[[[8.]]]])
     """
     geometry = Geometry(stride, padding, dilation, groups)
-    _check(x, values, bias, pattern, geometry)
-    if kernels_serve(x, values, bias):
-        return conv2d_cpu(x, values, bias, pattern, geometry)
-    return conv2d_reference(x, values, bias, pattern, geometry)
-
-
-def _check(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> None:
-    if len(pattern.shape) != 4 or x.dim() != 4:
-        raise ValueError(f"a convolution wants 4 dimensions: input {tuple(x.shape)}, weight {pattern.shape}")
-    outputs, channels = pattern.shape[:2]
-    if geometry.groups < 1 or outputs % geometry.groups or x.shape[1] != channels * geometry.groups:
-        raise ValueError(f"input {tuple(x.shape)} and weight {pattern.shape} do not fit {geometry.groups} groups")
-    if values.dim() != 1 or values.shape[0] != pattern.nonzeros:
+    if torch.compiler.is_compiling():
+        _checked(pattern, geometry)
+    else:
+        pattern.keep(("checked", geometry), lambda: _checked(pattern, geometry))
+    outputs, channels, *_ = pattern.shape
+    if x.dim() != 4 or x.shape[1] != channels * groups:
+        raise ValueError(f"input {tuple(x.shape)} and weight {pattern.shape} do not fit {groups} groups")
+    if values.shape != pattern.positions.shape:
         raise ValueError(f"{pattern.nonzeros} weights exist, but values have shape {tuple(values.shape)}")
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != outputs):
         raise ValueError(f"{outputs} outputs want as many biases, not shape {tuple(bias.shape)}")
-    if min(*geometry.stride, *geometry.dilation) < 1 or min(geometry.padding) < 0:
+    if x.dtype is not values.dtype:
+        x = in_precision_of(values, x)
+    output: Tensor = _backends.select(x, values, bias, unit=pattern.unit).conv2d(x, values, bias, pattern, geometry)
+    return output
+
+
+def _checked(pattern: Pattern, geometry: Geometry) -> bool:
+    """Raise a ValueError unless a geometry fits a pattern."""
+    stride, padding, dilation, groups = geometry
+    if len(pattern.shape) != 4:
+        raise ValueError(f"a convolution wants a weight of 4 dimensions, not of shape {pattern.shape}")
+    if groups < 1 or pattern.shape[0] % groups:
+        raise ValueError(f"the outputs of a weight of shape {pattern.shape} do not divide into {groups} groups")
+    if min(*stride, *dilation) < 1 or min(padding) < 0:
         raise ValueError(f"stride and dilation must be at least 1 and padding at least 0, not {geometry}")
-
-
-__all__ = ["sparse_conv2d"]
+    reach = [step * taps for step, taps in zip(dilation, pattern.kernel, strict=True)]
+    if max(*stride, *padding, *reach) > _LARGEST:
+        raise ValueError(f"stride, padding and dilation times kernel must be at most {_LARGEST}, not {geometry}")
+    return True

@@ -1,34 +1,370 @@
-"""Convolution with a sparse weight by the compiled kernels: directly, or by operators where PyTorch traces."""
+"""Convolution with a sparse weight by the compiled kernels, float32 on the CPU.
+
+A linear layer is a convolution on a plane of one position: its input has shape (N, C), its output (N, O).
+"""
 
 from __future__ import annotations
 
+import atexit
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+import torch
 from torch import Tensor
 
-from regrow.ops.conv2d import eager, operators, run
-from regrow.ops.eager import serves
+from regrow.ops.autograd import Differentiable, direct
+from regrow.ops.check import check_index, check_tensor, check_that
+from regrow.ops.layout import allocate_batch_last, empty_batch_last, to_batch_last
+from regrow.ops.native import kernels
 from regrow.ops.pattern import Blocks, Geometry, Pattern
 
+__all__ = ["conv2d", "flat", "plan_of", "plan_of_index", "product", "unflat", "values_gradient"]
 
-def conv2d_cpu(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
+# Shapes of inputs that a plan remembers, and the largest number that kernels take for a stride and the like.
+_MOST_SHAPES = 64
+_LARGEST = 1 << 29
+
+
+class _Sizes(NamedTuple):
+    """What follows from the shape of an input: shape of the output, and the geometry as the kernels take it."""
+
+    output: tuple[int, ...]
+    forward: Any
+    transposed: Any
+
+
+class Plan:
+    """A pattern and a geometry as the kernels take them, with what follows from the shapes seen so far.
+
+    Args:
+        weight_shape: shape of the dense weight: (outputs, inputs of a group, height, width) or (outputs, inputs).
+        geometry: stride, padding, dilation and groups.
+        blocks: grouped by output row.
+    """
+
+    def __init__(self, weight_shape: Sequence[int], geometry: Geometry, blocks: Blocks | None) -> None:
+        self.outputs, self.channels = weight_shape[0], weight_shape[1] * geometry.groups
+        self.transposed: Any = None
+        self._geometry = geometry
+        self._kernel = tuple(weight_shape[2:])
+        self._blocks = [blocks]  # whose addresses the kernels are given
+        self.forward = None if blocks is None else _index(blocks, self.outputs, self.channels)
+        self.nonzeros = 0 if blocks is None else len(blocks.order)
+        self._sizes: dict[tuple[int, ...], _Sizes] = {}
+        _plans.add(self)
+
+    def transpose(self, blocks: Blocks) -> None:
+        """Take the nonzeros grouped by input channel, which the input's gradient uses."""
+        self._blocks.append(blocks)
+        self.transposed = _index(blocks, self.channels, self.outputs)
+
+    def sizes(self, shape: tuple[int, ...]) -> _Sizes:
+        """Return what follows from the shape of an input."""
+        known = self._sizes.get(shape)
+        if known is None:
+            if len(self._sizes) >= _MOST_SHAPES:
+                self._sizes.clear()
+            known = self._sizes[shape] = self._follow(shape)
+        return known
+
+    def forget(self) -> None:
+        """Let go of what belongs to the kernels' module."""
+        self.forward = self.transposed = None
+        self._sizes.clear()
+
+    def _follow(self, shape: tuple[int, ...]) -> _Sizes:
+        output = output_shape(shape, (self.outputs, self.channels, *self._kernel), self._geometry)
+        native = kernels()
+        ends = ((shape, output, False), (output, shape, True))
+        both = []
+        for source, target, transposed in ends:
+            axes = [
+                native.Axis(source_size, target_size, *numbers)
+                for source_size, target_size, *numbers in zip(
+                    (*source, 1, 1)[2:4], (*target, 1, 1)[2:4], (*self._kernel, 1, 1)[:2], *self._geometry[:3],
+                    strict=True,
+                )
+            ]  # fmt: skip
+            both.append(native.Geometry(shape[0], *axes, transposed))
+        return _Sizes(output, *both)
+
+
+_plans: WeakSet[Plan] = WeakSet()
+
+
+@atexit.register
+def _forget() -> None:
+    # The kernels' module complains of objects that outlive it.
+    for plan in list(_plans):
+        plan.forget()
+
+
+def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
     """Convolve float32 tensors on the CPU; arguments as for `regrow.ops.sparse_conv2d`."""
-    if serves(x, values, bias):
-        return eager.convolve(x, values, bias, pattern, geometry)
-    return operators.convolve(x, values, bias, pattern, geometry)
+    return product(x, values, bias, pattern, geometry)
 
 
-def conv2d_values_gradient(
-    index: list[Tensor], x: Tensor, output_gradient: Tensor, weight_shape: list[int], geometry: Geometry
-) -> Tensor:
+def product(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
+    """Return the output of a convolution or, for an input of shape (N, C), of a linear layer."""
+    if direct(x, values, bias):
+        plan = pattern.keep(geometry, lambda: plan_of(pattern, geometry))
+        if plan.transposed is None and x.requires_grad and torch.is_grad_enabled():
+            plan.transpose(pattern.transposed_blocks(geometry))
+        output: Tensor = _convolution(plan, x, values, bias)
+        return output
+    wants_input_gradient = torch.is_grad_enabled() and x.requires_grad
+    transposed = list(pattern.transposed_blocks(geometry)) if wants_input_gradient else []
+    traced: Tensor = _convolution.traced(
+        x, values, bias, list(pattern.forward_blocks(geometry)), transposed, list(pattern.shape), flat(geometry)
+    )
+    return traced
+
+
+def plan_of(pattern: Pattern, geometry: Geometry) -> Plan:
+    """Return the plan of a pattern, without its transposed index."""
+    return Plan(pattern.shape, geometry, pattern.forward_blocks(geometry))
+
+
+def values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor) -> Tensor:
     """Return the gradient of weights of a convolution or a linear layer, float32 on the CPU, shape (weights,).
 
     Args:
-        index: the `Blocks` of the weights, as from `Pattern.forward_blocks`.
+        plan: of the weights.
         x: input of the layer, shape (N, C, H, W) or (N, C).
         output_gradient: gradient of its output, shape (N, O, H', W') or (N, O).
-        weight_shape: shape of the dense weight.
-        geometry: stride, padding, dilation and groups.
     """
-    plane = [*weight_shape, 1, 1][:4]
-    if x.dim() == 2:
-        output_gradient, x = (tensor.unsqueeze(-1).unsqueeze(-1) for tensor in (output_gradient, x))
-    return run.values_gradient(output_gradient, x, Blocks(*index), plane, geometry)
+    return _values_gradient(plan, to_batch_last(x), to_batch_last(output_gradient), None)
+
+
+def _values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor, bias_gradient: Tensor | None) -> Tensor:
+    """Return the gradient of values; that of the bias comes along for less than it costs alone."""
+    gradient = x.new_empty(plan.nonzeros)
+    kernels().values_gradient(
+        plan.sizes(x.shape).forward, plan.forward, output_gradient.data_ptr(), x.data_ptr(), gradient.data_ptr(),
+        0 if bias_gradient is None else bias_gradient.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return gradient
+
+
+def output_shape(shape: Sequence[int], weight_shape: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
+    """Return the shape of the output, (N, O, H', W') or (N, O).
+
+    Raises:
+        RuntimeError: if the kernel does not fit the padded plane.
+    """
+    plane = []
+    for size, kernel, stride, padding, dilation in zip(
+        shape[2:], weight_shape[2:], *(geometry[:3] if len(shape) == 4 else ((), (), ())), strict=True
+    ):
+        room = size + 2 * padding - dilation * (kernel - 1) - 1
+        if room < 0:
+            raise RuntimeError(
+                f"a kernel of {tuple(weight_shape[2:])} with dilation {geometry.dilation} is larger than a plane of "
+                f"{tuple(shape[2:])} with padding {geometry.padding}"
+            )
+        plane.append(room // stride + 1)
+    return (shape[0], weight_shape[0], *plane)
+
+
+def _run(plan: Plan, _: object, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    sizes = plan.sizes(x.shape)
+    values = values.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    output = allocate_batch_last(sizes.output)
+    kernels().gather(
+        sizes.forward, plan.forward, values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(),
+        output.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return output
+
+
+def _keep(wanted: Sequence[bool], inputs: Sequence[Tensor | None], _: object) -> tuple[Tensor | None, ...]:
+    # What no gradient needs is not kept alive, but for the values: whether they changed tells whether the index did.
+    return inputs[0] if wanted[1] else None, inputs[1]
+
+
+def _gradients(
+    plan: Plan, input_shape: tuple[int, ...], wanted: Sequence[bool], given: Tensor, x: Tensor | None, values: Tensor
+) -> list[Tensor]:
+    wants_x, wants_values, wants_bias = wanted
+    made = []
+    if wants_x:
+        values = values.contiguous()
+        of_x = allocate_batch_last(input_shape)
+        kernels().gather(
+            plan.sizes(input_shape).transposed, plan.transposed, values.data_ptr(), 0, given.data_ptr(),
+            of_x.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        made.append(of_x)
+    if wants_values and x is not None:
+        of_bias = given.new_empty(plan.outputs) if wants_bias else None
+        made.append(_values_gradient(plan, x, given, of_bias))
+        if of_bias is not None:
+            made.append(of_bias)
+    elif wants_bias:
+        # In the order of memory.
+        made.append(given.movedim(0, -1).flatten(1).sum(1))
+    return made
+
+
+_convolution = Differentiable(_run, _keep, _gradients, inputs=3, differentiable=3)
+
+
+# What the compiler and the exporter see takes the index structure as tensors and all else as numbers.
+
+
+def flat(geometry: Geometry) -> list[int]:
+    """Return a geometry as the numbers that an operator can take: stride, padding, dilation, groups."""
+    return [*geometry.stride, *geometry.padding, *geometry.dilation, geometry.groups]
+
+
+def unflat(numbers: Sequence[int]) -> Geometry:
+    """Return the geometry that `flat` made numbers of."""
+    stride, padding, dilation = ((numbers[at], numbers[at + 1]) for at in (0, 2, 4))
+    return Geometry(stride, padding, dilation, numbers[6])
+
+
+def plan_of_index(
+    index: Sequence[Tensor],
+    transposed_index: Sequence[Tensor],
+    weight_shape: Sequence[int],
+    numbers: Sequence[int],
+    nonzeros: int | None = None,
+) -> Plan:
+    """Return the plan of index structures from anywhere, either of which may be missing.
+
+    Raises:
+        ValueError: if they, the shape or the geometry are not what kernels take.
+    """
+    check_that(len(numbers) == 7, f"a geometry has 7 numbers, not {list(numbers)}")
+    check_that(
+        len(weight_shape) in (2, 4) and min(weight_shape) > 0, f"a weight cannot have shape {list(weight_shape)}"
+    )
+    geometry = unflat(numbers)
+    stride, padding, dilation, groups = geometry
+    kernel = (weight_shape[2], weight_shape[3]) if len(weight_shape) == 4 else (1, 1)
+    reach = [step * taps for step, taps in zip(dilation, kernel, strict=True)]
+    check_that(
+        min(*stride, *dilation, groups) > 0 and min(padding) >= 0 and max(*stride, *padding, *reach) <= _LARGEST,
+        f"stride, dilation and groups must be at least 1, padding at least 0, and none too large: {geometry}",
+    )
+    check_that(
+        len(weight_shape) == 4 or geometry == Geometry(),
+        f"a linear weight has no stride, padding and so on: {geometry}",
+    )
+    outputs, channels = weight_shape[0], weight_shape[1] * groups
+    check_that(outputs % groups == 0, f"{outputs} outputs do not divide into {groups} groups")
+    taps = kernel[0] * kernel[1]
+    plan = Plan(weight_shape, geometry, None)
+    if index:
+        check_index(index, rows=outputs, channels=channels, taps=taps, nonzeros=nonzeros)
+        plan = Plan(weight_shape, geometry, Blocks(*index))
+    if transposed_index:
+        phases = stride[0] * stride[1]
+        phase = geometry.phase(kernel) if phases > 1 else None
+        check_index(
+            transposed_index, rows=channels, channels=outputs, taps=taps, nonzeros=nonzeros, phase=phase, phases=phases
+        )
+        plan.transpose(Blocks(*transposed_index))
+    return plan
+
+
+def check_input(plan: Plan, x: Tensor, weight_shape: Sequence[int], name: str = "the input") -> None:
+    """Raise a ValueError unless an input fits a weight."""
+    check_tensor(name, x)
+    check_that(
+        x.dim() == len(weight_shape) and x.shape[1] == plan.channels,
+        f"{name} of shape {tuple(x.shape)} does not fit a weight of shape {tuple(weight_shape)}",
+    )
+
+
+def _operator(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: list[Tensor],
+    transposed_index: list[Tensor],
+    weight_shape: list[int],
+    geometry: list[int],
+) -> Tensor:
+    check_tensor("values", values)
+    check_that(values.dim() == 1, f"values must have one dimension, not shape {tuple(values.shape)}")
+    check_that(index, "the index is missing")
+    plan = plan_of_index(index, transposed_index, weight_shape, geometry, len(values))
+    check_input(plan, x, weight_shape)
+    check_tensor("the bias", bias, (plan.outputs,))
+    if not x.numel():
+        return allocate_batch_last(plan.sizes(x.shape).output).zero_()
+    return _run(plan, None, to_batch_last(x), values, bias)
+
+
+def _gradient_operator(
+    output_gradient: Tensor,
+    x: Tensor | None,
+    values: Tensor,
+    index: list[Tensor],
+    transposed_index: list[Tensor],
+    weight_shape: list[int],
+    geometry: list[int],
+    input_shape: list[int],
+    wanted: list[bool],
+) -> list[Tensor]:
+    """Return the gradients that are wanted, in this order: of input, values, bias."""
+    check_that(len(wanted) == 3, f"three gradients are wanted or not, not {wanted}")
+    wants_x, wants_values, _ = wanted
+    check_tensor("values", values)
+    check_that(values.dim() == 1, f"values must have one dimension, not shape {tuple(values.shape)}")
+    plan = plan_of_index(index, transposed_index, weight_shape, geometry, len(values))
+    check_that(not wants_x or transposed_index, "the input's gradient wants a transposed index")
+    check_that(not wants_values or (x is not None and index), "the values' gradient wants the input and the index")
+    shape = tuple(input_shape)
+    check_that(
+        len(shape) == len(weight_shape) and shape[1] == plan.channels and min(shape) >= 0,
+        f"an input of shape {shape} does not fit a weight of shape {tuple(weight_shape)}",
+    )
+    check_tensor("the input", x, shape)
+    check_tensor("the output's gradient", output_gradient, plan.sizes(shape).output)
+    if not output_gradient.numel():
+        made = [output_gradient.new_zeros(shape), torch.zeros_like(values), output_gradient.new_zeros(plan.outputs)]
+        return [each for each, wants in zip(made, wanted, strict=True) if wants]
+    x = None if x is None else to_batch_last(x)
+    return _gradients(plan, shape, wanted, to_batch_last(output_gradient), x, values)
+
+
+def _fake(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: list[Tensor],
+    transposed_index: list[Tensor],
+    weight_shape: list[int],
+    geometry: list[int],
+) -> Tensor:
+    return empty_batch_last(x, *output_shape(x.shape, weight_shape, unflat(geometry)))
+
+
+def _gradient_fake(
+    output_gradient: Tensor,
+    x: Tensor | None,
+    values: Tensor,
+    index: list[Tensor],
+    transposed_index: list[Tensor],
+    weight_shape: list[int],
+    geometry: list[int],
+    input_shape: list[int],
+    wanted: list[bool],
+) -> list[Tensor]:
+    wants_x, wants_values, wants_bias = wanted
+    made = [empty_batch_last(output_gradient, *input_shape)] if wants_x else []
+    made += [values.new_empty(values.shape)] if wants_values else []
+    return made + ([values.new_empty(weight_shape[0])] if wants_bias else [])
+
+
+operator, gradient_operator = _convolution.operators("conv2d", _operator, _gradient_operator, _fake, _gradient_fake)
+
+
+def _index(blocks: Blocks, rows: int, channels: int) -> Any:
+    """Return an index structure as the kernels take it."""
+    addresses = [tensor.data_ptr() for tensor in blocks]
+    return kernels().Index(*addresses, len(blocks.order), rows, channels)

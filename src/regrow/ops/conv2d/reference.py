@@ -7,6 +7,8 @@ from torch import Tensor
 
 from regrow.ops.pattern import Geometry, Pattern
 
+__all__ = ["conv2d", "dense_weight"]
+
 
 def dense_weight(values: Tensor, pattern: Pattern) -> Tensor:
     """Return the dense weight: the values at their positions, zero elsewhere."""
@@ -14,6 +16,6 @@ def dense_weight(values: Tensor, pattern: Pattern) -> Tensor:
     return values.new_zeros(pattern.numel).index_put((positions,), values).reshape(pattern.shape)
 
 
-def conv2d_reference(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
+def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
     """Convolve with the dense weight; arguments as for `regrow.ops.sparse_conv2d`."""
     return F.conv2d(x, dense_weight(values, pattern), bias, *geometry)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from regrow.ops.linear.cpu import linear_cpu
-from regrow.ops.linear.reference import linear_reference
-from regrow.ops.native import kernels_serve
 from regrow.ops.pattern import Pattern
+from regrow.ops.select import Backends, in_precision_of
+
+__all__ = ["sparse_linear"]
+
+_backends = Backends(__name__)
 
 
 def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
     """Multiply by a weight of which only some positions exist.
 
-    Kernels serve float32 on the CPU; for anything else the weight is made dense. A result of two dimensions has the
-    batch innermost in memory, strides (1, N), where kernels made it; an input of that layout is not copied.
+    Kernels serve float32 on the CPU, and under autocast convert their input to it; for anything else the weight is
+    made dense. A result of two dimensions has the batch innermost in memory, strides (1, N), where kernels made it; an
+    input of that layout is not copied.
 
     Args:
         x: input, shape (..., inputs).
@@ -27,16 +30,21 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Patte
 
     Raises:
         ValueError: if shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> pattern = Pattern((2, 3), torch.tensor([0, 4]))
+        >>> sparse_linear(torch.tensor([1.0, 10.0, 100.0]), torch.tensor([2.0, 5.0]), None, pattern)
+        tensor([ 2., 50.])
     """
-    if len(pattern.shape) != 2 or x.dim() < 1 or x.shape[-1] != pattern.shape[1]:
-        raise ValueError(f"input {tuple(x.shape)} does not fit a weight of shape {pattern.shape}")
-    if values.dim() != 1 or values.shape[0] != pattern.nonzeros:
+    shape = pattern.shape
+    if len(shape) != 2 or x.dim() < 1 or x.shape[-1] != shape[1]:
+        raise ValueError(f"input {tuple(x.shape)} does not fit a weight of shape {shape}")
+    if values.shape != pattern.positions.shape:
         raise ValueError(f"{pattern.nonzeros} weights exist, but values have shape {tuple(values.shape)}")
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != pattern.shape[0]):
-        raise ValueError(f"{pattern.shape[0]} outputs want as many biases, not shape {tuple(bias.shape)}")
-    if kernels_serve(x, values, bias):
-        return linear_cpu(x, values, bias, pattern)
-    return linear_reference(x, values, bias, pattern)
-
-
-__all__ = ["sparse_linear"]
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != shape[0]):
+        raise ValueError(f"{shape[0]} outputs want as many biases, not shape {tuple(bias.shape)}")
+    if x.dtype is not values.dtype:
+        x = in_precision_of(values, x)
+    output: Tensor = _backends.select(x, values, bias, unit=pattern.unit).linear(x, values, bias, pattern)
+    return output

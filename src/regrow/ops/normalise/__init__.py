@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from regrow.ops.dropout import check_share, dropout
-from regrow.ops.dropout import serves as dropout_serves
-from regrow.ops.eager import serves
-from regrow.ops.native import kernels_serve
-from regrow.ops.normalise import eager, operators
-from regrow.ops.normalise.reference import normalise_reference
-from regrow.ops.normalise.run import Running, Settings
+from regrow.ops.dropout import check_rate
+from regrow.ops.normalise.settings import Running, Settings
+from regrow.ops.select import Backends
+
+__all__ = ["Running", "normalise"]
+
+_backends = Backends(__name__)
 
 
 def normalise(
@@ -24,8 +23,8 @@ def normalise(
     residual: Tensor | None = None,
     epsilon: float = 1e-5,
     relu: bool = False,
-    dropped: float = 0.0,
-    seed: int = 0,
+    rate: float = 0.0,
+    seed: int | None = None,
     running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise every channel, scale and shift it, add a residual, apply ReLU, drop elements.
@@ -42,8 +41,8 @@ def normalise(
         residual: added before ReLU, shape as `x`.
         epsilon: added to the variance.
         relu: whether negative results become zero.
-        dropped: the share of dropout at the end, as for `regrow.ops.dropout`.
-        seed: which elements that drops.
+        rate: of dropout at the end, as for `regrow.ops.dropout`.
+        seed: which elements that drops, as for `regrow.ops.dropout`.
         running: statistics to move, in place, towards those of this batch; not where the mean is given.
 
     Returns:
@@ -51,7 +50,7 @@ def normalise(
 
     Raises:
         ValueError: if shapes do not fit, only one of mean and variance is given, one number a channel is all there is
-            to take them from, running statistics are given beside them, or the share lies outside.
+            to take them from, running statistics are given beside them, or the rate lies outside.
 
     Example:
         >>> import torch
@@ -61,28 +60,13 @@ def normalise(
     """
     _check(x, weight, bias, mean, variance, residual)
     _check_running(x, mean, running)
-    check_share(dropped)
-    tensors = (x, weight, bias, mean, variance, residual)
-    if not (kernels_serve(*tensors) and x.numel()):
-        normalised = normalise_reference(x, weight, bias, mean, variance, residual, epsilon, relu)
-    elif serves(*tensors) and (not dropped or dropout_serves(x)) and (running is None or running.served):
-        settings = Settings(epsilon, relu, dropped, seed)
-        return eager.normalise(x, weight, bias, mean, variance, residual, settings, running)
-    else:
-        normalised = operators.normalise(x, weight, bias, mean, variance, residual, epsilon, relu)
-    output, mean, variance = normalised
-    if running is not None:
-        _follow(running, mean, variance, x.numel() // x.shape[1])
-    return dropout(output, dropped, seed), mean, variance
-
-
-@torch.no_grad()
-def _follow(running: Running, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Move running statistics towards those of a batch with `count` numbers a channel."""
-    running.batches.add_(1)
-    share: float = running.momentum if running.momentum is not None else 1.0 / float(running.batches)
-    running.mean.mul_(1 - share).add_(mean, alpha=share)
-    running.variance.mul_(1 - share).add_(variance, alpha=share * count / (count - 1))
+    check_rate(rate)
+    settings = Settings(epsilon, relu, mean is None, rate, seed)
+    backend = _backends.select(x, weight, bias, mean, variance, residual)
+    output: tuple[Tensor, Tensor, Tensor] = backend.normalise(
+        x, weight, bias, mean, variance, residual, settings, running
+    )
+    return output
 
 
 def _check(x: Tensor, *others: Tensor | None) -> None:
@@ -108,6 +92,3 @@ def _check_running(x: Tensor, mean: Tensor | None, running: Running | None) -> N
         raise ValueError("running statistics follow the batch's own: give no mean and variance beside them")
     if any(statistic.shape != x.shape[1:2] for statistic in running[:2]) or running.batches.dim():
         raise ValueError(f"running statistics of {x.shape[1]} channels want as many numbers each, and one for batches")
-
-
-__all__ = ["Running", "normalise"]

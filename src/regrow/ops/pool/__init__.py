@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from regrow.ops.eager import serves
-from regrow.ops.native import kernels_serve
-from regrow.ops.pool import eager, operators
-from regrow.ops.pool.reference import max_pool2d_reference, mean_pool2d_reference
-from regrow.ops.pool.run import MOST_TAPS, Window
+from regrow.ops.pool.window import MOST_TAPS, Window
+from regrow.ops.select import Backends
+
+__all__ = ["MOST_TAPS", "max_pool2d", "mean_pool2d"]
+
+_backends = Backends(__name__)
 
 
 def max_pool2d(
@@ -37,10 +38,9 @@ def max_pool2d(
         tensor([[[[3.]]]])
     """
     window = Window(kernel, stride, padding)
-    _check(x, window)
-    if kernels_serve(x) and x.numel() and kernel[0] * kernel[1] <= MOST_TAPS:
-        return eager.max_pool2d(x, window) if serves(x) else operators.max_pool2d(x, window)
-    return max_pool2d_reference(x, window)
+    window.check(x.shape)
+    output: Tensor = _backends.select(x).max_pool2d(x, window)
+    return output
 
 
 def mean_pool2d(
@@ -66,22 +66,8 @@ def mean_pool2d(
         tensor([[[[1.5000]]]])
     """
     window = Window(kernel, stride, padding)
-    _check(x, window)
+    window.check(x.shape)
     if divisor is not None and divisor < 1:
         raise ValueError(f"the divisor must be at least 1, not {divisor}")
-    if kernels_serve(x) and x.numel():
-        return (eager.mean_pool2d if serves(x) else operators.mean_pool2d)(x, window, divisor or 0)
-    return mean_pool2d_reference(x, window, divisor)
-
-
-def _check(x: Tensor, window: Window) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"pooling wants 4 dimensions (N, C, H, W), not {tuple(x.shape)}")
-    kernel, stride, padding = window
-    if min(*kernel, *stride) < 1 or min(padding) < 0 or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-        raise ValueError(f"kernel and stride must be at least 1 and padding at most half the kernel, not {window}")
-    if any(size + 2 * p < k for size, p, k in zip(x.shape[2:], padding, kernel, strict=True)):
-        raise ValueError(f"a window of {kernel} does not fit an input of {tuple(x.shape)} with padding {padding}")
-
-
-__all__ = ["MOST_TAPS", "max_pool2d", "mean_pool2d"]
+    output: Tensor = _backends.select(x).mean_pool2d(x, window, divisor)
+    return output
