@@ -11,7 +11,8 @@ from torch import nn
 import regrow
 from regrow.convert import choose as choosing
 from regrow.convert.choose import Choice, remembered
-from regrow.experiments.bench.steps.measure import Settings, measure, step_configs
+from regrow.experiments.bench.steps.measure import measure
+from regrow.experiments.bench.steps.report import Settings, step_configs
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 

@@ -20,7 +20,8 @@ def reading_gradients(read):
         read.append((entries.index, entries.grad.clone()))
         return entries.grad.abs()
 
-    return dataclasses.replace(method("rigl").recipe(), grow=grow)
+    # named, or the score would be tried on entries that are none of the run's
+    return dataclasses.replace(method("rigl").recipe(), grow=grow, needs=("gradient",))
 
 
 def gradients(run):

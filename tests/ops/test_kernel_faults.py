@@ -12,9 +12,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from regrow.ops.conv2d.run import convolve, input_gradient, values_gradient
 from torch import Tensor
 
+from regrow.ops.conv2d import cpu
+from regrow.ops.layout import to_batch_last
 from regrow.ops.native import kernels
 from regrow.ops.pattern import Geometry, Pattern
 
@@ -32,7 +33,7 @@ class Direction:
         blocks = pattern.transposed_blocks(geometry) if transposed else pattern.forward_blocks(geometry)
         inputs = shape[1] * geometry.groups
         strided = transposed and geometry.stride != (1, 1)
-        self.phase = pattern._phase(geometry) if strided else None
+        self.phase = geometry.phase(pattern.kernel) if strided else None
         self.settings = {
             "values": pattern.nonzeros,
             "rows": inputs if transposed else shape[0],
@@ -181,6 +182,13 @@ def layer(shape: tuple[int, ...]) -> tuple[Pattern, Tensor, Tensor]:
     return pattern, values, torch.randn(shape[0], generator=generator)
 
 
+def planned(pattern: Pattern, geometry: Geometry) -> cpu.Plan:
+    """Return what the kernels are called with, for both directions."""
+    plan = cpu.plan_of(pattern, geometry)
+    plan.transpose(pattern.transposed_blocks(geometry))
+    return plan
+
+
 def gradients(
     x: Tensor, shape: tuple[int, ...], geometry: Geometry, threads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -189,11 +197,10 @@ def gradients(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        output = convolve(x, values, bias, pattern.forward_blocks(geometry), shape, geometry)
+        plan = planned(pattern, geometry)
+        output = cpu._run(plan, (), to_batch_last(x), values, bias)
         ones = torch.ones_like(output)
-        of_input = input_gradient(ones, values, pattern.transposed_blocks(geometry), x.shape, shape, geometry)
-        of_bias = torch.full((shape[0],), math.nan)
-        of_values = values_gradient(ones, x, pattern.forward_blocks(geometry), shape, geometry, of_bias)
+        of_input, of_values, of_bias = cpu._gradients(plan, x.shape, (True,) * 3, ones, to_batch_last(x), values)
     finally:
         torch.set_num_threads(before)
     dense = torch.zeros(shape)
@@ -239,12 +246,12 @@ def test_a_batch_of_no_samples_has_gradients_of_zero(plane: tuple[int, int], thr
 @pytest.mark.usefixtures("any_instruction_set")
 @pytest.mark.parametrize("batch", [1, 3, 40])
 def test_without_inputs_outputs_are_the_bias(batch: int) -> None:
-    shape, geometry, bias = (5, 0, 1, 1), Geometry(), torch.randn(5)
-    index = Pattern(shape[:2], torch.zeros(0, dtype=torch.int32)).forward_blocks(geometry)
-    x, of_bias = torch.randn(batch, 0, 1, 1), torch.full((5,), math.nan)
-    output = convolve(x, torch.zeros(0), bias, index, shape, geometry)
-    of_values = values_gradient(torch.ones_like(output), x, index, shape, geometry, of_bias)
-    assert torch.equal(output, bias.view(1, 5, 1, 1).expand_as(output))
+    bias = torch.randn(5)
+    plan = cpu.plan_of(Pattern((5, 0), torch.zeros(0, dtype=torch.int32)), Geometry())
+    x = torch.randn(batch, 0)
+    output = cpu._run(plan, (), x, torch.zeros(0), bias)
+    of_values, of_bias = cpu._gradients(plan, x.shape, (False, True, True), torch.ones_like(output), x, torch.zeros(0))
+    assert torch.equal(output, bias.expand(batch, 5))
     assert of_values.shape == (0,)
     assert torch.equal(of_bias, torch.full((5,), float(batch)))
 

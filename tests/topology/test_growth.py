@@ -6,57 +6,32 @@ import re
 
 import pytest
 import torch
+from agreement import (
+    ADAM,
+    EVERY,
+    MLP,
+    SGD,
+    STEPS,
+    assert_close,
+    assert_storages_agree,
+    each_main_optimizer,
+    momentum_method,
+    run,
+)
 from torch import nn
 
 import regrow
-from cases import COMPATIBLE, METHODS, MODELS, Model, Run, assert_same, method, model, optimization, weights
+from cases import COMPATIBLE, METHODS, MODELS, Model, Run, assert_same, method, model, optimization
 from regrow.core.growth import candidates, exact, window
 from regrow.core.positions import lookup
 from regrow.ops.select import serving
 from regrow.storage import sparse_weights
 from regrow.topology.optimizer_state import momentum
 
-EVERY, STEPS = 3, 12
-MLP, SGD, ADAM = model("mlp"), optimization("sgd-nesterov"), optimization("adam")
 SOURCES = [exact(), window(1), window(2), window(7), candidates(2, 1), candidates(7, 0.5)]
 each_source = pytest.mark.parametrize("growth", SOURCES, ids=str)
 each_sparse_model = pytest.mark.parametrize("model", [row for row in MODELS if row.sparse], ids=lambda row: row.name)
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda row: row.name)
-each_main_optimizer = pytest.mark.parametrize(
-    "optimization", [SGD, optimization("adamw-foreach")], ids=lambda row: row.name
-)
-
-
-def run(growth, storage="cpu", method=None, model=MLP, optimization=SGD, *, keep_returning=False, **settings):
-    recipe = (method or momentum_method()).factory(every=EVERY, steps=STEPS)
-    recipe = dataclasses.replace(recipe, growth=growth, keep_returning=keep_returning)
-    settings = {"prepare": nn.Module.double, **settings}
-    return Run(model, recipe, optimization, storage=storage, **settings)
-
-
-def momentum_method():
-    return method("sparse-momentum")
-
-
-def assert_close(left, right, tolerance):
-    """Assert equal masks, and weights that differ by `tolerance` of the largest of their layer at most."""
-    assert_same(regrow.masks(left.model), regrow.masks(right.model))
-    ours, theirs = weights(left.model), weights(right.model)
-    for name, weight in theirs.items():
-        assert (ours[name] - weight).abs().max() <= tolerance * weight.abs().max()
-
-
-def assert_storages_agree(make, tolerance, steps=range(STEPS)):
-    """Assert that two trainings, one on each storage, have the same masks and weights after every step."""
-    masked, sparse = (make(storage) for storage in ("masked", "cpu"))
-    updates = 0
-    for seed in steps:
-        before = regrow.masks(masked.model)
-        for one in (masked, sparse):
-            one.step(seed)
-        updates += any(not torch.equal(mask, before[name]) for name, mask in regrow.masks(masked.model).items())
-        assert_close(sparse, masked, tolerance)
-    return updates
 
 
 @each_method
@@ -291,109 +266,6 @@ class _Loop:
             scaler.step(one.optimizer)
             scaler.update()
         _Loop.scaled(one, seed)
-
-
-class _Transformed:
-    """What a loop may do to gradients between backward and step. Masked storage does it to dense gradients."""
-
-    @staticmethod
-    def clipped_by_value(one, seed):
-        one.optimizer.zero_grad()
-        one.loss(seed).backward()
-        nn.utils.clip_grad_value_(one.model.parameters(), 0.01)
-        one.optimizer.step()
-
-    @staticmethod
-    def clipped_by_norm(one, seed):
-        one.optimizer.zero_grad()
-        one.loss(seed).backward()
-        nn.utils.clip_grad_norm_(one.model.parameters(), 0.05)
-        one.optimizer.step()
-
-    @staticmethod
-    def with_noise(one, seed):
-        one.optimizer.zero_grad()
-        one.loss(seed).backward()
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in one.model.parameters():
-            noise = torch.randn(parameter.numel(), generator=generator, dtype=parameter.dtype)
-            parameter.grad.add_(noise.view_as(parameter), alpha=1e-3)
-        one.optimizer.step()
-
-    @staticmethod
-    def largest_cleared(one, seed):
-        one.optimizer.zero_grad()
-        one.loss(seed).backward()
-        for parameter in one.model.parameters():
-            parameter.grad.view(-1)[parameter.grad.abs().argmax()] = 0
-        one.optimizer.step()
-
-    @staticmethod
-    def between_micro_batches(one, seed):
-        one.optimizer.zero_grad()
-        for part in range(3):
-            one.loss(seed + 100 * part).backward()
-            torch._foreach_mul_([parameter.grad for parameter in one.model.parameters()], 0.5)
-        one.optimizer.step()
-
-    @staticmethod
-    def unscaled_and_clipped(one, seed):
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-        one.optimizer.zero_grad()
-        scaler.scale(one.loss(seed)).backward()
-        scaler.unscale_(one.optimizer)
-        nn.utils.clip_grad_value_(one.model.parameters(), 0.01)
-        scaler.step(one.optimizer)
-
-    @staticmethod
-    def named_inputs(one, seed):
-        one.optimizer.zero_grad()
-        one.loss(seed).backward(inputs=list(one.model.parameters()))
-        one.optimizer.step()
-
-    @staticmethod
-    def set_by_hand(one, seed):
-        parameters = list(one.model.parameters())
-        for parameter, gradient in zip(parameters, torch.autograd.grad(one.loss(seed), parameters), strict=True):
-            parameter.grad = gradient
-        one.optimizer.step()
-
-    @staticmethod
-    def clamped_in_a_closure(one, seed):
-        def closure():
-            one.optimizer.zero_grad()
-            loss = one.loss(seed)
-            loss.backward()
-            for parameter in one.model.parameters():
-                parameter.grad.clamp_(-0.005, 0.02)
-            return loss
-
-        one.optimizer.step(closure)
-
-
-TRANSFORMED = [getattr(_Transformed, name) for name in vars(_Transformed) if not name.startswith("_")]
-
-
-@pytest.mark.parametrize("loop", TRANSFORMED, ids=lambda loop: loop.__name__)
-@pytest.mark.parametrize("name", ["sparse-momentum", "rigl"])
-@each_main_optimizer
-def test_what_a_loop_does_to_gradients_it_does_to_those_of_absent_weights(loop, name, optimization):
-    def make(storage):
-        one = run(exact(), storage, method(name), model("conv2d"), optimization)
-        one.step = lambda seed: loop(one, seed)
-        return one
-
-    assert assert_storages_agree(make, 1e-9) == {"rigl": 2}.get(name, 3)
-
-
-def test_hooks_on_parameters_see_absent_weights_too():
-    def make(storage):
-        one = run(exact(), storage, model=model("conv2d"))
-        for parameter in one.model.parameters():
-            parameter.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
-        return one
-
-    assert_storages_agree(make, 1e-9)
 
 
 @pytest.mark.parametrize("storage", ["masked", "cpu"])

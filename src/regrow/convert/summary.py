@@ -155,10 +155,10 @@ def summary(model: nn.Module, example: Tensor | None = None) -> Summary:
         >>> print(summary(model))  # doctest: +NORMALIZE_WHITESPACE
         weight              shape   storage  nonzeros  density   bytes  as sparse  FLOPs a position
         -------------------------------------------------------------------------------------------
-        0.weight            50x100  masked        500   0.1000  40,000      4,204             1,000
-        1.weight            10x50   masked         50   0.1000   4,000        444               100
+        0.weight            50x100  masked        500   0.1000  25,000      4,204             1,000
+        1.weight            10x50   masked         50   0.1000   2,500        444               100
         -------------------------------------------------------------------------------------------
-        all sparse weights                        550   0.1000  44,240      4,888             1,100
+        all sparse weights                        550   0.1000  27,740      4,888             1,100
         60 more parameters are dense; 610 in all
     """
     weights = sparse_weights(model)

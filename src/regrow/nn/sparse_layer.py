@@ -24,7 +24,7 @@ class Covered(NamedTuple):
     Attributes:
         positions: sorted flat positions, those of active weights among them, int32 or int64; None for every position
             of the dense weight.
-        active: where the numbers of the active weights stand in the parameter, int64, shape (nonzeros,).
+        active: where the numbers of the active weights stand in the parameter, int32 or int64, shape (nonzeros,).
         pattern: index structure of the positions; None for all.
     """
 
@@ -121,13 +121,14 @@ class SparseLayer(nn.Module, ABC):
             positions: sorted flat positions, those of active weights among them, int32 or int64; None for all.
         """
         if positions is None:
-            return Covered(None, self.index.long(), None)
-        active, found = find(self.index.long(), positions.long())
+            return Covered(None, self.index, None)
+        positions = compact(positions, self._numel)
+        active, found = find(self.index, positions)
         if not bool(found.all()):
             raise ValueError("positions to be covered must hold those of all active weights")
         pattern = self.pattern_of(positions.cpu())
         gradient.prepare(pattern, self.values, self.geometry)
-        return Covered(compact(positions, self._numel), active, pattern)
+        return Covered(positions, compact(active, len(positions)), pattern)
 
     def hold(self, numbers: Tensor, covered: Covered | None) -> None:
         """Let the parameter hold the numbers of other covered positions; it stays the same object, without gradient.
@@ -195,9 +196,10 @@ class SparseLayer(nn.Module, ABC):
         self.values.grad = None
         self.index = index
         if self.covered.positions is None:
-            self.covered = Covered(None, index.long(), None)
+            self.covered = Covered(None, index, None)
         else:
-            self.covered = self.covered._replace(active=find(index.long(), self.covered.positions.long())[0])
+            positions = self.covered.positions
+            self.covered = self.covered._replace(active=compact(find(index, positions)[0], len(positions)))
         self.prepare()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -133,6 +133,8 @@ class TopologyUpdater:
             ValueError: if the state belongs to a model with other sparse weights, or other units.
         """
         own = self.state_dict()
+        if not isinstance(state, Mapping) or not own.keys() <= state.keys():
+            raise ValueError("this is no state of a TopologyUpdater: load what its state_dict() returned")
         for what, differ in (("shapes", "sparse weights differ"), ("units", "units differ")):
             names = own[what].keys() | state[what]
             different = sorted(name for name in names if own[what].get(name) != state[what].get(name))

@@ -36,7 +36,8 @@ def test_the_peak_is_that_of_a_process_of_its_own():
     found, failed = peaks(config, ("dense", "sparse"), "cpu")
     assert failed == {}
     weights = 4 * (3072 * 1024 + 1024 * 10)
-    assert 3 * weights <= found["dense"] < 5 * weights  # weights, gradients, momentum
+    # weights, gradients and momentum; some of their pages the process may have touched before it began
+    assert 2.9 * weights <= found["dense"] < 5 * weights
     assert found["sparse"] < weights
     assert found["sparse, update"] > found["sparse"] + weights  # growth looks at all absent weights before
 

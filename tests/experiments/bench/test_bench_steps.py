@@ -111,7 +111,7 @@ def test_state_is_what_is_held_between_steps():
     of_dense, of_masked, of_sparse = map(state_of, trainings)
     whole = 4 * (weights + biases)
     assert (of_dense.weights, of_dense.index, of_dense.gradients, of_dense.optimizer) == (whole, 0, whole, whole)
-    assert (of_masked.weights, of_masked.index, of_masked.total) == (whole, 4 * weights, 3 * whole + 4 * weights)
+    assert (of_masked.weights, of_masked.index, of_masked.total) == (whole, weights, 3 * whole + weights)
     kept = 4 * (nonzeros + biases)
     assert (of_sparse.weights, of_sparse.gradients, of_sparse.optimizer) == (kept, kept, kept)
     assert of_sparse.index == sum(layer.pattern.nbytes for layer in sparse if isinstance(layer, regrow.SparseLinear))

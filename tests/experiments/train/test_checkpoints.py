@@ -150,8 +150,8 @@ def test_the_command_line_refuses_a_run_without_a_sound_checkpoint(tmp_path):
     [
         ({"model_options": {"hidden": [20, 10]}}, "size mismatch"),
         ({"model_options": {"hidden": [300]}}, "fc3.weight"),
-        ({"method": "dense"}, "fc1.weight_mask"),
-        ({"keep_dense": ["first"]}, "fc1.weight_mask"),
+        ({"method": "dense"}, "no state of a TopologyUpdater"),
+        ({"keep_dense": ["first"]}, "the sparse weights differ in fc1.weight"),
     ],
 )
 def test_weights_and_masks_of_another_model_are_refused(tmp_path, other, words):
