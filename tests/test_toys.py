@@ -446,3 +446,8 @@ def test_a_study_takes_two_files(copy):
     assert "Compare sizes of the batch." in shown
     assert "64" in (copy.folder / "study" / "table.md").read_text()
     assert len(list((copy.folder / "study").glob("*/result.json"))) == 2
+
+
+def test_contributing_names_every_addition():
+    text = (HERE.parent / "CONTRIBUTING.md").read_text()
+    assert [name for name in globals() if name.startswith("test_a_") and name not in text] == []
