@@ -147,17 +147,6 @@ class Pattern:
         """Height and width of the kernel; a linear weight has one tap."""
         return (self.shape[2], self.shape[3]) if len(self.shape) == 4 else (1, 1)
 
-    @property
-    def row_pointers(self) -> Tensor:
-        """Where the nonzeros of each output row start, and their number: int64, one longer than the rows."""
-        first = torch.arange(self.shape[0] + 1) * (self.numel // max(1, self.shape[0]))
-        return torch.searchsorted(self.positions.long(), first)
-
-    @property
-    def columns(self) -> Tensor:
-        """Position of each nonzero within its output row: int32."""
-        return (self.positions % max(1, prod(self.shape[1:]))).int()
-
     def forward_blocks(self, geometry: Geometry) -> Blocks:
         """Return the grouping by output row, which the forward pass and the values' gradient use."""
         key = ("forward", geometry.dilation, geometry.stride, geometry.groups)

@@ -54,8 +54,10 @@ def _describe(folder: Path, dataset: Dataset) -> list[Record]:
         return [good(f"{counts} in {folder}; there is no digest to compare them with")]
     (train_images, _), (test_images, _) = layouts.read(folder, dataset)
     counts = f"{len(train_images)} training and {len(test_images)} test images"
-    if not dataset.digests:
+    if "scikit-learn" in dataset.layouts:
         return [good(f"{counts}, part of scikit-learn")]
+    if not dataset.digests:
+        return [good(f"{counts} in {folder}; there is no digest to compare them with")]
     if layouts.recognise(folder, dataset) != "parquet":
         return [good(f"{counts} in {folder}; the digests are those of the published files")]
     records = [good(f"{counts} in {folder}")]
