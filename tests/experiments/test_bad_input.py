@@ -37,6 +37,11 @@ def setting(pair, *words):
         (["--backend", "magic"], ["there is no backend 'magic'", "auto, masked"]),
         (["--epochs", "0"], ["epochs = 0", "greater than or equal to 1"]),
         (["--seed", "-1"], ["seed = -1"]),
+        (["--seed", str(2**64)], [f"seed = {2**64}", "less than"]),
+        setting("batch_size=9223372036854775808", "batch_size = 9223372036854775808"),
+        setting("block=4", "block = 4"),
+        setting("block=01x1", "block = '01x1'", "outputs x inputs"),
+        setting("seed=2001-99-99", "not valid YAML"),
         setting("keep_dense=[head*]", "'head*' matches no weight", "fc1.weight, fc2.weight, fc3.weight"),
         setting("keep_dense=3", "keep_dense = 3 does not fit"),
         setting("preset=digits-mlp", "name the preset as the first argument"),
@@ -179,10 +184,10 @@ def test_a_folder_that_holds_another_run(run, preset, options, words):
 
 
 def test_a_run_whose_settings_are_damaged(tmp_path):
-    for content in ("[", "density: 3", "", "a list"):
-        (tmp_path / "config.yaml").write_text(content)
+    for content in (b"[", b"density: 3", b"", b"a list", b"\xff\xfe\x00", b"seed: 2001-99-99", b"[" * 5000):
+        (tmp_path / "config.yaml").write_bytes(content)
         refused(command("train", "digits-mlp", "--out", tmp_path, "--resume"), "config.yaml is not a run's settings")
-        assert (tmp_path / "config.yaml").read_text() == content
+        assert (tmp_path / "config.yaml").read_bytes() == content
 
 
 def test_nothing_to_resume(tmp_path):
@@ -225,7 +230,22 @@ def test_a_folder_in_which_another_process_is_at_work(tmp_path):
     out = tmp_path / "run"
     with lock_folder(out):
         refused(command("train", "digits-mlp", "--epochs", 1, "--out", out), "another process", "another --out")
-    assert list(out.iterdir()) == []
+        assert list(out.iterdir()) == []
+    assert not out.exists()
+
+
+def test_the_largest_seed(tmp_path):
+    assert command("train", "digits-mlp", "--epochs", 1, "--out", tmp_path, "--seed", 2**64 - 1).exit_code == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"test_accuracy": null}'])
+def test_a_result_that_is_damaged_is_named_and_can_be_made_again(tmp_path, content):
+    result = train(tiny(), tmp_path)
+    (tmp_path / "result.json").write_bytes(content)
+    refused(command("train", "digits-mlp", "--out", tmp_path, "--resume"), "result.json is damaged", "delete it")
+    (tmp_path / "result.json").unlink()
+    again = train(tiny(), tmp_path, resume=True)
+    assert again["test_loss"] == result["test_loss"]
 
 
 def test_one_layer_to_keep_dense_needs_no_list():

@@ -75,7 +75,7 @@ def test_a_file_size_limit(stopped):
     receiver, sender = Pipe(duplex=False)
 
     def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # a checkpoint takes 600 kB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # a checkpoint takes 480 kB
         result = command("train", "digits-mlp", "--out", run, "--resume")
         sender.send((result.exit_code, result.stdout, result.stderr))
 
@@ -90,12 +90,12 @@ def test_a_file_size_limit(stopped):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1.5 MB: two checkpoints fit, a third does not."""
+    """A file system of 1.2 MB: two checkpoints fit, a third does not."""
     if os.geteuid() or not shutil.which("mount"):
         pytest.skip("mounting takes root")
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", disk]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no tmpfs can be mounted here")
     yield disk

@@ -19,7 +19,7 @@ from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, say
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.loop import Reporter, resume_config
 from regrow.experiments.train.loop import train as run_training
-from regrow.experiments.train.methods import METHODS, check_method, run_name
+from regrow.experiments.train.methods import METHODS, check_method, recipe_file, run_name
 from regrow.experiments.train.presets import PRESETS
 from regrow.experiments.train.presets import preset as find_preset
 from regrow.experiments.train.progress import ProgressBar, Quiet, TensorBoard
@@ -59,10 +59,10 @@ def train(
         changes.update(read_settings(settings))
         base = find_preset(preset)
         config = override(base, changes)
-        check_method(config.method)
         out = out or default_out(config)
         if resume:
             config = resume_config(base, changes, out)
+        check_method(config.method)
         reporters: list[Reporter] = [ProgressBar(ERR) if ERR.is_terminal else Quiet(ERR)]
         if config.tensorboard:
             reporters.append(TensorBoard(out / "tensorboard"))
@@ -70,6 +70,8 @@ def train(
             result = run_training(config, out, resume=resume, data_root=data, reporters=tuple(reporters))
         except StoppedError as stopped:
             again = ["regrow", "train", preset, "--out", str(out), "--resume", *(["--data", str(data)] if data else [])]
+            if recipe_file(config.method) is not None:
+                again += ["--method", config.method]
             say(f"{stopped}; go on with: {shlex.join(again)}")
             raise typer.Exit(128 + stopped.signal_number) from None
         line(_sentence(result, out))

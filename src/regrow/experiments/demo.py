@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from regrow.experiments.study.plots import plot_comparison
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.loop import Reporter, train
 from regrow.experiments.train.presets import preset
-from regrow.experiments.train.result import Result
+from regrow.experiments.train.result import Result, read_metrics
 from regrow.ops.native import kernels
 
 __all__ = ["demo"]
@@ -51,7 +50,7 @@ def demo(out: Path, data_root: Path | None, console: Console, reporter: Reporter
         runs[method] = (train(config, folder, resume=resume, data_root=data_root, reporters=(reporter,)), folder)
 
     console.print(_table({method: result for method, (result, _) in runs.items()}))
-    rows = {method: _metrics(folder) for method, (_, folder) in runs.items()}
+    rows = {method: read_metrics(folder) for method, (_, folder) in runs.items()}
     plot = out / "demo.png"
     plot_comparison(rows, plot, f"{base.model} on {base.data}")
     console.print(f"plot: {plot}", highlight=False, soft_wrap=True)
@@ -90,10 +89,6 @@ def _base(data_root: Path | None, console: Console) -> TrainConfig:
         console.print(reason, markup=False, highlight=False, soft_wrap=True)
         return preset("digits-mlp")
     return override(preset("fashion-lenet300-100"), {"epochs": _EPOCHS})
-
-
-def _metrics(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def _table(results: dict[str, Result]) -> Table:

@@ -16,7 +16,10 @@ Preset = Annotated[str, typer.Argument(help="Name of a preset; `regrow presets` 
 DataRoot = Annotated[
     Path | None, typer.Option("--data", envvar="REGROW_DATA", help="Folder with the data sets, or the one data set.")
 ]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as learning_rate=0.05 or block=4x1."),
+]
 Epochs = Annotated[int | None, typer.Option(help="Epochs; every schedule scales with them.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")]
 

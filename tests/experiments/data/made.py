@@ -52,6 +52,12 @@ def make_pickles(folder, monkeypatch):
     return np.concatenate(images[:5]).reshape(-1, 3, 32, 32)
 
 
+def publish(archive, monkeypatch):
+    """Make an archive of CIFAR-10 the published one."""
+    digests = {**registry.DATASETS["cifar10"].digests, archive.name: hashlib.md5(archive.read_bytes()).hexdigest()}
+    alter(monkeypatch, "cifar10", digests=digests)
+
+
 def encode(pixels, form="PNG"):
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, form)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from made import IDX, load, make_folder, make_mnist, make_parquet, make_pickles, one_line
+from made import IDX, load, make_folder, make_mnist, make_parquet, make_pickles, one_line, publish
 
 from regrow.experiments import data
 from regrow.experiments.data import idx, layouts, pickles, registry
@@ -40,6 +40,7 @@ def test_pickles(tmp_path, monkeypatch, archived):
     if archived:
         with tarfile.open(tmp_path / pickles.ARCHIVE, "w:gz") as archive:
             archive.add(tmp_path / pickles.FOLDER, pickles.FOLDER)
+        publish(tmp_path / pickles.ARCHIVE, monkeypatch)
         shutil.rmtree(tmp_path / pickles.FOLDER)
     (images, labels), (test_images, _) = layouts.read(tmp_path, registry.get("cifar10"))
     assert (images == expected).all()

@@ -135,6 +135,7 @@ def other_value(name, value):
         "clip_gradient_norm": 0.25,
         "method": "set",
         "growth": "window:44",
+        "block": "4x1",
     }
     if name in choices:
         return choices[name]

@@ -24,8 +24,9 @@ def last_step(out):
 
 
 @EACH_METHOD
-def test_killed_at_random_moments(small_runs, tmp_path, method):
-    config, out, random, kills = small_runs(method=method, epochs=4), tmp_path / "killed", Random(method), 0
+@pytest.mark.parametrize("least", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(small_runs, tmp_path, method, least):
+    config, out, random, kills = small_runs(method=method, epochs=least), tmp_path / "killed", Random(method), 0
     train(config, tmp_path / "whole")
     while not (out / "result.json").exists():
         resume = (out / "config.yaml").exists()
@@ -38,7 +39,7 @@ def test_killed_at_random_moments(small_runs, tmp_path, method):
         process.kill()
         process.join()
         kills += 1
-    assert kills >= 4
+    assert kills >= least
     train(config, out, resume=True)
     assert_same_run(out, tmp_path / "whole")
 

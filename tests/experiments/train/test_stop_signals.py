@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from data.made import make_folder
 from runs import assert_same_run, child, command, refused, tiny
 
 from regrow.experiments.cli import app
@@ -102,6 +103,38 @@ class _Stuck:
     def step(self, run):
         while True:
             time.sleep(0.01)
+
+
+class _GroupCommand(Command):
+    """A command with a process group of its own, which gets the signal whole."""
+
+    @staticmethod
+    def _run(arguments, end):
+        os.setpgid(0, 0)
+        Command._run(arguments, end)
+
+    def stop(self, number):
+        os.killpg(self.process.pid, number)
+        return super().stop(0)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_processes_that_decode_images_outlive_a_signal_to_all(tmp_path, monkeypatch, number, status, pause):
+    make_folder(tmp_path / "imagenet")
+    monkeypatch.setattr("regrow.experiments.data.cache.folder", lambda: tmp_path / "cache")
+    settings = ("data=imagenet", "valid_samples=0", "image_size=16", "workers=2", "batch_size=2", "device=cpu")
+    options = [part for setting in settings for part in ("--set", setting)]
+    out = tmp_path / "run"
+    training = _GroupCommand(
+        "train", "digits-mlp", "--epochs", 100_000, "--data", tmp_path, "--out", out, "--density", 0.2, *options
+    )
+    wait_for(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text(), training.process)
+    time.sleep(pause)
+    code, message = training.stop(number)
+    assert (code, message.count("\n")) == (status, 1), message
+    assert message.startswith("regrow: stopped after step ")
+    assert list_checkpoints(out / "checkpoints")
 
 
 KILLED = pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow)

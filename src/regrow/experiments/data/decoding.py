@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +73,26 @@ def _collate(parts: Sequence[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor]
     return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good])
 
 
+_STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
+
+
+@contextmanager
+def _hold_stop_signals() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM in this thread and in processes that it starts meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ignore_stop_signals(_: int) -> None:
+    """Leave it to the parent to stop a worker: it needs the batches until the step is done and the run saved."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+
 class DecodingBatches:
     """Batches of encoded images, resized and cropped to one size.
 
@@ -124,8 +146,11 @@ class DecodingBatches:
             collate_fn=_collate,
             pin_memory=torch.device(self._device).type == "cuda",
             generator=torch.Generator(),  # else it draws from the global one
+            worker_init_fn=_ignore_stop_signals,
         )
-        for _, batch in zip(self._position.remaining(), loader, strict=True):
+        with _hold_stop_signals():
+            decoded_batches = iter(loader)
+        for _, batch in zip(self._position.remaining(), decoded_batches, strict=True):
             if isinstance(batch, str):
                 raise UserError(batch)
             images, labels = (part.to(self._device, non_blocking=True) for part in batch)

@@ -16,6 +16,10 @@ from regrow.experiments.errors import UserError
 __all__ = ["content", "parse", "present", "read"]
 
 
+_MOST_BYTES = 1 << 27
+"""More than any file of these data sets has, so that a small file cannot fill the memory."""
+
+
 def present(folder: Path, name: str) -> Path | None:
     """The file called `name` (without .gz) in `folder`, plain or gzipped; None if there is neither."""
     for path in (folder / name, folder / f"{name}.gz"):
@@ -31,10 +35,13 @@ def content(path: Path) -> bytes:
         UserError: if it cannot be read or decompressed.
     """
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            raw = stream.read(_MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it and fetch it again") from error
+    if len(raw) > _MOST_BYTES:
+        raise UserError(f"{path} holds more than {_MOST_BYTES} bytes, so it is another file; fetch it again")
+    return raw
 
 
 def parse(raw: bytes, path: Path) -> NDArray[np.uint8]:

@@ -26,7 +26,8 @@ class Dataset:
         classes: how many; None where the files say it.
         top: the pixel value that means 1.
         files: what a full copy holds, in the form in which mirrors hand it out.
-        digests: of the files' decompressed bytes; SHA-256 (64 digits), or MD5 (32) where that is what is published.
+        digests: of the files' decompressed bytes, and of archives as they are; SHA-256 (64 digits), or MD5 (32) where
+            that is what is published.
         mirrors: addresses to which a file's name is appended.
         system: folders into which an operating system's package puts the files.
         debian: the name of that package, fetched with `apt-get download`.
@@ -125,6 +126,7 @@ _ALL = (
         layouts=("pickles", "parquet"),
         files=("cifar-10-python.tar.gz",),
         digests={
+            "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
             "data_batch_1": "c99cafc152244af753f735de768cd75f",
             "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
             "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",

@@ -5,7 +5,6 @@ Masked storage throughout: there the momentum of all absent weights is at hand, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from regrow.experiments.study.methods import DENSITY
 from regrow.experiments.study.overlap import ComparedRun
 from regrow.experiments.study.study import Axis, Cell, Figure, Study
 from regrow.experiments.train.config import TrainConfig
+from regrow.experiments.train.result import read_metrics
 
 __all__ = ["GROWTH_STUDY", "in_common"]
 
@@ -46,7 +46,7 @@ def _settings(source: str) -> Mapping[str, Any]:
 
 
 def _counts(folder: Path) -> Mapping[str, Any]:
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    last = read_metrics(folder)[-1]
     return {name: last[name] for name in _COUNTS}
 
 

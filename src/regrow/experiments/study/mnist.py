@@ -5,7 +5,6 @@ Every part can be stopped and run again: finished runs stay. The page shows the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from regrow.experiments.study.plots import plot_errors
 from regrow.experiments.study.study import Cell, run_study
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.presets import preset
+from regrow.experiments.train.result import read_result
 
 __all__ = ["PARTS", "run_part", "write_page"]
 
@@ -111,7 +111,7 @@ def _methods_table(cells: list[Cell]) -> str:
 
 def _read(out: Path, part: str) -> list[dict[str, Any]]:
     """Return the results of the finished runs of a part."""
-    return [json.loads(path.read_text()) for path in sorted((out / part).glob("*/result.json"))]
+    return [read_result(path) for path in sorted((out / part).glob("*/result.json"))]
 
 
 def _each_run(results: list[dict[str, Any]]) -> str:

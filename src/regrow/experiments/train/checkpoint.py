@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import zipfile
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from regrow.experiments.errors import UserError
-from regrow.experiments.files import remove_left_overs, write_atomically
+from regrow.experiments.files import SEAL_BYTES, remove_left_overs, seal, seal_is_good, write_atomically
 
 __all__ = ["list_checkpoints", "load_checkpoint", "load_latest", "save_checkpoint"]
 
 _FORMAT = "regrow-checkpoint"
-_VERSION = 1
+_VERSION = 2
 _KEPT = 2
+_MEND = "delete it and --resume from the one before, or start again with another --out"
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -33,7 +34,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """
     path = folder / f"step-{step:09d}.pt"
     content = {"format": _FORMAT, "version": _VERSION, "state": state}
-    write_atomically(path, lambda file: torch.save(content, file))
+
+    def write(file: BinaryIO) -> None:
+        torch.save(content, file)
+        seal(file)
+
+    write_atomically(path, write)
     before = [earlier for earlier in list_checkpoints(folder) if earlier.name <= path.name]
     for other in set(list_checkpoints(folder)) - set(before[-_KEPT:]):
         other.unlink(missing_ok=True)
@@ -58,16 +64,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         >>> load_checkpoint(save_checkpoint(folder, 7, {"weights": torch.ones(2)}))
         {'weights': tensor([1., 1.])}
     """
-    mend = "delete it and --resume from the one before, or start again with another --out"
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # a damaged file makes zipfile raise nearly anything
-        raise UserError(f"checkpoint {path} is truncated or damaged ({error}): {mend}") from None
-    if damaged is not None:
-        raise UserError(f"checkpoint {path} is damaged (in {damaged}): {mend}")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): {_MEND}") from None
+    # What is loaded must be what was verified, so it is read once. The sums within a zip file do not cover its
+    # directory: with one bit changed there PyTorch leaves a tensor as it was allocated.
+    if not seal_is_good(io.BytesIO(raw)):
+        raise UserError(f"checkpoint {path} is truncated, damaged or not one of this version of regrow: {_MEND}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(raw[:-SEAL_BYTES]), map_location="cpu", weights_only=True)
         if content["format"] != _FORMAT:
             raise KeyError(_FORMAT)
         version, state = content["version"], content["state"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,12 @@ class TrainConfig(BaseModel):
     distribution: str = Field("uniform", description="uniform, erdos-renyi or erdos-renyi-kernel")
     keep_dense: tuple[str, ...] = Field((), description='weights to leave dense: globs, "first", "last"')
     backend: str = Field("auto", description="storage of the sparse weights")
+    method_digest: str | None = Field(
+        None, description="SHA-256 of the file that method names; written down when a run starts, and compared"
+    )
+    block: str | None = Field(
+        None, description="outputs x inputs of a unit, which is dropped and grown whole, as 4x1; single weights if null"
+    )
     prune_rate: float | None = Field(None, ge=0, le=1, description="first prune rate; the method's own if null")
     prune_rate_decay: Literal["constant", "cosine", "linear"] | None = Field(
         None, description="how the prune rate falls to 0.005; the method's own if null"
@@ -58,8 +65,8 @@ class TrainConfig(BaseModel):
     growth: str | None = Field(None, description=f"what growth looks at: {FORMS}; the recipe's own if null")
     update_every: float = Field(1.0, gt=0, description="epochs between updates of the topology")
     # optimisation
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(128, ge=1)
+    epochs: int = Field(ge=1, lt=2**31)
+    batch_size: int = Field(128, ge=1, lt=2**31)
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum, or Adam's first beta")
@@ -71,7 +78,7 @@ class TrainConfig(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     clip_gradient_norm: float | None = Field(None, gt=0)
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 means autocast")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     # the run
     device: str = Field("auto", description="auto takes CUDA where there is one")
     save_every_seconds: float = Field(60.0, gt=0, description="time between checkpoints")
@@ -88,6 +95,24 @@ class TrainConfig(BaseModel):
         if value is not None:
             parse_growth(value)
         return value
+
+    @field_validator("block")
+    @classmethod
+    def _names_a_block(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[1-9]\d{0,8}x[1-9]\d{0,8}", value):
+            raise ValueError("write outputs x inputs, for instance 4x1")
+        return value
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Outputs and inputs of a unit.
+
+        Example:
+            >>> TrainConfig(preset="mine", data="digits", model="mlp", epochs=2, block="4x1").block_shape
+            (4, 1)
+        """
+        outputs, inputs = (self.block or "1x1").split("x")
+        return int(outputs), int(inputs)
 
     def to_yaml(self) -> str:
         """Return the settings as YAML, in the order of the fields."""
@@ -138,7 +163,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {setting}: write key=value, for instance --set learning_rate=0.05")
         try:
             parsed[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2001-99-99 is no day
             raise UserError(f"--set {setting}: the value is not valid YAML") from None
     return parsed
 
@@ -150,6 +175,6 @@ def read_config(path: Path) -> TrainConfig:
         UserError: if the file is damaged or from an incompatible version.
     """
     try:
-        return TrainConfig(**yaml.safe_load(path.read_text()))
-    except (ValidationError, yaml.YAMLError, TypeError):
+        return TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError, TypeError, RecursionError):
         raise UserError(f"{path} is not a run's settings, or is damaged: take another --out for a new run") from None

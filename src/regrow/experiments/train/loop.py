@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,10 +14,11 @@ import torch
 
 from regrow.experiments.errors import StoppedError, UserError
 from regrow.experiments.files import lock_folder, remove_left_overs, write_text
-from regrow.experiments.train.checkpoint import load_latest, save_checkpoint
+from regrow.experiments.train.checkpoint import list_checkpoints, load_latest, save_checkpoint
 from regrow.experiments.train.config import TrainConfig, override, read_config
 from regrow.experiments.train.interrupt import StopRequest, catch_stop_signals
-from regrow.experiments.train.result import Result, result_of
+from regrow.experiments.train.methods import recipe_file, with_digest
+from regrow.experiments.train.result import Result, read_result, result_of
 from regrow.experiments.train.run import Metrics, Run
 
 __all__ = ["MakeRun", "Reporter", "resume_config", "train"]
@@ -83,16 +85,16 @@ def train(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is no folder: take another --out")
     finished = out / "result.json"
-    if resume and finished.exists():
-        result: Result = json.loads(finished.read_text())
-        return result
-    if not resume and (out / "config.yaml").exists():
-        kind = "a finished" if finished.exists() else "an unfinished"
-        raise UserError(f"{out} holds {kind} run: add --resume to go on with it, or take another --out")
-
-    run = make_run(config, data_root)
     with ExitStack() as stack:
-        stack.enter_context(lock_folder(out))
+        stack.enter_context(lock_folder(out))  # before anything is read: what is there must not change under way
+        if resume:
+            config = _same_run(_read_settings(out), config, out)
+            if finished.exists():
+                return read_result(finished)
+        else:
+            _require_no_run(out)
+            config = with_digest(config)
+        run = make_run(config, data_root)
         state, warnings = load_latest(out / "checkpoints") if resume else (None, [])
         if state is not None:
             run.load_state_dict(state)
@@ -121,15 +123,38 @@ def resume_config(config: TrainConfig, changes: dict[str, Any], out: Path) -> Tr
     Raises:
         UserError: if `out` holds no run, or one with other settings than asked for.
     """
+    saved = _read_settings(out)
+    if recipe_file(saved.method) is not None and "method" not in changes:
+        raise UserError(
+            f"the run in {out} says that its recipe is in a file, and no file runs on the word of a folder: "
+            f"if that is what you want, add --method {shlex.quote(saved.method)}"
+        )
+    return _same_run(saved, override(saved, {**changes, "preset": config.preset}), out)
+
+
+def _read_settings(out: Path) -> TrainConfig:
     if not (out / "config.yaml").exists():
         raise UserError(f"{out} holds no run to go on with: leave --resume out, or name its folder with --out")
-    saved = read_config(out / "config.yaml")
-    wanted = override(saved, {**changes, "preset": config.preset})
+    return read_config(out / "config.yaml")
+
+
+def _same_run(saved: TrainConfig, wanted: TrainConfig, out: Path) -> TrainConfig:
+    """Return the settings that are wanted, if they and the recipe's file are those of the run."""
+    wanted = wanted.model_copy(update={"method_digest": wanted.method_digest or saved.method_digest})
     for name in TrainConfig.model_fields:
         before, now = getattr(saved, name), getattr(wanted, name)
         if before != now and name not in _FREE_ON_RESUME:
             raise UserError(f"the run in {out} has {name} = {before}, not {now}: take another --out for a new run")
-    return wanted
+    if recipe_file(saved.method) is not None and saved.method_digest is None:
+        raise UserError(f"the settings of {out} lack the digest of {saved.method}: take another --out for a new run")
+    return with_digest(wanted)
+
+
+def _require_no_run(out: Path) -> None:
+    finished = (out / "result.json").exists()
+    if finished or (out / "config.yaml").exists() or list_checkpoints(out / "checkpoints"):
+        kind = "a finished" if finished else "an unfinished"
+        raise UserError(f"{out} holds {kind} run: add --resume to go on with it, or take another --out")
 
 
 def _train_to_end(run: Run, out: Path, reporters: tuple[Reporter, ...], stop: StopRequest) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -17,7 +19,7 @@ from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.growth import parse_growth
 from regrow.methods import METHODS
 
-__all__ = ["METHODS", "Factory", "check_method", "make_recipe", "run_name"]
+__all__ = ["METHODS", "Factory", "check_method", "make_recipe", "recipe_file", "run_name", "with_digest"]
 
 Factory = Callable[..., regrow.Recipe]
 
@@ -31,11 +33,12 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     function of `every` and `steps` (both in optimizer steps), with `prune_rate` if it takes one, that returns one.
 
     Raises:
-        UserError: if there is no such method or file, or the file does not hold a recipe.
+        UserError: if there is no such method or file, the file does not hold a recipe, or is not that of
+            `config.method_digest`.
     """
     steps = config.epochs * steps_per_epoch
     every = max(1, round(config.update_every * steps_per_epoch))
-    factory = _factory(config.method)
+    factory = _factory(config.method, config.method_digest)
     if isinstance(factory, regrow.Recipe):
         recipe = factory
     else:
@@ -75,8 +78,9 @@ def run_name(config: TrainConfig) -> str:
     method = f"{Path(path).stem}-{recipe}" if colon else config.method
     density = "" if method == "dense" else f"-{config.density:g}"
     growth = "" if config.growth is None else "-" + config.growth.replace(":", "-")
+    block = "" if config.block is None or method == "dense" else f"-{config.block}"
     kept = "" if config.redistribute == "method" else f"-{config.redistribute}"
-    return f"{method}{kept}{growth}{density}-seed{config.seed}"
+    return f"{method}{kept}{growth}{block}{density}-seed{config.seed}"
 
 
 def check_method(name: str) -> None:
@@ -85,12 +89,34 @@ def check_method(name: str) -> None:
         _factory(name)
 
 
-def _factory(name: str) -> Factory | regrow.Recipe:
+def recipe_file(name: str) -> Path | None:
+    """Return the file that the name of a method points into; None if it names none.
+
+    Example:
+        >>> recipe_file("mine.py:recipe"), recipe_file("set")
+        (PosixPath('mine.py'), None)
+    """
+    path, colon, _ = name.rpartition(":")
+    return Path(path) if colon and path.endswith(".py") else None
+
+
+def with_digest(config: TrainConfig) -> TrainConfig:
+    """Return the settings with the digest of the recipe's file in them, which is read and not run.
+
+    Raises:
+        UserError: if there is no such file, or the settings have the digest of another.
+    """
+    path = recipe_file(config.method)
+    digest = None if path is None else _digest(_read(path, config.method_digest))
+    return config.model_copy(update={"method_digest": digest})
+
+
+def _factory(name: str, digest: str | None = None) -> Factory | regrow.Recipe:
     if name in METHODS:
         return METHODS[name]
-    path, colon, attribute = name.rpartition(":")
-    if colon and path.endswith(".py"):
-        return _from_file(Path(path), attribute)
+    path = recipe_file(name)
+    if path is not None:
+        return _from_file(path, name.rpartition(":")[2], digest)
     names = ("dense", *METHODS)
     near = get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose among {', '.join(names)}"
@@ -107,14 +133,39 @@ def _call(factory: Factory, name: str, arguments: dict[str, int | float]) -> obj
         raise UserError(f"--method: {name}({given}) does not run: {type(error).__name__}: {error}") from error
 
 
-def _from_file(path: Path, attribute: str) -> Factory | regrow.Recipe:
-    spec = importlib.util.spec_from_file_location(f"regrow_user_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise UserError(f"--method: there is no file {path}")
-    module = importlib.util.module_from_spec(spec)
+def _read(path: Path, digest: str | None) -> bytes:
+    """Return the contents of a recipe's file, if it has that digest; None for any."""
     try:
-        spec.loader.exec_module(module)
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"--method: there is no file {path}") from None
+    except OSError as error:
+        raise UserError(f"--method: {path} cannot be read: {error.strerror}") from None
+    if digest not in (None, _digest(content)):
+        raise UserError(
+            f"--method: {path} is not what it was when the run started (SHA-256 {digest}): "
+            "put that file back, or take another --out for a new run"
+        )
+    return content
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _from_file(path: Path, attribute: str, digest: str | None) -> Factory | regrow.Recipe:
+    content = _read(path, digest)
+    name = f"regrow_user_{path.stem}_{_digest(content)[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise UserError(f"--method: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for the names in annotations that are strings
+    try:
+        # The bytes whose digest was compared, and not what the file holds by then.
+        exec(compile(content, str(path), "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:
+        del sys.modules[name]
         raise UserError(f"--method: {path} does not run: {type(error).__name__}: {error}") from error
     recipe: object = getattr(module, attribute, None)
     if isinstance(recipe, regrow.Recipe):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 import regrow
-from regrow.experiments.train.run import Run
+from regrow.experiments.errors import UserError
+from regrow.experiments.train.run import Metrics, Run
 
-__all__ = ["Result", "result_of"]
+__all__ = ["Result", "read_metrics", "read_result", "result_of"]
 
 Result = dict[str, Any]
+
+_NUMBERS = ("test_accuracy", "nnz", "density_actual", "seconds_train", "model_bytes", "model_bytes_sparse")
 
 
 def result_of(run: Run) -> Result:
@@ -55,6 +60,39 @@ def result_of(run: Run) -> Result:
             "python": platform.python_version(),
         },
     }
+
+
+def read_result(path: Path) -> Result:
+    """Read the `result.json` of a run.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        result: Result = json.loads(path.read_text(encoding="utf-8"))
+        good = all(isinstance(result[name], int | float) for name in _NUMBERS)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        good = False
+    if not good:
+        raise UserError(f"{path} is damaged: delete it, and the run makes it again when it goes on")
+    return result
+
+
+def read_metrics(folder: Path) -> list[Metrics]:
+    """Read the metrics of every finished epoch from the folder of a run.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        rows: list[Metrics] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        good = bool(rows) and all(isinstance(row["epoch"], int) for row in rows)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        good = False
+    if not good:
+        raise UserError(f"{path} is missing or damaged: delete it and result.json, and going on makes both again")
+    return rows
 
 
 def _backend(summary: regrow.Summary) -> str:

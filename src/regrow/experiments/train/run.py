@@ -194,6 +194,8 @@ class Run:
             UserError: if it is the state of another model.
         """
         try:
+            if self.topology and not state["topology"]:
+                raise ValueError("it is that of a dense model")
             self.model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])
             if self.topology:
@@ -244,6 +246,7 @@ class Run:
                 config.density,
                 distribution=config.distribution,
                 keep_dense=config.keep_dense,
+                block=config.block_shape,
                 backend=config.backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
                 seed=config.seed,
             )

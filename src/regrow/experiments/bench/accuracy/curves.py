@@ -19,6 +19,7 @@ from regrow.experiments.study.plots import plot_accuracy_over_time
 from regrow.experiments.study.runner import run_all
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.methods import run_name
+from regrow.experiments.train.result import read_metrics
 
 __all__ = ["Curve", "Point", "bench_accuracy", "levels", "runs_table", "time_to", "times_table"]
 
@@ -171,8 +172,7 @@ def _pair(base: TrainConfig, seed: int) -> list[tuple[str, TrainConfig]]:
 
 
 def _points(folder: Path) -> tuple[Point, ...]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return tuple(Point(row["seconds"], row["valid_accuracy"]) for row in rows)
+    return tuple(Point(row["seconds"], row["valid_accuracy"]) for row in read_metrics(folder))
 
 
 def _same_machine(out: Path) -> Machine:
