@@ -44,7 +44,7 @@ def convolutional(draw: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
                 after,
                 kernel,
                 stride=draw.choice([1, 1, 2]),
-                padding=dilation * (kernel - 1) // 2 + draw.choice([0, 1]),
+                padding=(dilation * (kernel - 1) + 1) // 2 + draw.choice([0, 1]),
                 dilation=dilation,
                 groups=groups,
                 # A bias before a norm has no gradient but rounding, which Adam would blow up.
