@@ -114,7 +114,7 @@ class SparseLayer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to an input as the ordinary layer takes it; under autocast on the CPU in float32."""
         entered = self.enter(x)
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None):
             with exclusive:
                 values, pattern = self._active_values(), self.pattern
             return self.leave(self.product(entered, values, pattern), x)
