@@ -1,3 +1,4 @@
+import copy
 from itertools import pairwise
 
 import pytest
@@ -173,3 +174,24 @@ def test_densify_needs_no_topology_to_have_kept_the_zeros():
 
 def test_every_model_of_the_table_has_its_own_name():
     assert len({row.name for row in MODELS}) == len(MODELS)
+
+
+@pytest.mark.parametrize("backend", ["masked", "cpu"])
+def test_a_model_whose_topology_is_kept_is_not_densified(backend):
+    network = regrow.sparsify(nn.Sequential(nn.Linear(4, 4)), 0.5, backend=backend)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    topology = regrow.TopologyUpdater(network, optimizer, regrow.set(every=2, steps=8))
+    with pytest.raises(ValueError, match=r"keeps the topology of '0.weight': call its remove\(\) first"):
+        regrow.densify(network)
+    assert len(regrow.masks(network)) == 1
+    assert regrow.masks(regrow.densify(copy.deepcopy(network))) == {}
+    topology.remove()
+    assert regrow.masks(regrow.densify(network)) == {}
+
+
+def test_an_updater_out_of_reach_keeps_nothing():
+    network = regrow.sparsify(nn.Sequential(nn.Linear(4, 4)), 0.5, backend="cpu")
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    regrow.TopologyUpdater(network, optimizer, regrow.set(every=2, steps=8))
+    del optimizer
+    assert regrow.masks(regrow.densify(network)) == {}

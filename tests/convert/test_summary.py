@@ -83,3 +83,22 @@ def test_the_printed_table_has_a_line_for_each_weight_and_equal_widths():
     lines = str(summary(regrow.sparsify(model("conv2d").build(), 0.3))).splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["0.weight", "2.weight"]
     assert len({len(line) for line in lines[:-1]}) == 1
+
+
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 4)
+
+    def forward(self, x, added):
+        return self.inner(x) + added
+
+
+def test_an_example_may_be_a_tuple_of_arguments():
+    network = regrow.sparsify(Sum(), 0.5)
+    assert regrow.summary(network, (torch.randn(5, 3, 8), torch.randn(5, 3, 4))).flops == 2 * 16 * 3
+
+
+def test_an_example_without_samples_is_refused():
+    with pytest.raises(ValueError, match="no samples"):
+        regrow.summary(regrow.sparsify(nn.Linear(8, 4), 0.5), (3, torch.randn(0, 8)))

@@ -130,15 +130,60 @@ def test_positions_that_do_not_fit_are_refused_and_change_nothing(target, spoil,
     network(torch.randn(4, 8)).sum().backward()
 
 
-def test_an_index_written_in_place_is_noticed():
-    network = regrow.sparsify(nn.Sequential(nn.Linear(6, 4)), 0.5, backend="cpu")
+USES = {
+    "forward": lambda network: network(torch.randn(3, 6, dtype=network[0].values.dtype)),
+    "state_dict": lambda network: network.state_dict(),
+    "dense_state_dict": regrow.dense_state_dict,
+    "densify": regrow.densify,
+    "summary": regrow.summary,
+    "to": lambda network: network.to(torch.float64),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+def test_an_index_written_in_place_is_refused(use, dtype):
+    network = regrow.sparsify(nn.Sequential(nn.Linear(6, 4)), 0.5, backend="cpu").to(dtype)
+    network[0].index.copy_(network[0].index.clone())
+    use(network)
+    network = regrow.sparsify(nn.Sequential(nn.Linear(6, 4)), 0.5, backend="cpu").to(dtype)
+    network[0].index.copy_(torch.arange(12, dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="written into the index of a sparse layer in place"):
+        use(network)
+
+
+def averaged(name, steps=6):
+    """Return a model of sparse storage after some steps, and its average."""
+    run = Run(model("mlp"), method(name).recipe(), optimization("sgd"), storage="cpu")
+    average = AveragedModel(run.model)
+    for seed in range(steps):
+        run.step(seed)
+        average.update_parameters(run.model)
+    return run.model, average
+
+
+def test_averages_over_different_positions_are_refused():
+    _, average = averaged("set")
+    with pytest.raises(RuntimeError, match="AveragedModel"):
+        average(model("mlp").inputs(0))
+    with pytest.raises(RuntimeError, match="AveragedModel"):
+        average.state_dict()
+
+
+def test_averages_over_the_same_positions_are_served():
+    network, average = averaged("static")
+    assert_same(regrow.masks(average.module), regrow.masks(network))
+    torch.testing.assert_close(
+        average(model("mlp").inputs(0)), regrow.densify(copy.deepcopy(average.module))(model("mlp").inputs(0))
+    )
+
+
+def test_a_state_for_one_call_has_its_own_positions():
+    one, two = (regrow.sparsify(nn.Sequential(nn.Linear(6, 4)), 0.5, backend="cpu", seed=seed) for seed in (0, 1))
     x = torch.randn(3, 6)
-    network(x)
-    layer = network[0]
-    layer.index.copy_(torch.arange(12, dtype=torch.int32))
-    expected = torch.zeros(24)
-    expected[:12] = layer.values.detach()
-    torch.testing.assert_close(network(x), nn.functional.linear(x, expected.view(4, 6), layer.bias))
+    before = one(x)
+    assert torch.equal(torch.func.functional_call(one, two.state_dict(), (x,)), two(x))
+    assert torch.equal(one(x), before)
 
 
 def test_a_graph_from_before_a_change_is_refused():

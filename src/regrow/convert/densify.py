@@ -11,6 +11,7 @@ from regrow.convert.exchange import replace_modules
 from regrow.convert.follow_layout import restore_layout
 from regrow.nn.sparse_layer import SparseLayer
 from regrow.storage import sparse_weights, weights_of
+from regrow.storage.holder import holder
 
 __all__ = ["dense_state_dict", "densify"]
 
@@ -50,9 +51,12 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
 def densify(model: Model) -> Model:
     """Turn a sparse model back into an ordinary one, in place; absent weights are ordinary zeros from now on.
 
-    A `TopologyUpdater` of the model must be removed first (`topology.remove()`) if training goes on. Sparsely stored
-    layers are replaced by ordinary ones, so training on then wants a new optimizer; norms, activations and pools that
-    followed their layout are ordinary again too.
+    A `TopologyUpdater` of the model must be removed first (`topology.remove()`). Sparsely stored layers are replaced by
+    ordinary ones, so training on then wants a new optimizer; norms, activations and pools that followed their layout
+    are ordinary again too.
+
+    Raises:
+        ValueError: if the model itself is a sparse layer, or a `TopologyUpdater` still keeps its topology.
 
     Example:
         >>> import regrow
@@ -62,8 +66,15 @@ def densify(model: Model) -> Model:
     """
     if isinstance(model, SparseLayer):
         raise ValueError("the model itself is a sparse layer, so nothing can hold its replacement: call its to_dense()")
+    weights = sparse_weights(model).values()
+    held = next((weight.name for weight in weights if holder(weight.module) is not None), None)
+    if held is not None:
+        raise ValueError(
+            f"a TopologyUpdater still keeps the topology of {held!r}: call its remove() first, or densify a copy "
+            "(copy.deepcopy(model))"
+        )
     replaced = {}
-    for weight in sparse_weights(model).values():
+    for weight in weights:
         replaced[weight.module] = weight.to_dense()
         forget(weight.module)
     replace_modules(model, {module: dense for module, dense in replaced.items() if dense is not module})

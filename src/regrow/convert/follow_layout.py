@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from regrow.nn.batch_last import (
     BatchLastDropout,
     BatchLastMaxPool2d,
     BatchLastNorm2d,
+    Fold,
     FoldedDropout,
     FoldedReLU,
 )
@@ -55,7 +57,7 @@ def follow_layout(model: nn.Module) -> None:
     keeps the layout; and a norm, too, whose output goes to sparse convolutions alone, likewise.
     A ReLU is folded into the norm before it if neither has any other part in the model, and so is dropout after both;
     other dropout is exchanged as pools are. Modules with hooks, and models that `torch.fx` cannot trace, are left
-    alone.
+    alone. What was folded applies itself again as soon as something else stands where one of these modules did.
     """
     if not any(isinstance(module, SparseConv2d) for module in model.modules()):
         return
@@ -73,6 +75,7 @@ def follow_layout(model: nn.Module) -> None:
     for norm in norms:
         folded = silent[dropouts[norm]] if norm in dropouts else None
         exchanged[norm] = BatchLastNorm2d(norm, relu=norm in relus, dropout=folded).train(norm.training)
+    _tie(_places(model), exchanged, relus, dropouts)
     for pool in flow.pools():
         exchanged[pool] = _POOLS[type(pool)](pool).train(pool.training)
     for dropout in flow.other_dropouts():
@@ -80,10 +83,60 @@ def follow_layout(model: nn.Module) -> None:
     replace_modules(model, exchanged)
 
 
+_Places = Mapping[nn.Module, list[tuple[nn.Module, str]]]
+
+
+def _places(model: nn.Module) -> _Places:
+    """Return for each module below `model` where it stands: parents, and its names within them."""
+    places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                places.setdefault(child, []).append((parent, name))
+    return places
+
+
+def _tie(
+    places: _Places,
+    exchanged: Mapping[nn.Module, Any],
+    relus: Mapping[nn.BatchNorm2d, nn.ReLU],
+    dropouts: Mapping[nn.BatchNorm2d, nn.Dropout],
+) -> None:
+    """Give norms and what is folded into them the folds that they have in common."""
+
+    def fold(members: Iterable[nn.Module]) -> Fold:
+        return Fold((parent, name, exchanged[each]) for each in members for parent, name in places[each])
+
+    def before(folded: Mapping[nn.BatchNorm2d, nn.Module], module: nn.Module) -> list[nn.BatchNorm2d]:
+        return [norm for norm, each in folded.items() if each is module]
+
+    for relu in set(relus.values()):
+        norms = before(relus, relu)
+        exchanged[relu].fold = tied = fold([relu, *norms])
+        for norm in norms:
+            exchanged[norm].relu_fold = tied
+    for dropout in set(dropouts.values()):
+        norms = before(dropouts, dropout)
+        # With a ReLU between that applies itself, dropout before that would be in the wrong order.
+        between = {relus[norm] for norm in norms if norm in relus}
+        others = {norm for relu in between for norm in before(relus, relu)}
+        exchanged[dropout].fold = tied = fold({dropout, *norms, *between, *others})
+        for norm in norms:
+            exchanged[norm].dropout_fold = tied
+
+
 def restore_layout(model: nn.Module) -> None:
     """Put the ordinary modules back, in place."""
     exchanged = [module for module in model.modules() if isinstance(module, BatchLast)]
     replace_modules(model, {module: module.to_ordinary().train(module.training) for module in exchanged})
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Return a copy to trace: a `forward` may write into buffers and keep what it is given.
+
+    Sparse layers are in it themselves: to the tracer they are single operations.
+    """
+    return deepcopy(model, {id(module): module for module in model.modules() if isinstance(module, SparseLayer)})
 
 
 class _Tracer(fx.Tracer):
@@ -97,12 +150,14 @@ def _traced(model: nn.Module) -> list[fx.Graph]:
     """Return the graphs of the model in training and in evaluation: they may take different ways."""
     modes = {module: module.training for module in model.modules()}
     try:
-        graphs = []
-        for mode in (True, False):
-            for module in modes:
-                module.training = mode
-            graphs.append(_Tracer().trace(model))
-        return graphs
+        with torch.random.fork_rng(devices=[]):
+            graphs = []
+            for mode in (True, False):
+                copy = _copy(model)
+                for module in copy.modules():
+                    module.training = mode
+                graphs.append(_Tracer().trace(copy))
+            return graphs
     finally:
         for module, mode in modes.items():
             module.training = mode

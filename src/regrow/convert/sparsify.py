@@ -72,8 +72,8 @@ def sparsify(
         batch_last: exchange norms (with the ReLU and dropout after them), pools and dropout between sparsely stored
             convolutions for forms that compute in the layout of these, where `torch.fx` can follow the model;
             parameters, buffers and their names stay; dropout has other random numbers than PyTorch's. Reads the
-            model's `forward` as it is now: hooks on an exchanged norm, or a call of it from elsewhere, would see its
-            output after ReLU and dropout. `regrow.summary` counts what was exchanged.
+            model's `forward` as it is: hooks on an exchanged norm, a call of it from elsewhere, or a slice of the model
+            that ends with it, would see its output after ReLU and dropout. `regrow.summary` counts what was exchanged.
         seed: seed of the random positions.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from regrow.convert.choose import remembered
 from regrow.convert.eligible import slots_of
@@ -141,13 +142,17 @@ class Summary:
         return "FLOPs a sample" if self.per_sample else "FLOPs a position"
 
 
-def summary(model: nn.Module, example: Tensor | None = None) -> Summary:
+def summary(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -> Summary:
     """Describe a sparse model: nonzeros, density, bytes and operations of every sparse weight.
 
     Args:
         model: any module; one that is not sparse gives a summary without rows.
-        example: a batch to run through the model, so that operations are counted for a whole sample. Without it
-            they are counted for one output position of each layer.
+        example: a batch as the model takes it (a tensor, or a tuple of arguments), to be run through it so that
+            operations are counted for a whole sample. Without it they are counted for one output position of each
+            layer.
+
+    Raises:
+        ValueError: if no argument of the example is a tensor with a batch dimension.
 
     Example:
         >>> import regrow
@@ -196,14 +201,18 @@ def _layer(weight: Weight, positions: float) -> LayerSummary:
     )
 
 
-def _output_positions(model: nn.Module, weights: dict[str, Weight], example: Tensor) -> dict[str, float]:
+def _output_positions(model: nn.Module, weights: dict[str, Weight], example: Any) -> dict[str, float]:
     """Run `example` through the model and count for each weight the positions it is applied at, a sample."""
+    arguments = example if isinstance(example, tuple) else (example,)
+    samples = next((leaf.shape[0] for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.dim()), None)
+    if not samples:
+        raise ValueError("the example has no samples: give a batch as the model takes it, a tensor or a tuple of them")
     counts = dict.fromkeys(weights, 0.0)
 
     def count(names: list[str]) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             for name in names:
-                counts[name] += _positions(module, inputs[0], output) / example.shape[0]
+                counts[name] += _positions(module, inputs[0], output) / samples
 
         return hook
 
@@ -221,7 +230,7 @@ def _output_positions(model: nn.Module, weights: dict[str, Weight], example: Ten
     try:
         model.eval()
         with torch.no_grad():
-            model(example)
+            model(*arguments)
     finally:
         model.train(training)
         for hook in hooks:

@@ -7,6 +7,9 @@ way. What the kernels do not serve (other types than float32, other devices, inp
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+from weakref import ref
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +25,13 @@ __all__ = [
     "BatchLastDropout",
     "BatchLastMaxPool2d",
     "BatchLastNorm2d",
+    "Fold",
     "FoldedDropout",
     "FoldedReLU",
 ]
+
+
+_Reference = Callable[[], nn.Module | None]
 
 
 class BatchLast(nn.Module):
@@ -35,6 +42,47 @@ class BatchLast(nn.Module):
         """Return the ordinary module, with the same parameters and buffers."""
 
 
+class Fold:
+    """What must stand in a model, and where, so that a norm applies what follows it: else each applies its own.
+
+    A model is changed behind our back by whatever exchanges modules, as `nn.SyncBatchNorm.convert_sync_batchnorm`.
+    Norms and what is folded into them ask the same fold at every call, and so always agree.
+
+    Args:
+        places: parent, name within it, and module that stands there. They are not kept alive.
+
+    Example:
+        >>> model = nn.Sequential(nn.ReLU())
+        >>> fold = Fold([(model, "0", model[0])])
+        >>> fold.holds()
+        True
+        >>> model[0] = nn.GELU()
+        >>> fold.holds()
+        False
+    """
+
+    def __init__(self, places: Iterable[tuple[nn.Module, str, nn.Module]]) -> None:
+        self._places: list[tuple[_Reference, str, _Reference]] = [
+            (ref(parent), name, ref(module)) for parent, name, module in places
+        ]
+
+    def holds(self) -> bool:
+        """Return whether every module stands where it stood."""
+        for parent_of, name, module_of in self._places:
+            parent, module = parent_of(), module_of()
+            if parent is None or module is None or parent._modules.get(name) is not module:
+                return False
+        return True
+
+    def __getstate__(self) -> list[tuple[Any, str, Any]]:
+        """Return the modules themselves, so that a copy is of the copied ones."""
+        return [(parent(), name, module()) for parent, name, module in self._places]
+
+    def __setstate__(self, places: list[tuple[Any, str, Any]]) -> None:
+        """Take over a state; where a module is gone, it holds no more."""
+        self._places = [(_reference(parent), name, _reference(module)) for parent, name, module in places]
+
+
 class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
     """`nn.BatchNorm2d`, and ReLU and dropout after it where there are such, in one go.
 
@@ -42,6 +90,10 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
         norm: the norm whose parameters, buffers and settings it takes over.
         relu: whether ReLU follows.
         dropout: what stands in the model for the dropout that follows: its rate and its mode count.
+
+    Attributes:
+        relu_fold: while it holds, ReLU is applied; None for always.
+        dropout_fold: while it holds, dropout is applied; None for always.
 
     Example:
         >>> import torch
@@ -56,6 +108,8 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
         self.relu = relu
         # In a tuple it is no submodule: its place in the model is where the dropout stood.
         self._dropout = (dropout,)
+        self.relu_fold: Fold | None = None
+        self.dropout_fold: Fold | None = None
 
     def to_ordinary(self) -> nn.BatchNorm2d:
         """Return the ordinary norm, without ReLU and dropout."""
@@ -67,7 +121,8 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
         """Normalise `x`, shape (N, C, H, W)."""
         mean, variance = (None, None) if self.training else (self.running_mean, self.running_var)
         (dropout,) = self._dropout
-        rate = dropout.p if dropout is not None and dropout.training else 0.0
+        drops = dropout is not None and dropout.training and _holds(self.dropout_fold)
+        rate = dropout.p if dropout is not None and drops else 0.0
         output, *_ = normalise(
             x,
             self.weight,
@@ -75,7 +130,7 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
             mean=mean,
             variance=variance,
             epsilon=self.eps,
-            relu=self.relu,
+            relu=self.relu and _holds(self.relu_fold),
             rate=rate if rate < 1 else 0.0,
             running=self._running,
         )
@@ -184,44 +239,52 @@ class BatchLastAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d, BatchLast):
 
 
 class FoldedReLU(BatchLast):
-    """Where `nn.ReLU` stood that a norm before it applies now: gives back its input.
+    """Where `nn.ReLU` stood that a norm before it applies: gives back its input.
 
     Args:
         inplace: as in the `nn.ReLU` that it replaces.
+
+    Attributes:
+        fold: while it holds, the norm applies ReLU; else this module does. None for always.
     """
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
         self.inplace = inplace
+        self.fold: Fold | None = None
 
     def to_ordinary(self) -> nn.ReLU:
         """Return the ordinary module."""
         return nn.ReLU(self.inplace)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x`."""
-        return x
+        """Return `x`, to which ReLU has been applied."""
+        return x if _holds(self.fold) else F.relu(x, self.inplace)
 
 
 class FoldedDropout(nn.Dropout, BatchLast):
-    """Where `nn.Dropout` stood that a norm before it applies now: gives back its input.
+    """Where `nn.Dropout` stood that a norm before it applies: gives back its input.
 
     The norm asks it, at every call, for its rate and whether it trains.
 
     Args:
         dropout: the dropout whose settings it takes over.
+
+    Attributes:
+        fold: while it holds, the norm applies dropout; else this module does. None for always.
     """
 
     def __init__(self, dropout: nn.Dropout) -> None:
         super().__init__(dropout.p, dropout.inplace)
+        self.fold: Fold | None = None
 
     def to_ordinary(self) -> nn.Dropout:
         """Return the ordinary module."""
         return nn.Dropout(self.p, self.inplace)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x`."""
-        return x
+        """Return `x`, to which dropout has been applied."""
+        return x if _holds(self.fold) else super().forward(x)
 
 
 class BatchLastDropout(nn.Dropout, BatchLast):
@@ -252,6 +315,18 @@ def _take_over(norm: nn.BatchNorm2d, other: nn.BatchNorm2d) -> None:
         norm.register_parameter(name, parameter)
     for name, buffer in other._buffers.items():
         norm.register_buffer(name, buffer)
+
+
+def _reference(module: nn.Module | None) -> _Reference:
+    return _nothing if module is None else ref(module)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _holds(fold: Fold | None) -> bool:
+    return fold is None or fold.holds()
 
 
 def _two(numbers: int | tuple[int, ...]) -> tuple[int, int]:

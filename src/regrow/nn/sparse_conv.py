@@ -13,7 +13,7 @@ from regrow.core.positions import compact
 from regrow.nn.sparse_layer import SparseLayer
 from regrow.nn.sparse_linear import kept
 from regrow.ops import sparse_conv2d
-from regrow.ops.pattern import Geometry
+from regrow.ops.pattern import Geometry, Pattern
 
 __all__ = ["SparseConv", "SparseConv1d", "SparseConv2d"]
 
@@ -104,10 +104,10 @@ class SparseConv(SparseLayer):
         x = x if x.dim() == spatial + 2 else x.unsqueeze(0)
         return x.unsqueeze(2) if spatial == 1 else x
 
-    def product(self, x: Tensor, values: Tensor) -> Tensor:
+    def product(self, x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
         """Return the output, shape (N, O, H', W'), for an input of shape (N, C, H, W)."""
         stride, padding, dilation, groups = self.geometry
-        return sparse_conv2d(x, values, self.bias, self.pattern, stride, padding, dilation, groups)
+        return sparse_conv2d(x, values, self.bias, pattern, stride, padding, dilation, groups)
 
     def leave(self, output: Tensor, x: Tensor) -> Tensor:
         """Return an output with the dimensions of the input `x`, with or without a batch."""

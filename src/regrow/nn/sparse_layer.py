@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
+import zlib
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -15,7 +18,14 @@ from regrow.ops.gradient import watch
 from regrow.ops.pattern import Geometry, Pattern
 from regrow.ops.select import obstacle
 
-__all__ = ["Covered", "SparseLayer", "rebind"]
+__all__ = ["Covered", "SparseLayer", "exclusive", "rebind"]
+
+# Held while numbers and positions of a layer change, and while a pass without gradient takes both: one thread may infer
+# while another trains. One for all layers, for it is held for an instant.
+exclusive = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # A child has one thread only: whatever other threads held would be held for ever.
+    os.register_at_fork(before=exclusive.acquire, after_in_parent=exclusive.release, after_in_child=exclusive.release)
 
 
 class Covered(NamedTuple):
@@ -46,6 +56,13 @@ class SparseLayer(nn.Module, ABC):
     in the output, but gradient and optimizer state are those that a dense weight would have there. A state dict holds
     the active weights alone, always.
 
+    Positions change by `load_state_dict` or an updater, which take the values along. A write into `index` in place
+    does not, as that of `torch.optim.swa_utils.AveragedModel`, whose values would be means over different weights: the
+    next use of the layer raises.
+
+    Other threads may compute without gradient (`torch.no_grad`, `torch.inference_mode`) while one trains: they see the
+    positions from before an update or those after it.
+
     Args:
         values: the weights that exist, shape (nonzeros,).
         index: their flat positions in the dense weight, sorted, int32 or int64.
@@ -71,7 +88,7 @@ class SparseLayer(nn.Module, ABC):
         self.covered: Covered | None = None
         self.unit = unit
         self._pattern: Pattern | None = None
-        self._pattern_version = 0
+        self._note_index()
 
     @property
     @abstractmethod
@@ -83,7 +100,7 @@ class SparseLayer(nn.Module, ABC):
         """Return an input as the product takes it: of the dimensions that the kernels know, padded."""
 
     @abstractmethod
-    def product(self, x: Tensor, values: Tensor) -> Tensor:
+    def product(self, x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
         """Return the output for an input that has entered and the active weights, shape (nonzeros,)."""
 
     @abstractmethod
@@ -97,22 +114,52 @@ class SparseLayer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to an input as the ordinary layer takes it; under autocast on the CPU in float32."""
         entered = self.enter(x)
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None):
+            with exclusive:
+                values, pattern = self._active_values(), self.pattern
+            return self.leave(self.product(entered, values, pattern), x)
         covered = self.covered
         if covered is None:
-            return self.leave(self.product(entered, self.values), x)
-        output = self.product(entered, self.values.detach()[covered.active])
+            return self.leave(self.product(entered, self.values, self.pattern), x)
+        output = self.product(entered, self._active_values(), self.pattern)
         if self.values.requires_grad and torch.is_grad_enabled():
             output = watch(output, entered, self.values, covered.pattern, self._pattern_shape, self.geometry)
         return self.leave(output, x)
 
     @property
     def pattern(self) -> Pattern:
-        """The index structure that the kernels use; made anew only when the positions change."""
-        # What writes into the index in place is seen, but not by a compiler, which would look at its own copy.
-        known = torch.compiler.is_compiling() or self._pattern_version == _version(self.index)
-        if self._pattern is None or not known:
-            self._pattern, self._pattern_version = self.pattern_of(self.index.cpu()), _version(self.index)
+        """The index structure that the kernels use; made anew only when the positions change.
+
+        Raises:
+            RuntimeError: if something wrote other positions into `index` in place.
+        """
+        if not torch.compiler.is_compiling():  # a compiler would look at its own copy
+            self._check_index()
+        if self._pattern is None:
+            self._pattern = self.pattern_of(self.index.cpu())
         return self._pattern
+
+    def _note_index(self) -> None:
+        """Remember the positions as they are."""
+        self._known = (self.index, _version(self.index), _checksum(self.index))
+
+    def _check_index(self) -> None:
+        """See whether the positions are those that are known."""
+        index, (known, version, checksum) = self.index, self._known
+        if index is known and _version(index) == version:
+            return
+        if not _readable(index):  # it stands for positions: something traces or transforms
+            return
+        now = _checksum(index)
+        if now != checksum and index is known:
+            raise RuntimeError(
+                "other positions were written into the index of a sparse layer in place, as "
+                "torch.optim.swa_utils.AveragedModel does, and its values may be means over different weights: make "
+                "an average once the positions stay, or of a model in masked storage; copy with load_state_dict"
+            )
+        if now != checksum:  # another tensor stands there, as under torch.func.functional_call
+            self._pattern = None
+        self._known = (index, _version(index), now)
 
     def covering(self, positions: Tensor | None) -> Covered:
         """Return what `covered` takes, with its index structure made.
@@ -137,8 +184,9 @@ class SparseLayer(nn.Module, ABC):
             numbers: one for each covered position.
             covered: as from `covering`; None for the positions of the active weights.
         """
-        rebind(self.values, numbers)
-        self.covered = covered
+        with exclusive:
+            rebind(self.values, numbers)
+            self.covered = covered
 
     def pattern_of(self, positions: Tensor) -> Pattern:
         """Return the index structure of other positions of this layer's weight."""
@@ -162,6 +210,7 @@ class SparseLayer(nn.Module, ABC):
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """Return the weight as a new dense tensor, zero where weights are absent."""
+        self._check_index()
         dense = self.values.new_zeros(self._numel)
         dense[self.index] = self._active_values()
         return dense.view(self.shape)
@@ -179,11 +228,13 @@ class SparseLayer(nn.Module, ABC):
             index: flat positions in the dense weight, sorted, int32 or int64.
             values: the weights at these positions.
         """
-        # The old structures go before the new ones are made: at no time are there both.
-        self._pattern = None
-        self.hold(values, None)
-        self.index = index
-        self.prepare()
+        with exclusive:
+            # The old structures go before the new ones are made: at no time are there both.
+            self._pattern = None
+            self.hold(values, None)
+            self.index = index
+            self._note_index()
+            self.prepare()
 
     def replace_active(self, index: Tensor) -> None:
         """Let other weights be active, among the positions that the parameter covers; the gradient is set to None.
@@ -192,19 +243,21 @@ class SparseLayer(nn.Module, ABC):
             index: flat positions in the dense weight, sorted, int32 or int64.
         """
         assert self.covered is not None
-        self._pattern = None
-        self.values.grad = None
-        self.index = index
-        if self.covered.positions is None:
-            self.covered = Covered(None, index, None)
-        else:
-            positions = self.covered.positions
-            self.covered = self.covered._replace(active=compact(find(index, positions)[0], len(positions)))
-        self.prepare()
+        with exclusive:
+            self._pattern = None
+            self.values.grad = None
+            self.index = index
+            self._note_index()
+            if self.covered.positions is None:
+                self.covered = Covered(None, index, None)
+            else:
+                positions = self.covered.positions
+                self.covered = self.covered._replace(active=compact(find(index, positions)[0], len(positions)))
+            self.prepare()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is not the layer's own: a copy covers its active weights alone and makes its own pattern."""
-        state = {**self.__dict__, "covered": None, "_pattern": None}
+        state = {**self.__dict__, "covered": None, "_pattern": None, "_known": None}
         if self.covered is not None:
             values = nn.Parameter(self._active_values(), requires_grad=self.values.requires_grad)
             state["_parameters"] = {**self._parameters, "values": values}
@@ -213,15 +266,19 @@ class SparseLayer(nn.Module, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state and make the pattern."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._note_index()
         self.prepare()
 
     def _apply(self, *args: Any, **kwargs: Any) -> SparseLayer:
         """Move or convert the layer; the kernels may serve it now, or no more."""
+        self._check_index()
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._note_index()
         self.prepare()
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self._check_index()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.covered is not None:
             destination[prefix + "values"] = self._active_values()
@@ -270,7 +327,9 @@ class SparseLayer(nn.Module, ABC):
     def _take(self, values: Tensor, index: Tensor) -> None:
         """Take copies of values and positions of a state."""
         values = values.to(self.values, copy=True)
-        if not self._has(index):
+        known, version, _ = self._known
+        # What was written into the index in place is overwritten.
+        if not self._has(index) or self.index is not known or _version(self.index) != version:
             self.replace(compact(index, self._numel).to(self.index.device, copy=True), values)
         elif self.covered is None:
             self.values.copy_(values)
@@ -293,6 +352,20 @@ def rebind(parameter: nn.Parameter, data: Tensor) -> None:
     # A backward pass of a graph from before would take the new numbers for the old ones: so it raises.
     if not parameter.is_inference():
         torch.autograd.graph.increment_version(parameter)
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Return whether a tensor holds numbers of its own, and nothing that traces or transforms stands for them."""
+    return (
+        type(tensor) is Tensor
+        and not tensor.is_meta
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().contiguous().numpy().data) if _readable(tensor) else 0
 
 
 def _version(tensor: Tensor) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from regrow.core.positions import compact
 from regrow.nn.sparse_layer import SparseLayer
 from regrow.ops import sparse_linear
-from regrow.ops.pattern import Geometry
+from regrow.ops.pattern import Geometry, Pattern
 
 __all__ = ["SparseLinear", "kept"]
 
@@ -69,9 +69,9 @@ class SparseLinear(SparseLayer):
         """Return the input, shape (..., in_features), as it is."""
         return x
 
-    def product(self, x: Tensor, values: Tensor) -> Tensor:
+    def product(self, x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
         """Return the output, shape (..., out_features), for the input of shape (..., in_features)."""
-        return sparse_linear(x, values, self.bias, self.pattern)
+        return sparse_linear(x, values, self.bias, pattern)
 
     def leave(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the output as it is."""

@@ -11,7 +11,9 @@ from math import prod
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from regrow.ops.autograd import direct, without_derivative
 from regrow.ops.check import check_tensor, check_that
@@ -46,11 +48,24 @@ def watch(
         geometry: stride, padding, dilation and groups.
     """
     x = in_precision_of(output, x)
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        return _watched_by_pytorch(output, x, absent, pattern, shape, geometry)
     if direct(output, x, absent):
         watched: Tensor = _Watch.apply(output, x, absent, pattern, shape, geometry)  # type: ignore[no-untyped-call]
         return watched
     traced: Tensor = _watch(output, x, absent, *_arguments(output, x, pattern, shape, geometry))
     return traced
+
+
+def _watched_by_pytorch(
+    output: Tensor, x: Tensor, absent: Tensor, pattern: Pattern | None, shape: Sequence[int], geometry: Geometry
+) -> Tensor:
+    """Do the same by PyTorch's operations, which know tangents: by a product with a weight of zeros."""
+    zeros = absent - absent.detach()
+    if pattern is not None:
+        zeros = zeros.new_zeros(prod(shape)).index_put((pattern.positions.to(zeros.device, torch.int64),), zeros)
+    weight = zeros.view(tuple(shape)).to(x.dtype)
+    return output + (F.linear(x, weight) if len(shape) == 2 else F.conv2d(x, weight, None, *geometry))
 
 
 class _Watch(torch.autograd.Function):

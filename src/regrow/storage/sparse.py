@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from regrow.core.entries import Change
 from regrow.core.positions import compact, find, lookup
 from regrow.core.units import Units
-from regrow.nn.sparse_layer import SparseLayer
+from regrow.nn.sparse_layer import SparseLayer, exclusive
 from regrow.storage.weight import Storage
 
 
@@ -161,10 +161,11 @@ class SparseWeight:
         """Set the parameter to zero at the absent positions that it covers."""
         covered = self.module.covered
         if covered is not None:
-            values = self.weight
-            kept = values[covered.active]
-            values.zero_()
-            values[covered.active] = kept
+            with exclusive:
+                values = self.weight
+                kept = values[covered.active]
+                values.zero_()
+                values[covered.active] = kept
 
     @torch.no_grad()
     def apply(self, change: Change, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -175,8 +176,9 @@ class SparseWeight:
         # Sorting says where each number comes from: from what stays, or behind that from what joins.
         index, source = torch.cat((before[stays], change.grow)).sort()
         if self.module.covered is not None:
-            self.put(values, change.drop, values.new_zeros(()))
-            self.module.replace_active(compact(index, self.numel))
+            with exclusive:
+                self.put(values, change.drop, values.new_zeros(()))
+                self.module.replace_active(compact(index, self.numel))
             return dict(state)
         fresh = len(change.grow)
 

@@ -12,6 +12,7 @@ from regrow.core.entries import Change
 from regrow.core.recipe import Recipe
 from regrow.core.update import update
 from regrow.storage import Weight, enforce, sparse_weights
+from regrow.storage.holder import hold, release
 from regrow.topology.dense import Dense
 from regrow.topology.gathered import Gathered
 from regrow.topology.optimizer_state import check_momentum, groups_of
@@ -35,6 +36,10 @@ class TopologyUpdater:
     gradients then counts for both alike. Clear gradients between steps, as usual: a parameter that changes its size has
     none. Processes that train together would each see their own batches: use masked storage for that.
 
+    Layers may be frozen and unfrozen at any time. Absent weights stay zero in all of them. In an update takes part what
+    trains: weights of the optimizer with `requires_grad`, then and after the step before, so that growth has seen
+    them. A frozen layer keeps its positions, and what is redistributed is so among the others.
+
     It also serves static training: with masked storage an optimizer would fill the absent weights without it.
 
     Args:
@@ -46,7 +51,7 @@ class TopologyUpdater:
         on_update: called after every update with the step and the changes of each layer.
 
     Raises:
-        ValueError: if the model is not sparse, a sparse weight is not in the optimizer, the recipe needs
+        ValueError: if the model is not sparse, a sparse weight that trains is not in the optimizer, the recipe needs
             momentum that the optimizer does not keep, the optimizer is LBFGS, or it has an updater already.
 
     Example:
@@ -76,9 +81,9 @@ class TopologyUpdater:
                 "LBFGS evaluates the model many times in a step, between which weights would have to stay zero: "
                 "use SGD, Adam or AdamW"
             )
-        self._weights = [weight for weight in sparse_weights(model).values() if weight.weight.requires_grad]
+        self._weights = list(sparse_weights(model).values())
         if not self._weights:
-            raise ValueError("the model has no sparse weights that train: call regrow.sparsify(model, density) first")
+            raise ValueError("the model has no sparse weights: call regrow.sparsify(model, density) first")
         self._optimizer = optimizer
         self._recipe = recipe
         self._generator = torch.Generator().manual_seed(seed)
@@ -89,12 +94,14 @@ class TopologyUpdater:
         self._check_alone()
         enforce(self._weights)
         self._sources = [self._source(weight) for weight in self._weights]
+        self._training: set[str] = set()
         self._look_ahead()
         self._index_versions = self._versions()
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         )
+        hold([weight.module for weight in self._weights], self)
 
     @property
     def step(self) -> int:
@@ -112,6 +119,7 @@ class TopologyUpdater:
             hook.remove()
         for source in self._sources:
             source.close()
+        release([weight.module for weight in self._weights], self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps taken, the state of the random generator and what growth has gathered.
@@ -124,6 +132,7 @@ class TopologyUpdater:
             "shapes": {weight.name: list(weight.shape) for weight in self._weights},
             "units": {weight.name: list(weight.units.unit) for weight in self._weights},
             "growth": {source.weight.name: source.state_dict() for source in self._sources},
+            "training": {weight.name: weight.name in self._training for weight in self._weights},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -147,6 +156,7 @@ class TopologyUpdater:
         self._generator.set_state(state["generator"])
         for source in self._sources:
             source.load_state_dict(state["growth"][source.weight.name])
+        self._training = {name for name, trains in state["training"].items() if trains}
         self._index_versions = self._versions()
 
     def _source(self, weight: Weight) -> Source:
@@ -161,12 +171,12 @@ class TopologyUpdater:
     def _check_groups(self) -> None:
         groups = groups_of(self._optimizer)
         for weight in self._weights:
-            if id(weight.weight) not in groups:
+            if id(weight.weight) not in groups and weight.weight.requires_grad:
                 raise ValueError(
                     f"{weight.name!r} is sparse but not in the optimizer: make the optimizer after "
                     "regrow.sparsify and give it model.parameters()"
                 )
-            if "momentum" in self._recipe.needs:
+            if "momentum" in self._recipe.needs and id(weight.weight) in groups:
                 check_momentum(self._optimizer, groups[id(weight.weight)])
 
     def _check_alone(self) -> None:
@@ -177,6 +187,10 @@ class TopologyUpdater:
 
     def _parameters(self) -> set[int]:
         return {id(weight.weight) for weight in self._weights}
+
+    def _names_that_train(self) -> set[str]:
+        groups = groups_of(self._optimizer)
+        return {weight.name for weight in self._weights if weight.weight.requires_grad and id(weight.weight) in groups}
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         self._check_index()
@@ -214,6 +228,8 @@ class TopologyUpdater:
         # Optimizers that unscale by themselves are handed the scale of the GradScaler for the step.
         scale = getattr(self._optimizer, "grad_scale", None)
         for weight in self._weights:
+            if weight.name not in self._training:
+                continue
             grad = _gradient(weight)
             self._gradients[weight.name] = grad.clone() if scale is None else grad / scale.to(grad.device)
 
@@ -223,7 +239,8 @@ class TopologyUpdater:
         if infinities is not None and bool(infinities):
             return
         self._step += 1
-        enforce(self._weights)
+        # Without a gradient an optimizer leaves a parameter alone.
+        enforce([weight for weight in self._weights if weight.weight.requires_grad or weight.weight.grad is not None])
         for source in self._sources:
             source.after_step()
         if self._recipe.update_at(self._step):
@@ -241,26 +258,33 @@ class TopologyUpdater:
         """
         self._check_index()
         groups = groups_of(self._optimizer)
+        taking_part = self._training & self._names_that_train()
+        sources = [source for source in self._sources if source.weight.name in taking_part]
         layers = {}
-        for source in self._sources:
+        for source in sources:
             weight = source.weight
             gradient = self._gradients.get(weight.name)
             if gradient is None and "gradient" in self._recipe.needs:
                 gradient = _gradient(weight)
             layers[weight.name] = source.layer_state(gradient, groups[id(weight.weight)], self._step)
         self._gradients = {}
-        changes = update(self._recipe, layers, self._step, self._generator)
+        changes = update(self._recipe, layers, self._step, self._generator) if layers else {}
         # What a layer's numbers are cut from may be as large as the dense weight, and new index structures come.
         del layers
-        for source in self._sources:
+        for source in sources:
             source.carry(changes[source.weight.name], groups[id(source.weight.weight)], self._step)
         self._index_versions = self._versions()
         if self._on_update is not None:
             self._on_update(self._step, changes)
 
     def _look_ahead(self) -> None:
+        self._training = self._names_that_train()
         for source in self._sources:
-            source.look_ahead(self._step)
+            if source.weight.name in self._training:
+                source.look_ahead(self._step)
+            elif self._recipe.growth.steps is not None:
+                # What is gathered at all times is kept, as dense optimizer state would be.
+                source.close()
 
 
 def _gradient(weight: Weight) -> Tensor:
