@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,7 @@ def test_data_sets_are_listed_and_checked(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("missing", ["typer", "rich", "yaml", "pydantic"])
 def test_what_is_not_installed_is_named(missing, monkeypatch, capsys):
+    import_module("regrow.experiments.cli")  # or a module first loaded here would be left without its package
     for module in [name for name in sys.modules if name.startswith("regrow.experiments.")]:
         if module != "regrow.experiments.main":
             monkeypatch.delitem(sys.modules, module)
