@@ -26,6 +26,8 @@ from regrow.convert.follow_layout import follow_layout
 from regrow.ops.select import storage_obstacle
 from regrow.storage import Storage
 
+__all__ = ["LAYER_GAIN", "MODEL_GAIN", "Choice", "choose", "forget", "remember", "remembered"]
+
 # What a layer alone must gain to be stored sparsely: topology updates make some layers denser than they start.
 LAYER_GAIN = 1.2
 # What the whole model must gain.

@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
+__all__ = ["Selector", "Slot", "eligible", "slots_of"]
+
 Selector = str | type[nn.Module]
 """A glob over names of weights or modules, `"first"`, `"last"`, or a type of module."""
 

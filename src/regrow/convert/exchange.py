@@ -14,6 +14,8 @@ from regrow.nn.sparse_layer import SparseLayer
 from regrow.nn.sparse_linear import SparseLinear
 from regrow.ops.select import storage_obstacle
 
+__all__ = ["check_storable", "has_hooks", "obstacles", "replace_modules", "sparse_form", "store_sparsely"]
+
 # Exactly these types: a subclass may use its weight in other ways.
 _SPARSE_FORMS: dict[type[nn.Module], Callable[[Any, Tensor, tuple[int, int]], SparseLayer]] = {
     nn.Linear: SparseLinear.from_dense,

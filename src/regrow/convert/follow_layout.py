@@ -31,6 +31,8 @@ from regrow.nn.batch_last import (
 from regrow.nn.sparse_conv import SparseConv2d
 from regrow.nn.sparse_layer import SparseLayer
 
+__all__ = ["follow_layout", "restore_layout"]
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 # Exactly these types: a subclass may compute something else.

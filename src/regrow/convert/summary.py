@@ -17,6 +17,8 @@ from regrow.nn.batch_last import BatchLast
 from regrow.nn.sparse_conv import SparseConv
 from regrow.storage import Storage, Weight, sparse_weights
 
+__all__ = ["LayerSummary", "Summary", "summary"]
+
 # A column index for each value and a pointer for each row, as in CSR with 32-bit integers.
 _INDEX_BYTES = 4
 # Weight, shape and storage; after the numbers, why it is stored so.

@@ -3,6 +3,8 @@
 from regrow.core import redistribute, schedule, score
 from regrow.core.recipe import Recipe
 
+__all__ = ["rigl"]
+
 
 def rigl(every: int, steps: int, *, prune_rate: float = 0.3) -> Recipe:
     """RigL: grow where the gradient at the update is largest.

@@ -3,6 +3,8 @@
 from regrow.core import redistribute, schedule, score
 from regrow.core.recipe import Recipe
 
+__all__ = ["set"]
+
 
 def set(every: int, steps: int, *, prune_rate: float = 0.3) -> Recipe:
     """Sparse Evolutionary Training: grow at random.

@@ -3,6 +3,8 @@
 from regrow.core import redistribute, schedule, score
 from regrow.core.recipe import Recipe
 
+__all__ = ["sparse_momentum"]
+
 
 def sparse_momentum(every: int, steps: int, *, prune_rate: float = 0.5) -> Recipe:
     """Sparse momentum: grow where the momentum of absent weights is largest.

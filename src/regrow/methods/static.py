@@ -3,6 +3,8 @@
 from regrow.core import redistribute, schedule, score
 from regrow.core.recipe import Recipe
 
+__all__ = ["static"]
+
 
 def static(every: int = 1, steps: int = 1) -> Recipe:  # noqa: ARG001 - every factory can be called alike
     """Static sparse training: the initial random topology stays.

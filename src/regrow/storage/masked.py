@@ -19,6 +19,8 @@ from regrow.core.entries import Change
 from regrow.core.units import Units
 from regrow.storage.weight import Storage, Weight
 
+__all__ = ["MaskedWeight", "enforce", "mask_weight", "masked_weights"]
+
 _SUFFIX = "_mask"
 # Where a module notes which of its parameters are masked: for each its unit. The hook that loads states is beside it.
 _UNITS, _HOOK = "_regrow_units", "_regrow_hook"

@@ -20,6 +20,8 @@ from regrow.core.units import Units
 from regrow.nn.sparse_layer import SparseLayer, exclusive
 from regrow.storage.weight import Storage
 
+__all__ = ["SparseWeight"]
+
 
 @dataclass(frozen=True)
 class SparseWeight:

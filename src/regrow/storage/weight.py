@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from regrow.core.entries import Change
 from regrow.core.units import Units
 
+__all__ = ["Storage", "Weight"]
+
 
 class Storage(str, Enum):
     """How a sparse weight is held in memory."""
