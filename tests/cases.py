@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 import reference
 import regrow
+from regrow.storage import Storage
 
 EVERY, STEPS = 2, 8  # the schedule of the general tests: short, with several updates
 
@@ -43,7 +44,7 @@ METHODS = [
 ]
 
 # For each backend of `sparsify` the storage that it means, as the summary names it.
-STORAGES = {"masked": "masked", "cpu": "sparse"}
+STORAGES = {storage.backend: str(storage) for storage in Storage}
 
 
 class Attention(nn.Module):

@@ -20,7 +20,7 @@ __all__ = ["Backend", "masks", "sparsify"]
 
 Backend = Literal["auto", "masked", "cpu"]
 # What a backend by name stores weights as; "auto" chooses for each weight.
-_STORAGE = {"masked": Storage.MASKED, "cpu": Storage.SPARSE}
+_STORAGE = {storage.backend: storage for storage in Storage}
 # Distributed data parallel reads here which buffers not to send around at every forward pass.
 _IGNORED = "_ddp_params_and_buffers_to_ignore"
 

@@ -23,6 +23,11 @@ class Storage(str, Enum):
     def __str__(self) -> str:
         return self.value
 
+    @property
+    def backend(self) -> str:
+        """What `regrow.sparsify` calls it: the backend whose kernels compute with it, or "masked"."""
+        return "cpu" if self is Storage.SPARSE else "masked"
+
 
 class Weight(Protocol):
     """A handle on one sparse weight of a model; the tensors themselves belong to its module.

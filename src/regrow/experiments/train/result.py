@@ -97,8 +97,7 @@ def read_metrics(folder: Path) -> list[Metrics]:
 
 def _backend(summary: regrow.Summary) -> str:
     """Return the backend that stores the sparse weights; several, where layers differ, with a plus between."""
-    backends = {"masked": "masked", "sparse": "cpu"}
-    return "+".join(sorted({backends[layer.storage] for layer in summary.layers}))
+    return "+".join(sorted({layer.storage.backend for layer in summary.layers}))
 
 
 def _peak_memory(device: torch.device) -> int:
