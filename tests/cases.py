@@ -208,7 +208,7 @@ each_method = pytest.mark.parametrize("method", METHODS, ids=_name)
 each_method_with_reference = pytest.mark.parametrize(
     "method", [row for row in METHODS if row.name in reference.UPDATES], ids=_name
 )
-each_block = pytest.mark.parametrize("block", [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)], ids=str)
+each_block = pytest.mark.parametrize("block", [(4, 1), (2, 2)], ids=str)
 each_model = pytest.mark.parametrize("model", MODELS, ids=_name)
 each_storage = pytest.mark.parametrize("storage", STORAGES)
 each_stored = pytest.mark.parametrize(("model", "storage"), STORED, ids=_name)

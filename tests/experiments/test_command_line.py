@@ -86,7 +86,12 @@ def test_data_sets_are_listed_and_checked(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("missing", ["typer", "rich", "yaml", "pydantic"])
 def test_what_is_not_installed_is_named(missing, monkeypatch, capsys):
-    import_module("regrow.experiments.cli")  # or a module first loaded here would be left without its package
+    # What is loaded anew here must not stay: neither modules nor the names that packages have for them.
+    import_module("regrow.experiments.cli")
+    package = sys.modules["regrow.experiments"]
+    for name, child in vars(package).copy().items():
+        if sys.modules.get(f"regrow.experiments.{name}") is child:
+            monkeypatch.setattr(package, name, child)
     for module in [name for name in sys.modules if name.startswith("regrow.experiments.")]:
         if module != "regrow.experiments.main":
             monkeypatch.delitem(sys.modules, module)

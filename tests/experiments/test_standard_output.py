@@ -23,7 +23,7 @@ def run_command(arguments, redirection):
 
 
 @pytest.mark.parametrize(("redirection", "reason"), [(">/dev/full", "No space left on device"), (">&-", "")])
-@pytest.mark.parametrize("arguments", [["presets"], ["--help"]])
+@pytest.mark.parametrize("arguments", [["presets"], pytest.param(["--help"], marks=pytest.mark.slow)])
 def test_an_output_that_takes_nothing(arguments, redirection, reason):
     status, said = run_command(arguments, redirection)
     assert status == 1, said

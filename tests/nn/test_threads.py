@@ -232,7 +232,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     "program",
-    [FORK, FORK_UNDER_A_LOCK, SPAWN, LOADER],
+    [FORK, FORK_UNDER_A_LOCK, *(pytest.param(program, marks=pytest.mark.slow) for program in (SPAWN, LOADER))],
     ids=["fork", "fork under a lock", "spawn", "data loader"],
 )
 def test_other_processes_compute_after_threads_did(program, tmp_path):
