@@ -225,6 +225,13 @@ def test_positions_are_not_sent_to_other_processes_at_every_pass():
         assert not hasattr(regrow.densify(network), "_ddp_params_and_buffers_to_ignore")
 
 
+def test_what_the_user_keeps_from_other_processes_stays_kept():
+    network = model("mlp").build()
+    network._ddp_params_and_buffers_to_ignore = ["1.running_mean"]
+    assert "1.running_mean" in regrow.sparsify(network, 0.3)._ddp_params_and_buffers_to_ignore
+    assert regrow.densify(network)._ddp_params_and_buffers_to_ignore == ["1.running_mean"]
+
+
 def test_a_buffer_of_the_users_that_ends_like_a_mask_is_left_alone():
     class Masking(nn.Module):
         def __init__(self):

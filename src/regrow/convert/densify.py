@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from regrow.convert.choose import forget
 from regrow.convert.exchange import replace_modules
 from regrow.convert.follow_layout import restore_layout
+from regrow.convert.processes import take_back
 from regrow.nn.sparse_layer import SparseLayer
 from regrow.storage import sparse_weights, weights_of
 from regrow.storage.holder import holder
@@ -73,11 +74,11 @@ def densify(model: Model) -> Model:
             f"a TopologyUpdater still keeps the topology of {held!r}: call its remove() first, or densify a copy "
             "(copy.deepcopy(model))"
         )
+    take_back(model, weights)
     replaced = {}
     for weight in weights:
         replaced[weight.module] = weight.to_dense()
         forget(weight.module)
     replace_modules(model, {module: dense for module, dense in replaced.items() if dense is not module})
     restore_layout(model)
-    model.__dict__.pop("_ddp_params_and_buffers_to_ignore", None)
     return model

@@ -12,17 +12,16 @@ from regrow.convert.choose import choose, remember
 from regrow.convert.eligible import Selector, Slot, eligible, slots_of
 from regrow.convert.exchange import store_sparsely
 from regrow.convert.follow_layout import follow_layout
+from regrow.convert.processes import leave_to_each
 from regrow.core.distribution import DISTRIBUTIONS, Distribution, uniform
 from regrow.core.units import Units, fitting_unit
-from regrow.storage import Storage, Weight, mask_weight, sparse_weights
+from regrow.storage import Storage, mask_weight, sparse_weights
 
 __all__ = ["Backend", "masks", "sparsify"]
 
 Backend = Literal["auto", "masked", "cpu"]
 # What a backend by name stores weights as; "auto" chooses for each weight.
 _STORAGE = {storage.backend: storage for storage in Storage}
-# Distributed data parallel reads here which buffers not to send around at every forward pass.
-_IGNORED = "_ddp_params_and_buffers_to_ignore"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -120,7 +119,7 @@ def sparsify(
     for name, weight in weights.items():
         if name in choices:
             remember(weight.module, name.rpartition(".")[2], choices[name])
-    _leave_to_each_process(model, weights)
+    leave_to_each(model, weights.values())
     return model
 
 
@@ -175,12 +174,6 @@ def _draw(
         flat[each.positions_of(drawn)] = True
         positions[slot.name] = flat.view(each.shape)
     return positions
-
-
-def _leave_to_each_process(model: nn.Module, weights: Mapping[str, Weight]) -> None:
-    """Keep distributed data parallel from sending positions around: every process has the same."""
-    ignored = [*getattr(model, _IGNORED, ()), *(weight.state_keys[1] for weight in weights.values())]
-    setattr(model, _IGNORED, list(dict.fromkeys(ignored)))
 
 
 def _named(model: nn.Module, masks: Mapping[str, Tensor]) -> list[Slot]:
