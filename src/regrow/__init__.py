@@ -9,6 +9,7 @@ Example:
 """
 
 from regrow import distribution, growth, methods, redistribute, schedule, score
+from regrow.convert.average import AveragedModel
 from regrow.convert.densify import dense_state_dict, densify
 from regrow.convert.sparsify import masks, sparsify
 from regrow.convert.summary import Summary, summary
@@ -24,6 +25,7 @@ from regrow.topology.updater import TopologyUpdater
 __version__ = "0.1.0"
 
 __all__ = [
+    "AveragedModel",
     "Change",
     "Entries",
     "LayerState",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from regrow.convert.exchange import replace_modules
 from regrow.convert.follow_layout import restore_layout
 from regrow.convert.processes import take_back
 from regrow.nn.sparse_layer import SparseLayer
-from regrow.storage import sparse_weights, weights_of
+from regrow.storage import Weight, sparse_weights, weights_of
 from regrow.storage.holder import holder
 
 __all__ = ["dense_state_dict", "densify"]
@@ -22,12 +24,15 @@ Model = TypeVar("Model", bound=nn.Module)
 def dense_state_dict(model: nn.Module) -> dict[str, Any]:
     """Return the state dict of the model as if it were dense: loadable into the unsparsified model.
 
+    Warns if absent weights are not zero, as in an average of masked models by PyTorch's own class: they are left out.
+
     Example:
         >>> import regrow
         >>> model = regrow.sparsify(nn.Linear(4, 2), density=0.5)
         >>> nn.Linear(4, 2).load_state_dict(dense_state_dict(model))
         <All keys matched successfully>
     """
+    _tell_of_losses(sparse_weights(model).values())
     state = model.state_dict()
     numbers, positions, by_address = {}, set(), {}
     # A module at several places stands in the state at each of them.
@@ -54,7 +59,7 @@ def densify(model: Model) -> Model:
 
     A `TopologyUpdater` of the model must be removed first (`topology.remove()`). Sparsely stored layers are replaced by
     ordinary ones, so training on then wants a new optimizer; norms, activations and pools that followed their layout
-    are ordinary again too.
+    are ordinary again too. Warns if absent weights are not zero: they are left out.
 
     Raises:
         ValueError: if the model itself is a sparse layer, or a `TopologyUpdater` still keeps its topology.
@@ -74,6 +79,7 @@ def densify(model: Model) -> Model:
             f"a TopologyUpdater still keeps the topology of {held!r}: call its remove() first, or densify a copy "
             "(copy.deepcopy(model))"
         )
+    _tell_of_losses(weights)
     take_back(model, weights)
     replaced = {}
     for weight in weights:
@@ -82,3 +88,14 @@ def densify(model: Model) -> Model:
     replace_modules(model, {module: dense for module, dense in replaced.items() if dense is not module})
     restore_layout(model)
     return model
+
+
+def _tell_of_losses(weights: Iterable[Weight]) -> None:
+    """Warn if a model has absent weights that are not zero: it computes with them, and its dense form is without."""
+    filled = [weight.name for weight in weights if weight.nonzero_absent()]
+    if filled:
+        warnings.warn(
+            f"absent weights of {', '.join(filled)} are not zero, and the dense form is without them: take averages of "
+            "models with regrow.AveragedModel, and train with a regrow.TopologyUpdater",
+            stacklevel=3,
+        )

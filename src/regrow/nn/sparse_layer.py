@@ -178,8 +178,8 @@ class SparseLayer(nn.Module, ABC):
         if now != checksum and index is known:
             raise RuntimeError(
                 "other positions were written into the index of a sparse layer in place, as "
-                "torch.optim.swa_utils.AveragedModel does, and its values may be means over different weights: make "
-                "an average once the positions stay, or of a model in masked storage; copy with load_state_dict"
+                "torch.optim.swa_utils.AveragedModel does, and its values may be means over different weights: take "
+                "averages with regrow.AveragedModel, and copies with load_state_dict"
             )
         if now != checksum:  # another tensor stands there, as under torch.func.functional_call
             self._pattern = None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary, finalize, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from regrow.storage import Weight
 from regrow.storage.holder import is_held_by
@@ -20,6 +22,8 @@ __all__ = ["Watch"]
 
 # Backward passes without a step after which one weight is looked at for the first time.
 _PATIENCE = 4
+
+_watches: WeakSet[Watch] = WeakSet()
 
 
 class Watch:
@@ -45,14 +49,12 @@ class Watch:
         self._weight = min(training or weights, key=lambda weight: weight.weight.numel())
         self._changed, self._warned = 0, False
         self._noted: Tensor | None = None
-        watch = ref(self)
-        self._handles = [register_optimizer_step_pre_hook(_weakly(watch, Watch._before_any_step))]
-        if training:
-            hook = _weakly(watch, Watch._after_backward)
-            self._handles.append(self._weight.weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
-        for handle in self._handles:
-            finalize(self, handle.remove)
+        self._handle: RemovableHandle = self._weight.weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            _weakly(ref(self))
+        )
         self.stepped()
+        _watches.add(self)
+        _watch_optimizers()
 
     def stepped(self) -> None:
         """Note that the optimizer has stepped, and that the weights are as the updater left them."""
@@ -61,10 +63,11 @@ class Watch:
 
     def close(self) -> None:
         """Watch no more."""
-        for handle in self._handles:
-            handle.remove()
+        self._handle.remove()
+        _watches.discard(self)
 
-    def _before_any_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before_step_of(self, optimizer: Optimizer) -> None:
+        """Raise a RuntimeError if another optimizer is about to step a weight of the updater."""
         own = self._optimizer()
         if optimizer is own or own is None:
             return
@@ -83,11 +86,12 @@ class Watch:
             ):
                 raise RuntimeError(
                     f"{type(optimizer).__name__} is about to step {weight.name!r}, which the TopologyUpdater of "
-                    f"another optimizer ({type(own).__name__}) keeps sparse: the topology would not be updated, and absent "
-                    "weights could fill up; call remove() of that updater and make one with this optimizer"
+                    f"another optimizer ({type(own).__name__}) keeps sparse: the topology would not be updated, "
+                    "and absent weights could fill up; call remove() of that updater and make one with this optimizer"
                 )
 
-    def _after_backward(self, parameter: Tensor) -> None:
+    def after_backward(self, parameter: Tensor) -> None:
+        """Note a backward pass, and look at the weight from time to time."""
         self._passes += 1
         if _version(parameter) != self._version:
             self._look_at_absent(parameter)
@@ -123,15 +127,26 @@ class Watch:
             self._warned = True
 
 
-def _weakly(watch: ref[Watch], method: Callable[..., None]) -> Callable[..., None]:
-    """Return a method of a watch as a hook that does not keep it alive."""
+def _weakly(watch: ref[Watch]) -> Callable[[Tensor], None]:
+    """Return the hook of a parameter that does not keep a watch alive."""
 
-    def hook(*args: Any) -> None:
+    def hook(parameter: Tensor) -> None:
         alive = watch()
         if alive is not None:
-            method(alive, *args)
+            alive.after_backward(parameter)
 
     return hook
+
+
+@cache
+def _watch_optimizers() -> None:
+    """Hang on all optimizers, once: a hook that ended with its watch could do so while PyTorch goes through them."""
+    register_optimizer_step_pre_hook(_before_any_step)
+
+
+def _before_any_step(optimizer: Optimizer, *_: Any) -> None:
+    for watch in list(_watches):
+        watch.before_step_of(optimizer)
 
 
 def _version(tensor: Tensor) -> int:

@@ -34,7 +34,9 @@ class TrainConfig(BaseModel):
     data: str = Field(description="data set")
     valid_samples: int = Field(0, ge=0, description="training samples held out for validation")
     train_samples: int | None = Field(None, ge=1, description="training samples at most; all that are left if null")
-    augment: Literal["none", "crop-flip", "random-resized-crop"] = "none"
+    augment: Literal["none", "crop-flip", "reflect-crop-flip", "random-resized-crop"] = Field(
+        "none", description="how training images are changed, anew in each epoch"
+    )
     image_size: int | None = Field(None, description="side of the images the model sees; the data's own if null")
     workers: int = Field(2, ge=0, description="processes that decode images, where that is done per epoch")
     # model
@@ -72,6 +74,7 @@ class TrainConfig(BaseModel):
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum, or Adam's first beta")
     nesterov: bool = True
     weight_decay: float = Field(5e-4, ge=0)
+    decay_norms: bool = Field(True, description="whether weight decay acts on the scales and shifts of norms too")
     learning_rate_drops: tuple[float, ...] = Field((), description="fractions of the training at which it drops")
     learning_rate_drop_factor: float = Field(0.1, gt=0, le=1)
     warmup: float = Field(0.0, ge=0, lt=1, description="fraction of the training over which the rate rises")
