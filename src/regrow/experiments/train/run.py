@@ -243,17 +243,18 @@ class Run:
         try:
             if config.method == "dense":
                 return make_optimizer(self.model, config)
+            recipe = make_recipe(config, self.steps_per_epoch)
             regrow.sparsify(
                 self.model,
                 config.density,
-                distribution=config.distribution,
+                distribution=recipe.distribution,
                 keep_dense=config.keep_dense,
                 block=config.block_shape,
                 backend=config.backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
                 seed=config.seed,
             )
             optimizer = make_optimizer(self.model, config)
-            self.topology = self._make_topology(optimizer, make_recipe(config, self.steps_per_epoch))
+            self.topology = self._make_topology(optimizer, recipe)
         except ValueError as error:
             raise UserError(str(error)) from error
         return optimizer

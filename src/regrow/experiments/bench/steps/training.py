@@ -138,7 +138,7 @@ def sparse_model(config: TrainConfig, dense: nn.Module, batches: Batches, backen
     return regrow.sparsify(
         deepcopy(dense),
         config.density,
-        distribution=config.distribution,
+        distribution=recipe_of(config).distribution,
         keep_dense=config.keep_dense,
         backend=backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
         example_input=batches.images[0] if backend == "auto" else None,
