@@ -45,7 +45,9 @@ class TrainConfig(BaseModel):
     density: float = Field(0.05, gt=0, le=1, description="nonzeros over all sparse weights, in (0, 1]")
     distribution: str = Field("uniform", description="uniform, erdos-renyi or erdos-renyi-kernel")
     keep_dense: tuple[str, ...] = Field((), description='weights to leave dense: globs, "first", "last"')
-    backend: str = Field("auto", description="storage of the sparse weights")
+    backend: str | dict[str, str] = Field(
+        "auto", description="storage of the sparse weights: auto, masked or cpu, or such by globs over their names"
+    )
     method_digest: str | None = Field(
         None, description="SHA-256 of the file that method names; written down when a run starts, and compared"
     )
