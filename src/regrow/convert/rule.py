@@ -135,4 +135,6 @@ def _up_to(limit: float, density: float) -> Choice:
 
 def _shape(slot: Slot, positions: Tensor) -> LayerShape:
     outputs, inputs, *kernel = slot.weight.shape
-    return LayerShape(outputs, inputs, prod(kernel), int(positions.count_nonzero()) / positions.numel())
+    # A density of 0.3 of the user's may be a weight more in a layer.
+    density = round(int(positions.count_nonzero()) / positions.numel(), 3)
+    return LayerShape(outputs, inputs, prod(kernel), density)
