@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -322,10 +322,16 @@ class LayerState:
 
 @dataclass(frozen=True)
 class Change:
-    """What an update does to one layer: flat positions that leave and positions that join, ascending int64.
+    """What an update does to one layer.
 
-    A position in both was dropped and came back: its weight starts again at zero.
+    Attributes:
+        drop: flat positions that leave, ascending int64.
+        grow: flat positions that join, ascending int64. A position in both was dropped and came back: its weight starts
+            again at zero.
+        returned: how many weights were dropped and came back, whether they are in both or, where the recipe keeps
+            returning weights as they were, in neither.
     """
 
     drop: Tensor
     grow: Tensor
+    returned: int = field(default=0, repr=False)

@@ -133,16 +133,17 @@ def test_no_validation_set_means_the_test_set():
     assert equal(loaded.valid.epoch(), loaded.test.epoch())
 
 
+@pytest.mark.parametrize("border", ["zeros", "reflect"])
 @pytest.mark.parametrize("shape", [(7, 3, 32, 32), (3, 1, 9, 12)])
-def test_crop_flip_against_one_image_at_a_time(shape):
+def test_crop_flip_against_one_image_at_a_time(shape, border):
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    result = augment.crop_flip(images, torch.Generator().manual_seed(5), padding=4)
+    result = augment.crop_flip(images, torch.Generator().manual_seed(5), padding=4, border=border)
     generator = torch.Generator().manual_seed(5)
     offset = torch.randint(0, 9, (2, shape[0], 1), generator=generator)
     mirror = torch.rand(shape[0], 1, generator=generator) < 0.5
     for number, image in enumerate(images):
-        padded = torch.zeros(shape[1], shape[2] + 8, shape[3] + 8)
-        padded[:, 4:-4, 4:-4] = image
+        mode = {"zeros": "constant", "reflect": "reflect"}[border]
+        padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (4, 4), (4, 4)), mode=mode))
         down, right = int(offset[0, number]), int(offset[1, number])
         expected = padded[:, down : down + shape[2], right : right + shape[3]]
         assert torch.equal(result[number], expected.flip(2) if mirror[number] else expected)
@@ -197,9 +198,12 @@ def test_real_mnist():
 
 @pytest.mark.skipif(not (REAL / "cifar10").is_dir(), reason="needs $REGROW_DATA with cifar10/")
 def test_real_cifar10():
-    loaded = data.load("cifar10", batch_size=128, valid_samples=5000, augment="crop-flip")
+    loaded = data.load("cifar10", batch_size=128, valid_samples=5000, augment="reflect-crop-flip")
     assert (len(loaded.train), loaded.valid.samples, loaded.test.samples) == (352, 5000, 10_000)
     images = torch.cat([images for images, _ in loaded.test.epoch()])
     assert images.mean((0, 2, 3)).abs().max() < 0.05
-    assert (images.std((0, 2, 3)) - 1).abs().max() < 0.08
+    # the papers' deviation is the mean of each image's own, a fifth below that of all pixels
+    assert images.std((0, 2, 3)).sub(1.2).abs().max() < 0.15
+    within = images.flatten(2).std(2).mean(0)
+    assert (within - 1).abs().max() < 0.08
     assert all(record.good for record in data.check("cifar10"))

@@ -95,9 +95,22 @@ def test_seed_decides_the_weights(case):
 
 def test_convolutions_start_kaiming_normal_with_fan_out():
     torch.manual_seed(0)
-    convolution = build("vgg16-d", image_shape=CIFAR, classes=10).get_submodule("conv3_1")
-    assert convolution.weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
-    assert not convolution.bias.any()
+    model = build("wrn-16-8", image_shape=CIFAR, classes=10)
+    convolution = model.get_submodule("group3.1.conv2")
+    assert convolution.weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+    assert not model.get_submodule("fc").bias.any()
+
+
+def test_vgg_starts_as_pytorch_does():
+    torch.manual_seed(0)
+    model = build("vgg16-d", image_shape=CIFAR, classes=10)
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            started = module.weight.clone(), module.bias.clone()
+            module.reset_parameters()
+            assert torch.equal(module.weight, started[0])
+            assert torch.equal(module.bias, started[1])
 
 
 def test_vgg16_c_pads_its_1x1_convolutions():

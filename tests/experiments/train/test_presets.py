@@ -7,15 +7,18 @@ import pytest
 import torch
 import yaml
 from runs import command, tiny
+from torch import nn
 
 import regrow
+from regrow.convert.eligible import eligible
+from regrow.experiments import models
 from regrow.experiments.data import DATASETS, Data
 from regrow.experiments.data.batches import Normalise, TensorBatches
 from regrow.experiments.train.config import TrainConfig, override, parse_settings, read_config
 from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.methods import METHODS, make_recipe, run_name
 from regrow.experiments.train.presets import PRESETS, preset
-from regrow.experiments.train.run import Run
+from regrow.experiments.train.run import Run, make_optimizer
 
 CIFAR10 = (
     *("alexnet-s", "alexnet-b", "vgg16-c", "vgg16-d", "vgg16-like", "vgg-small"),
@@ -26,7 +29,7 @@ PROMISED = {
     *(f"{data}-{model}" for data in ("mnist", "fashion") for model in ("lenet300-100", "lenet5")),
     *(f"cifar10-{model}" for model in CIFAR10),
     "imagenet-resnet50",
-    "imagenet-resnet50-tuned",
+    *(f"imagenet-resnet50-tuned{density}" for density in ("", "-20", "-30")),
 }
 MNIST_STEPS_PER_EPOCH = 540  # 54,000 images, 100 a batch
 
@@ -84,8 +87,64 @@ def test_the_schedule_scales_with_the_epochs(epochs, drops):
 def test_warm_up_rises_to_the_rate():
     config = preset("imagenet-resnet50-tuned")
     rates = [learning_rate(config, step, 9_000) for step in range(9_000)]
-    assert rates[:501] == pytest.approx([0.1 * (step + 1) / 500 for step in range(500)] + [0.1])
-    assert [step for step in range(501, 9_000) if rates[step] != rates[step - 1]] == [3_000, 6_000, 8_000]
+    assert rates[:451] == pytest.approx([0.2 * (step + 1) / 450 for step in range(450)] + [0.2])
+    assert [step for step in range(451, 9_000) if rates[step] != rates[step - 1]] == [2_700, 5_400, 7_200]
+
+
+@pytest.mark.parametrize("model", CIFAR10)
+def test_the_cifar10_protocol_is_that_of_the_authors(model):
+    config, steps_per_epoch = preset(f"cifar10-{model}"), 352
+    steps = config.epochs * steps_per_epoch
+    assert (config.epochs, config.batch_size, config.valid_samples, config.weight_decay) == (250, 128, 5_000, 5e-4)
+    assert (config.augment, config.nesterov, config.momentum) == ("reflect-crop-flip", True, 0.9)
+    rates = [learning_rate(config, step, steps) for step in range(steps)]
+    assert [step for step in range(1, steps) if rates[step] != rates[step - 1]] == [30_000, 60_000]
+
+
+@pytest.mark.parametrize(
+    ("name", "density"),
+    [("alexnet-s", 0.1), ("vgg16-c", 0.05), ("vgg16-d", 0.05), ("wrn-16-8", 0.05), ("wrn-28-2", 0.1)],
+)
+def test_each_network_has_the_density_that_was_published(name, density):
+    assert preset(f"cifar10-{name}").density == density
+
+
+@pytest.mark.parametrize(
+    ("name", "density", "batch"), [("", 0.1, 288), ("-20", 0.2, 256), ("-30", 0.3, 256)], ids=["10", "20", "30"]
+)
+def test_the_tuned_imagenet_recipe_is_that_of_the_logs(name, density, batch):
+    config = preset(f"imagenet-resnet50-tuned{name}")
+    assert (config.density, config.batch_size, config.learning_rate, config.epochs) == (density, batch, 0.2, 100)
+    assert config.learning_rate_drops == pytest.approx((0.3, 0.6, 0.8))
+    assert (config.prune_rate, config.nesterov, config.decay_norms, config.keep_dense) == (0.5, False, False, ())
+    assert (config.weight_decay, config.label_smoothing, config.warmup) == (1e-4, 0.1, 0.05)
+
+
+def test_the_first_imagenet_recipe_keeps_the_first_convolution_and_the_shortcuts_dense():
+    config = preset("imagenet-resnet50")
+    assert (config.density, config.prune_rate, config.batch_size, config.learning_rate) == (0.15626, 0.2, 256, 0.1)
+    with torch.device("meta"):
+        model = models.build(config.model, image_shape=(3, 64, 64), classes=10)
+    sparse = {slot.name for slot in eligible(model, (), config.keep_dense)}
+    convolutions = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    assert convolutions - sparse == {"conv1.weight", *(f"layer{group}.0.downsample.0.weight" for group in (1, 2, 3, 4))}
+    assert "fc.weight" in sparse
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("decays", [True, False])
+def test_norms_decay_or_not(optimizer, decays):
+    settings = {"optimizer": optimizer, "decay_norms": decays, "weight_decay": 0.5, "learning_rate": 0.5}
+    config = override(tiny(), settings)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 4), nn.LayerNorm(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = make_optimizer(model, config)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    after = model.state_dict()
+    assert all(not torch.equal(after[name], before[name]) for name in ("0.weight", "0.bias", "3.weight", "3.bias"))
+    assert all(torch.equal(after[name], before[name]) != decays for name in ("1.weight", "4.weight"))
 
 
 @pytest.mark.parametrize(("decay", "halfway"), [("constant", 0.4), ("cosine", 0.2025), ("linear", 0.2025)])

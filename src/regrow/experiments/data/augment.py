@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Box", "centre_box", "crop_flip", "random_box"]
+__all__ = ["Border", "Box", "centre_box", "crop_flip", "random_box"]
 
 Box = tuple[float, float, float, float]
 """Left, upper, right, lower, in pixels."""
 
+Border = Literal["zeros", "reflect"]
+"""What lies beyond the edge of an image."""
 
-def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+_PADDING: Mapping[Border, str] = {"zeros": "constant", "reflect": "reflect"}
+
+
+def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, border: Border = "zeros") -> Tensor:
     """Shift each image by up to `padding` pixels each way, and mirror half of them.
-
-    What comes in at the border is zero: the mean, if the images are normalised.
 
     Args:
         images: (N, C, H, W), float.
         generator: on the CPU; draws an offset down and across, and a coin, for each image.
-        padding: pixels.
+        padding: pixels; where the border reflects, fewer than the images have a side.
+        border: what comes in there: zeros, which are the mean if the images are normalised, or the image mirrored.
 
     Returns:
         (N, C, H, W).
@@ -39,7 +45,7 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> T
     rows = offset[0] + torch.arange(height)  # (N, H)
     columns = offset[1] + torch.where(mirror, across.flip(0), across)  # (N, W)
     source = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(count, 1, -1)
-    padded = F.pad(images, (padding,) * 4).flatten(2)
+    padded = F.pad(images, (padding,) * 4, mode=_PADDING[border]).flatten(2)
     picked = padded.gather(2, source.to(images.device).expand(-1, channels, -1))
     return picked.view(count, channels, height, width)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from regrow.experiments.data.augment import crop_flip
+from regrow.experiments.data.augment import Border, crop_flip
 from regrow.experiments.data.randomness import Purpose, torch_generator
 from regrow.experiments.errors import UserError
 
@@ -110,7 +110,7 @@ class TensorBatches:
         normalise: applied to each batch.
         batch_size: images a batch.
         seed: of order and augmentation; None means the stored order.
-        flip: whether to augment by `crop_flip`.
+        border: of the crops of `crop_flip`, by which images are augmented; None means as they are.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class TensorBatches:
         normalise: Normalise,
         batch_size: int,
         seed: int | None = None,
-        flip: bool = False,
+        border: Border | None = None,
     ) -> None:
         self.samples = len(images)
         self._images, self._labels = images, labels
-        self._normalise, self._batch_size, self._seed, self._flip = normalise, batch_size, seed, flip
+        self._normalise, self._batch_size, self._seed, self._border = normalise, batch_size, seed, border
         self._position = Position(-(-self.samples // batch_size))
 
     def __len__(self) -> int:
@@ -138,8 +138,9 @@ class TensorBatches:
         for number in self._position.remaining():
             chosen = order[number * self._batch_size : (number + 1) * self._batch_size]
             images = self._normalise(self._images.index_select(0, chosen))
-            if self._flip and self._seed is not None:
-                images = crop_flip(images, torch_generator(Purpose.AUGMENT, self._seed, epoch, number))
+            if self._border is not None and self._seed is not None:
+                generator = torch_generator(Purpose.AUGMENT, self._seed, epoch, number)
+                images = crop_flip(images, generator, border=self._border)
             yield images, self._labels.index_select(0, chosen)
 
     def state_dict(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regrow.experiments.data import layouts
+from regrow.experiments.data.augment import Border
 from regrow.experiments.data.batches import Batches, Normalise, TensorBatches
 from regrow.experiments.data.decoding import DecodingBatches
 from regrow.experiments.data.randomness import Purpose, torch_generator
@@ -23,6 +25,9 @@ __all__ = ["Data", "Source", "load", "split"]
 
 Source = layouts.Split | Samples
 """Decoded images and labels, or encoded images."""
+
+_BORDERS: Mapping[str, Border | None] = {"none": None, "crop-flip": "zeros", "reflect-crop-flip": "reflect"}
+"""Ways to augment the sets in memory, and the border of their crops."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def load(
         eval_batch_size: likewise in validation and test.
         valid_samples: how many training images to validate on; 0 means to validate on the test set.
         train_samples: how many to train on at most, for short trials: a fixed random part.
-        augment: "none", "crop-flip" (sets in memory) or "random-resized-crop" (imagenet).
+        augment: "none", "crop-flip", "reflect-crop-flip" (sets in memory; borders of zeros, or of the image
+            mirrored) or "random-resized-crop" (imagenet).
         image_size: height and width, for sets of images of any size.
         seed: of the order and the augmentation.
         device: where the batches are.
@@ -99,8 +105,8 @@ def load(
         count, order_seed = (batch_size, seed) if training else (eval_batch_size, None)
         if isinstance(source, tuple):
             images, labels = (torch.from_numpy(part[chosen.numpy()]).to(device) for part in source)
-            flip = training and augment == "crop-flip"
-            return TensorBatches(images, labels, normalise=normalise, batch_size=count, seed=order_seed, flip=flip)
+            border = _BORDERS[augment] if training else None
+            return TensorBatches(images, labels, normalise=normalise, batch_size=count, seed=order_seed, border=border)
         return DecodingBatches(
             source,
             chosen,
@@ -162,7 +168,7 @@ def _classes(dataset: Dataset, folder: Path, train: NDArray[np.int64], test: NDA
 
 
 def _require_fitting(dataset: Dataset, size: int, augment: str) -> None:
-    fitting = ("none", "crop-flip") if dataset.in_memory else ("none", "random-resized-crop")
+    fitting = tuple(_BORDERS) if dataset.in_memory else ("none", "random-resized-crop")
     if augment not in fitting:
         raise UserError(f"augment is {augment!r}, but {dataset.name} takes one of: {', '.join(fitting)}")
     if dataset.in_memory and size != dataset.image_size:

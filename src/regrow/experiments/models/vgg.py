@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-from regrow.experiments.models.layers import ImageShape, after_window, kaiming_convolutions
+from regrow.experiments.models.layers import ImageShape, after_window
 
 __all__ = ["vgg16"]
 
@@ -18,8 +18,8 @@ def vgg16(variant: Literal["c", "d", "like"], /, *, image_shape: ImageShape, cla
     """Build a VGG-16 with norms and a small classifier: (N, C, H, W) to (N, classes).
 
     Thirteen convolutions with bias, each followed by a norm and ReLU, then hidden layers of 512, each
-    followed by ReLU and a norm. Simonyan & Zisserman, Very Deep Convolutional Networks, 2015; the variants:
-    Lee et al., SNIP, 2019.
+    followed by ReLU and a norm. Weights and biases keep PyTorch's default initialisation. Simonyan & Zisserman,
+    Very Deep Convolutional Networks, 2015; the variants: Lee et al., SNIP, 2019.
 
     Args:
         variant: `d` has 3x3 convolutions only and two hidden layers; `c` ends its last three groups with
@@ -50,6 +50,4 @@ def vgg16(variant: Literal["c", "d", "like"], /, *, image_shape: ImageShape, cla
         layers[f"bn{index}"] = nn.BatchNorm1d(_HIDDEN)
         features = _HIDDEN
     layers[f"fc{last}"] = nn.Linear(features, classes)
-    model = nn.Sequential(layers)
-    kaiming_convolutions(model)
-    return model
+    return nn.Sequential(layers)

@@ -48,6 +48,8 @@ def wide_resnet(
 ) -> nn.Sequential:
     """Build the wide residual network WRN-`depth`-`widen`: (N, C, H, W) to (N, classes).
 
+    Convolutions start from Kaiming's normal with fan-out, the classifier's bias at zero.
+
     Args:
         depth: the number of convolutions, shortcuts aside, and the classifier: 4 more than a multiple of 6.
         widen: the factor on the planes (16, 32, 64) of the three groups.
@@ -71,4 +73,6 @@ def wide_resnet(
         )
     layers["bn"] = nn.BatchNorm2d(channels)
     layers["relu"] = nn.ReLU()
-    return with_head(layers, channels, classes)
+    model = with_head(layers, channels, classes)
+    nn.init.zeros_(model.get_submodule("fc").get_parameter("bias"))
+    return model

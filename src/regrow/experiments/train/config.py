@@ -34,7 +34,9 @@ class TrainConfig(BaseModel):
     data: str = Field(description="data set")
     valid_samples: int = Field(0, ge=0, description="training samples held out for validation")
     train_samples: int | None = Field(None, ge=1, description="training samples at most; all that are left if null")
-    augment: Literal["none", "crop-flip", "random-resized-crop"] = "none"
+    augment: Literal["none", "crop-flip", "reflect-crop-flip", "random-resized-crop"] = Field(
+        "none", description="how training images are changed, anew in each epoch"
+    )
     image_size: int | None = Field(None, description="side of the images the model sees; the data's own if null")
     workers: int = Field(2, ge=0, description="processes that decode images, where that is done per epoch")
     # model
@@ -43,7 +45,9 @@ class TrainConfig(BaseModel):
     # sparsity
     method: str = Field("sparse-momentum", description="dense, a method's name, or path/to/file.py:recipe")
     density: float = Field(0.05, gt=0, le=1, description="nonzeros over all sparse weights, in (0, 1]")
-    distribution: str = Field("uniform", description="uniform, erdos-renyi or erdos-renyi-kernel")
+    distribution: str | None = Field(
+        None, description="uniform, erdos-renyi or erdos-renyi-kernel; the method's own if null"
+    )
     keep_dense: tuple[str, ...] = Field((), description='weights to leave dense: globs, "first", "last"')
     backend: str | dict[str, str] = Field(
         "auto", description="storage of the sparse weights: auto, masked or cpu, or such by globs over their names"
@@ -61,8 +65,10 @@ class TrainConfig(BaseModel):
     redistribute: Literal["method", "keep"] = Field(
         "method", description="what each layer grows: as the method says, or as many weights as it dropped"
     )
-    keep_returning: bool = Field(
-        False, description="whether a weight that is dropped and grown again in one update keeps its value"
+    keep_returning: bool | None = Field(
+        None,
+        description="whether a weight that is dropped and grown again in one update stays as it was; the method's own "
+        "if null",
     )
     growth: str | None = Field(None, description=f"what growth looks at: {FORMS}; the recipe's own if null")
     update_every: float = Field(1.0, gt=0, description="epochs between updates of the topology")
@@ -74,6 +80,7 @@ class TrainConfig(BaseModel):
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum, or Adam's first beta")
     nesterov: bool = True
     weight_decay: float = Field(5e-4, ge=0)
+    decay_norms: bool = Field(True, description="whether weight decay acts on the scales and shifts of norms too")
     learning_rate_drops: tuple[float, ...] = Field((), description="fractions of the training at which it drops")
     learning_rate_drop_factor: float = Field(0.1, gt=0, le=1)
     warmup: float = Field(0.0, ge=0, lt=1, description="fraction of the training over which the rate rises")

@@ -28,6 +28,8 @@ __all__ = ["Metrics", "Run", "make_optimizer", "pick_device"]
 
 Metrics = dict[str, Any]
 
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
 
 class Run:
     """A training run from its settings.
@@ -251,18 +253,19 @@ class Run:
         try:
             if config.method == "dense":
                 return make_optimizer(self.model, config)
+            recipe = make_recipe(config, self.steps_per_epoch)
             with self._precision():
                 regrow.sparsify(
                     self.model,
                     config.density,
-                    distribution=config.distribution,
+                    distribution=recipe.distribution,
                     keep_dense=config.keep_dense,
                     block=config.block_shape,
                     backend=config.backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
                     seed=config.seed,
                 )
             optimizer = make_optimizer(self.model, config)
-            self.topology = self._make_topology(optimizer, make_recipe(config, self.steps_per_epoch))
+            self.topology = self._make_topology(optimizer, recipe)
         except ValueError as error:
             raise UserError(str(error)) from error
         return optimizer
@@ -297,9 +300,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """Return the optimizer that the settings name, over all parameters of the model."""
     # fused: one pass over each weight and its state, where the plain form makes several with temporaries
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
+    parameters = _parameter_groups(model, config)
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            model.parameters(),
+            parameters,
             lr=config.learning_rate,
             momentum=config.momentum,
             nesterov=config.nesterov and config.momentum > 0,
@@ -309,12 +313,23 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     betas = (config.momentum, 0.999)
     return adam(
-        model.parameters(),
+        parameters,
         lr=config.learning_rate,
         betas=betas,
         weight_decay=config.weight_decay,
         fused=fused,
     )
+
+
+def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return the parameters as the optimizer takes them: those of norms apart if they do not decay."""
+    if config.decay_norms:
+        return [{"params": list(model.parameters())}]
+    modules = [module for module in model.modules() if isinstance(module, _NORMS)]
+    of_norms = {id(parameter) for module in modules for parameter in module.parameters()}
+    norms = [parameter for parameter in model.parameters() if id(parameter) in of_norms]
+    others = [parameter for parameter in model.parameters() if id(parameter) not in of_norms]
+    return [{"params": others}, {"params": norms, "weight_decay": 0.0}]
 
 
 def pick_device(name: str) -> torch.device:
