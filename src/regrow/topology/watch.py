@@ -83,8 +83,8 @@ class Watch:
             ):
                 raise RuntimeError(
                     f"{type(optimizer).__name__} is about to step {weight.name!r}, which the TopologyUpdater of "
-                    f"another optimizer ({type(own).__name__}) keeps sparse: the topology would not be updated, and absent "
-                    "weights could fill up; call remove() of that updater and make one with this optimizer"
+                    f"another optimizer ({type(own).__name__}) keeps sparse: the topology would not be updated, and "
+                    "absent weights could fill up; call remove() of that updater and make one with this optimizer"
                 )
 
     def _after_backward(self, parameter: Tensor) -> None:

@@ -49,7 +49,9 @@ class TrainConfig(BaseModel):
         None, description="uniform, erdos-renyi or erdos-renyi-kernel; the method's own if null"
     )
     keep_dense: tuple[str, ...] = Field((), description='weights to leave dense: globs, "first", "last"')
-    backend: str = Field("auto", description="storage of the sparse weights")
+    backend: str | dict[str, str] = Field(
+        "auto", description="storage of the sparse weights: auto, masked or cpu, or such by globs over their names"
+    )
     method_digest: str | None = Field(
         None, description="SHA-256 of the file that method names; written down when a run starts, and compared"
     )
