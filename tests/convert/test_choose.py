@@ -1,4 +1,4 @@
-"""backend="auto": what is measured decides, what has no sparse form stays masked, and the model is left alone."""
+"""backend="auto" with an example: what is measured decides, the rest is masked, and the model is left alone."""
 
 import copy
 import pickle
@@ -10,7 +10,7 @@ from torch import nn
 
 import regrow
 from regrow.convert import choose as choosing
-from regrow.convert.choose import Choice, remembered
+from regrow.convert.choice import Choice, remembered
 from regrow.experiments.bench.steps.measure import measure
 from regrow.experiments.bench.steps.report import Settings, step_configs
 
@@ -54,13 +54,6 @@ def storages(model):
 
 def reasons(model):
     return {layer.name: layer.reason for layer in regrow.summary(model).layers}
-
-
-def test_without_an_example_everything_is_masked_and_says_so():
-    model = regrow.sparsify(network(), 0.3)
-    assert set(storages(model).values()) == {"masked"}
-    assert set(reasons(model).values()) == {"no example input to measure with"}
-    assert "why" not in str(regrow.summary(model))
 
 
 def test_a_storage_that_was_asked_for_has_no_reason():

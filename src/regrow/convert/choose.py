@@ -1,10 +1,11 @@
 """Which weights of a model are worth storing sparsely: measured, layer by layer and then as a whole.
 
-A layer's time depends on its shape, its density, the batch, the processor and what its neighbours hand it, so it is
-not guessed. Every layer is timed alone, as its ordinary and as its sparse form, on inputs of the shape and the layout
-that an example input gives it, with the gradient of its output in the layout that the ordinary layer would get. Then
-the model with all the layers that gained is timed beside the dense one: what a change of layout costs the layers
-between shows only there. As long as the whole is not faster, the half of the layers that saves least goes back.
+A layer's time depends on its shape, its density, the batch, the processor and what its neighbours hand it. With an
+example input it is not left to a rule. Every layer is timed alone, as its ordinary and as its sparse form, on inputs of
+the shape and the layout that the example input gives it, with the gradient of its output in the layout that the
+ordinary layer would get. Then the model with all the layers that gained is timed beside the dense one: what a change of
+layout costs the layers between shows only there. As long as the whole is not faster, the half of the layers that saves
+least goes back.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from regrow.convert.choice import Choice
 from regrow.convert.eligible import Slot, slots_of
-from regrow.convert.exchange import obstacles, sparse_form, store_sparsely
+from regrow.convert.exchange import sparse_form, store_sparsely, unserved
 from regrow.convert.follow_layout import follow_layout
-from regrow.ops.select import storage_obstacle
 from regrow.storage import Storage
 
-__all__ = ["LAYER_GAIN", "MODEL_GAIN", "Choice", "choose", "forget", "remember", "remembered"]
+__all__ = ["LAYER_GAIN", "MODEL_GAIN", "choose_by_time"]
 
 # What a layer alone must gain to be stored sparsely: topology updates make some layers denser than they start.
 LAYER_GAIN = 1.2
@@ -35,21 +36,6 @@ MODEL_GAIN = 1.03
 _ROUNDS = (3, 15)
 _SECONDS_LAYER = 0.25
 _SECONDS_MODEL = 2.0
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How a weight is to be stored, and why.
-
-    Attributes:
-        storage: how.
-        reason: why, in a few words.
-        gain: time of the dense layer over that of the sparse one, forward and backward; None if it was not measured.
-    """
-
-    storage: Storage
-    reason: str
-    gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +70,7 @@ class _Times:
         return f"{self.dense:.3g} ms dense, {self.sparse:.3g} ms sparse"
 
 
-def choose(
+def choose_by_time(
     model: nn.Module, slots: Sequence[Slot], positions: Mapping[str, Tensor], example: Any, *, batch_last: bool = True
 ) -> dict[str, Choice]:
     """Choose a storage for every weight; the model, its gradients and random generators stay as they are.
@@ -93,13 +79,11 @@ def choose(
         model: the model, still dense, in the mode and on the device in which it is to be used.
         slots: the weights that are to be sparse.
         positions: for each by name a bool tensor in its shape, true where the weight exists.
-        example: a batch as the model takes it: a tensor, or a tuple of arguments; None measures nothing.
+        example: a batch as the model takes it: a tensor, or a tuple of arguments.
         batch_last: whether norms and pools between sparse convolutions are to follow their layout.
     """
-    if example is None:
-        return {slot.name: Choice(Storage.MASKED, "no example input to measure with") for slot in slots}
     arguments = example if isinstance(example, tuple) else (example,)
-    unfit = _unfit(model, slots)
+    unfit = unserved(model, slots)
     choices = {name: Choice(Storage.MASKED, reason) for name, reason in unfit.items()}
     candidates = [slot for slot in slots if slot.name not in unfit]
     with torch.random.fork_rng(devices=[]):
@@ -122,33 +106,6 @@ def choose(
         why = "" if name in kept or name not in gaining else "; but the whole model gains more without"
         choices[name] = Choice(storage, f"{each}{why}", each.gain)
     return {slot.name: choices[slot.name] for slot in slots}
-
-
-def remember(module: nn.Module, parameter: str, choice: Choice) -> None:
-    """Keep a choice with the module that owns the weight, in whatever storage it is now."""
-    choices = {**module.__dict__.get("_storage_choices", {}), parameter: choice}
-    module.__dict__["_storage_choices"] = choices
-
-
-def remembered(module: nn.Module, parameter: str) -> Choice | None:
-    """Return the choice that was made for a weight; None if it was not chosen but asked for."""
-    choice: Choice | None = module.__dict__.get("_storage_choices", {}).get(parameter)
-    return choice
-
-
-def forget(module: nn.Module) -> None:
-    """Forget the choices made for a module's weights."""
-    module.__dict__.pop("_storage_choices", None)
-
-
-def _unfit(model: nn.Module, slots: Sequence[Slot]) -> dict[str, str]:
-    """Return the weights that sparse storage cannot hold or has no kernels for, with the reason."""
-    unfit = obstacles(model, slots)
-    for slot in slots:
-        unserved = storage_obstacle(type(slot.module), slot.weight)
-        if unserved is not None:
-            unfit.setdefault(slot.name, unserved)
-    return unfit
 
 
 def _observe(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from regrow.convert.choose import forget
+from regrow.convert.choice import forget
 from regrow.convert.exchange import replace_modules
 from regrow.convert.follow_layout import restore_layout
 from regrow.convert.processes import take_back

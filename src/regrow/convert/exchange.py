@@ -14,7 +14,7 @@ from regrow.nn.sparse_layer import SparseLayer
 from regrow.nn.sparse_linear import SparseLinear
 from regrow.ops.select import storage_obstacle
 
-__all__ = ["check_storable", "has_hooks", "obstacles", "replace_modules", "sparse_form", "store_sparsely"]
+__all__ = ["check_storable", "has_hooks", "obstacles", "replace_modules", "sparse_form", "store_sparsely", "unserved"]
 
 # Exactly these types: a subclass may use its weight in other ways.
 _SPARSE_FORMS: dict[type[nn.Module], Callable[[Any, Tensor, tuple[int, int]], SparseLayer]] = {
@@ -53,13 +53,30 @@ def store_sparsely(
 
 
 def check_storable(model: nn.Module, slots: Sequence[Slot]) -> None:
-    """Raise a ValueError that names the first weight that sparse storage cannot hold, and what to do."""
-    for name, obstacle in obstacles(model, slots).items():
-        if obstacle == _IS_THE_MODEL:
-            raise ValueError(f"{obstacle}: wrap it in nn.Sequential first")
-        raise ValueError(
-            f'sparse storage cannot hold {name!r}: {obstacle}; name it in keep_dense, or take backend="masked"'
-        )
+    """Raise a ValueError that names all weights that sparse storage cannot hold, with the reasons, and what to do."""
+    found = obstacles(model, slots)
+    if not found:
+        return
+    if set(found.values()) == {_IS_THE_MODEL}:
+        raise ValueError(f"{_IS_THE_MODEL}: wrap it in nn.Sequential first")
+    names: dict[str, list[str]] = {}
+    for name, obstacle in found.items():
+        names.setdefault(obstacle, []).append(repr(name))
+    reasons = "; ".join(f"{', '.join(each)}: {obstacle}" for obstacle, each in names.items())
+    raise ValueError(
+        f"sparse storage cannot hold {len(found)} of {len(slots)} weights: {reasons}. Name them in keep_dense, take "
+        'backend="auto", which masks what cannot be stored sparsely, or backend="masked"'
+    )
+
+
+def unserved(model: nn.Module, slots: Sequence[Slot]) -> dict[str, str]:
+    """Return the weights that sparse storage cannot hold or has no kernels for, by name, with the reason."""
+    found = obstacles(model, slots)
+    for slot in slots:
+        obstacle = storage_obstacle(type(slot.module), slot.weight)
+        if obstacle is not None:
+            found.setdefault(slot.name, obstacle)
+    return found
 
 
 def obstacles(model: nn.Module, slots: Sequence[Slot]) -> dict[str, str]:

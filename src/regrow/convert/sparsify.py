@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from logging import getLogger
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from regrow.convert.choose import choose, remember
+from regrow.convert.backend import Backend, check_backend, decide
+from regrow.convert.choice import in_one_line, remember
 from regrow.convert.eligible import Selector, Slot, eligible, slots_of
-from regrow.convert.exchange import store_sparsely
+from regrow.convert.exchange import check_storable, store_sparsely
 from regrow.convert.follow_layout import follow_layout
 from regrow.convert.processes import leave_to_each
 from regrow.core.distribution import DISTRIBUTIONS, Distribution, uniform
@@ -19,9 +21,7 @@ from regrow.storage import Storage, mask_weight, sparse_weights
 
 __all__ = ["Backend", "masks", "sparsify"]
 
-Backend = Literal["auto", "masked", "cpu"]
-# What a backend by name stores weights as; "auto" chooses for each weight.
-_STORAGE = {storage.backend: storage for storage in Storage}
+_logger = getLogger("regrow")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -35,7 +35,7 @@ def sparsify(
     distribution: Distribution | str = uniform,
     keep_dense: Sequence[Selector] = (),
     include: Sequence[Selector] = (),
-    backend: Backend = "auto",
+    backend: Backend | Mapping[str, Backend] = "auto",
     example_input: Tensor | tuple[Any, ...] | None = None,
     batch_last: bool = True,
     seed: int = 0,
@@ -64,10 +64,14 @@ def sparsify(
         include: further parameters to make sparse, by glob or type (`nn.Embedding`).
         backend: how sparse weights are stored. "masked" keeps them dense with zeros, for any layer, device and
             dtype. "cpu" stores what exists and nothing else: it replaces nn.Linear, nn.Conv1d and nn.Conv2d layers
-            by sparse ones (so make the optimizer afterwards) and takes no others. "auto" takes for each layer what
-            is faster, as it measures with `example_input`, and is "masked" without one; `regrow.summary` says why.
-        example_input: a batch of the size in training, as the model takes it (a tensor, or a tuple of arguments), for
-            "auto". The model is run on it some ten times and is left as it was.
+            by sparse ones (so make the optimizer afterwards) and takes no others. "auto" takes for each weight
+            what is faster, by a rule over layer, shape, density, dtype and device, and masks what cannot be stored
+            sparsely; `regrow.summary` says why, and the logger "regrow" once. A mapping gives backends by globs over
+            names of weights or modules, as `{"features.*": "cpu", "*": "masked"}`: the first that matches counts,
+            and what none matches is under "auto".
+        example_input: a batch of the size in training, as the model takes it (a tensor, or a tuple of arguments):
+            "auto" then measures with it instead of going by the rule. The model is run on it some ten times and is
+            left as it was.
         batch_last: exchange norms (with the ReLU and dropout after them), pools and dropout between sparsely stored
             convolutions for forms that compute in the layout of these, where `torch.fx` can follow the model;
             parameters, buffers and their names stay; dropout has other random numbers than PyTorch's. Reads the
@@ -77,10 +81,9 @@ def sparsify(
 
     Raises:
         ValueError: if the model is sparse already; if the density is outside (0, 1] or leaves a layer without a
-            weight; if a selector matches nothing; if a weight is no parameter but computed from others (weight norm,
-            spectral norm, pruning); if `masks` are those of another model or no whole units; if the
-            backend is unknown or cannot hold one of the weights, or an example input is given to one that measures
-            nothing.
+            weight; if a selector or glob matches nothing; if a weight is no parameter but computed from others (weight
+            norm, spectral norm, pruning); if `masks` are those of another model or no whole units; if the backend is
+            unknown or cannot hold some of the weights, or an example input is given to one that measures nothing.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -88,10 +91,7 @@ def sparsify(
         >>> {name: int(mask.sum()) for name, mask in masks(model).items()}
         {'0.weight': 32, '2.weight': 16}
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"there is no backend {backend!r}: choose among {', '.join(get_args(Backend))}")
-    if example_input is not None and backend != "auto":
-        raise ValueError(f'example_input serves backend="auto", which measures with it; backend={backend!r} does not')
+    check_backend(backend, example_input)
     if sparse_weights(model):
         raise ValueError("this model is sparse already: call regrow.densify(model) first")
     if (density is None) == (masks is None):
@@ -108,12 +108,13 @@ def sparsify(
     else:
         assert density is not None
         positions = _draw(slots, units, density, distribution, seed)
-    choices = choose(model, slots, positions, example_input, batch_last=batch_last) if backend == "auto" else {}
-    storage = {slot.name: choices[slot.name].storage if choices else _STORAGE[backend] for slot in slots}
+    storages, choices = decide(model, slots, positions, backend, example_input, batch_last=batch_last)
+    stored_sparsely = [slot for slot in slots if storages[slot.name] is Storage.SPARSE]
+    check_storable(model, stored_sparsely)
     for slot in slots:
-        if storage[slot.name] is Storage.MASKED:
+        if storages[slot.name] is Storage.MASKED:
             mask_weight(slot.module, slot.name, slot.parameter, positions[slot.name], units[slot.name].unit)
-    store_sparsely(model, [slot for slot in slots if storage[slot.name] is Storage.SPARSE], positions, units)
+    store_sparsely(model, stored_sparsely, positions, units)
     if batch_last:
         follow_layout(model)
     weights = sparse_weights(model)
@@ -121,6 +122,8 @@ def sparsify(
         if name in choices:
             remember(weight.module, name.rpartition(".")[2], choices[name])
     leave_to_each(model, weights.values())
+    reasons = {name: choice.reason for name, choice in choices.items()}
+    _logger.info("sparsify: %s", in_one_line((each, reasons.get(name, "")) for name, each in storages.items()))
     return model
 
 

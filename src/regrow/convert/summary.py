@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from regrow.convert.choose import remembered
+from regrow.convert.choice import in_one_line, remembered
 from regrow.convert.eligible import slots_of
 from regrow.nn.batch_last import BatchLast
 from regrow.nn.sparse_conv import SparseConv
@@ -21,8 +21,8 @@ __all__ = ["LayerSummary", "Summary", "summary"]
 
 # A column index for each value and a pointer for each row, as in CSR with 32-bit integers.
 _INDEX_BYTES = 4
-# Weight, shape and storage; after the numbers, why it is stored so.
-_TEXT_COLUMNS = (0, 1, 2, 9)
+# To the left: weight, shape and storage, and why it is stored so.
+_TEXT_COLUMNS = ("weight", "shape", "storage", "why")
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,11 @@ class Summary:
         return self.dense_bytes + sum(layer.sparse_bytes for layer in self.layers)
 
     @property
+    def stored(self) -> str:
+        """How many weights are stored in which way, and why some are masked, in one line."""
+        return in_one_line((layer.storage, layer.reason) for layer in self.layers)
+
+    @property
     def flops(self) -> int:
         """Operations of the sparse layers, as counted in the rows."""
         return sum(layer.flops for layer in self.layers)
@@ -124,13 +129,11 @@ class Summary:
             in_units = "" if layer.unit == (1, 1) else f" in {layer.unit[0]}x{layer.unit[1]}"
             rows.append((layer.name, shape + in_units, str(layer.storage), *_figures(layer)))
         rows.append(("all sparse weights", "", "", *_figures(self)))
-        if any(layer.gain is not None for layer in self.layers):
+        if any(layer.reason for layer in self.layers):
             rows = [(*row, *why) for row, why in zip(rows, self._reasons(), strict=True)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(_align(text, widths[column], column) for column, text in enumerate(row)).rstrip() for row in rows
-        ]
-        rule = "-" * len(lines[0])
+        lines = ["  ".join(_align(*each) for each in zip(row, widths, rows[0], strict=True)).rstrip() for row in rows]
+        rule = "-" * max(map(len, lines))
         note = f"{self.dense_parameters:,} more parameters are dense; {self.parameters:,} in all"
         notes = [note]
         if self.batch_last:
@@ -144,10 +147,13 @@ class Summary:
             )
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *notes])
 
-    def _reasons(self) -> list[tuple[str, str]]:
-        """Return for each line of the table what was gained and why the weight is stored so."""
-        gains = [(f"{layer.gain:.2f}x" if layer.gain else "-", layer.reason) for layer in self.layers]
-        return [("gain", "why"), *gains, ("", "")]
+    def _reasons(self) -> list[tuple[str, ...]]:
+        """Return for each line of the table why the weight is stored so, after the gain where any was measured."""
+        reasons = ["why", *(layer.reason for layer in self.layers), ""]
+        if all(layer.gain is None for layer in self.layers):
+            return [(reason,) for reason in reasons]
+        gains = ["gain", *(f"{layer.gain:.2f}x" if layer.gain else "-" for layer in self.layers), ""]
+        return list(zip(gains, reasons, strict=True))
 
     @property
     def _flops_title(self) -> str:
@@ -168,15 +174,15 @@ def summary(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -
 
     Example:
         >>> import regrow
-        >>> model = regrow.sparsify(nn.Sequential(nn.Linear(100, 50), nn.Linear(50, 10)), density=0.1)
+        >>> model = regrow.sparsify(nn.Sequential(nn.Linear(784, 300), nn.Linear(300, 10)), density=0.1)
         >>> print(summary(model))  # doctest: +NORMALIZE_WHITESPACE
-        weight              shape   storage  nonzeros  density   bytes  as sparse  FLOPs a position
-        -------------------------------------------------------------------------------------------
-        0.weight            50x100  masked        500   0.1000  25,000      4,204             1,000
-        1.weight            10x50   masked         50   0.1000   2,500        444               100
-        -------------------------------------------------------------------------------------------
-        all sparse weights                        550   0.1000  27,740      4,888             1,100
-        60 more parameters are dense; 610 in all
+        weight              shape    storage  nonzeros  density    bytes  as sparse  FLOPs a position  why
+        ----------------------------------------------------------------------------------------------------------------
+        0.weight            300x784  sparse     23,520   0.1000  479,112    189,364            47,040  density up to 0.2
+        1.weight            10x300   masked        300   0.1000   15,000      2,444               600  a side below 32
+        ----------------------------------------------------------------------------------------------------------------
+        all sparse weights                      23,820   0.1000  495,352    193,048            47,640
+        310 more parameters are dense; 24,130 in all
     """
     weights = sparse_weights(model)
     positions = _output_positions(model, weights, example) if example is not None else dict.fromkeys(weights, 1.0)
@@ -271,6 +277,6 @@ def _figures(of: LayerSummary | Summary) -> tuple[str, ...]:
     return (f"{of.nonzeros:,}", f"{of.density:.4f}", f"{of.bytes:,}", f"{of.sparse_bytes:,}", f"{of.flops:,}")
 
 
-def _align(text: str, width: int, column: int) -> str:
+def _align(text: str, width: int, column: str) -> str:
     """Align text to the left, numbers to the right."""
     return text.ljust(width) if column in _TEXT_COLUMNS else text.rjust(width)

@@ -42,6 +42,7 @@ class ProgressBar:
 
     def start(self, run: Run) -> None:
         """Show the bar at the step where the run stands."""
+        _show_storage(self._console, run)
         self._last_step = run.step
         self._density = run.density
         self._progress.update(self._task, total=run.steps, completed=run.step, description=_epoch(run))
@@ -80,7 +81,7 @@ class ProgressBar:
 
 
 class Quiet:
-    """Show nothing but warnings, for output that is not a terminal.
+    """Show how weights are stored, and warnings, for output that is not a terminal.
 
     Args:
         console: where warnings go.
@@ -90,7 +91,8 @@ class Quiet:
         self._console = console
 
     def start(self, run: Run) -> None:
-        """Show nothing."""
+        """Say how the weights are stored."""
+        _show_storage(self._console, run)
 
     def step(self, run: Run) -> None:
         """Show nothing."""
@@ -145,6 +147,11 @@ class TensorBoard:
     def stop(self) -> None:
         """Write out what is still held back."""
         self._writer.close()
+
+
+def _show_storage(console: Console, run: Run) -> None:
+    if run.stored:
+        console.print(run.stored, markup=False, highlight=False, soft_wrap=True)
 
 
 def _percent(accuracy: float | None) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from glob import escape
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -165,11 +167,16 @@ class Run:
             sum(weight.nonzeros() for weight in weights) / sum(weight.numel for weight in weights) if weights else 1.0
         )
 
+    @property
+    def stored(self) -> str:
+        """How the weights are stored, in one line; empty for the dense method."""
+        return regrow.summary(self.model).stored if self.topology else ""
+
     def summary(self) -> regrow.Summary:
         """Describe the model; a dense one as if every weight that may be sparse were there."""
         model = self.model
         if self.topology is None:
-            model = regrow.sparsify(deepcopy(model), density=1.0, keep_dense=self.config.keep_dense)
+            model = regrow.sparsify(deepcopy(model), density=1.0, keep_dense=self.config.keep_dense, backend="masked")
         example = torch.zeros(1, *self.data.image_shape, device=self.device)
         return regrow.summary(model, example)
 
@@ -198,6 +205,7 @@ class Run:
         try:
             if self.topology and not state["topology"]:
                 raise ValueError("it is that of a dense model")
+            self._store_as(state["model"])
             self.model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])
             if self.topology:
@@ -231,32 +239,58 @@ class Run:
         return model
 
     def _forward(self, images: Tensor) -> Tensor:
-        if self.config.precision == "float32":
+        with self._precision():
             logits: Tensor = self.model(images)
-            return logits
-        with torch.autocast(self.device.type, torch.bfloat16):
-            logits = self.model(images)
         return logits.float()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Return what the model computes under."""
+        autocast = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16) if autocast else nullcontext()
 
     def _make_sparse_and_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         try:
             if config.method == "dense":
                 return make_optimizer(self.model, config)
-            regrow.sparsify(
-                self.model,
-                config.density,
-                distribution=config.distribution,
-                keep_dense=config.keep_dense,
-                block=config.block_shape,
-                backend=config.backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
-                seed=config.seed,
-            )
+            recipe = make_recipe(config, self.steps_per_epoch)
+            with self._precision():
+                regrow.sparsify(
+                    self.model,
+                    config.density,
+                    distribution=recipe.distribution,
+                    keep_dense=config.keep_dense,
+                    block=config.block_shape,
+                    backend=config.backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
+                    seed=config.seed,
+                )
             optimizer = make_optimizer(self.model, config)
-            self.topology = self._make_topology(optimizer, make_recipe(config, self.steps_per_epoch))
+            self.topology = self._make_topology(optimizer, recipe)
         except ValueError as error:
             raise UserError(str(error)) from error
         return optimizer
+
+    def _store_as(self, state: Mapping[str, Any]) -> None:
+        """Give every sparse weight the storage that it has in a state of the model: "auto" may have chosen another."""
+        if self.topology is None:
+            return
+        weights = sparse_weights(self.model)
+        saved = {}
+        for name in weights:
+            if f"{name}_mask" in state:
+                saved[name] = "masked"
+            elif name.removesuffix("weight") + "index" in state:
+                saved[name] = "cpu"
+        if all(backend == weights[name].storage.backend for name, backend in saved.items()):
+            return
+        masks = regrow.masks(self.model)
+        self.topology.remove()
+        self.model = regrow.densify(self.model)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in PyTorch's stubs
+        backend = {escape(name): each for name, each in saved.items()}
+        regrow.sparsify(self.model, masks=masks, block=self.config.block_shape, backend=backend)  # type: ignore[arg-type]
+        self._optimizer = make_optimizer(self.model, self.config)
+        self.topology = self._make_topology(self._optimizer, make_recipe(self.config, self.steps_per_epoch))
 
     def _make_topology(self, optimizer: torch.optim.Optimizer, recipe: regrow.Recipe) -> regrow.TopologyUpdater:
         return regrow.TopologyUpdater(self.model, optimizer, recipe, seed=self.config.seed)

@@ -25,7 +25,7 @@ MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the
 Plot = Annotated[Path | None, typer.Option(help="PNG file: speed-up of training steps over density.")]
 Method = Annotated[str | None, typer.Option(help="Method of sparse training; by default the preset's.")]
 Growth = Annotated[str, typer.Option(help="What growth looks at; 'own' takes the method's own.")]
-Backend = Annotated[str, typer.Option(help="Storage of the sparse weights: auto, masked or cpu.")]
+Backend = Annotated[str, typer.Option(help="Storage of the sparse weights: auto, masked, cpu or measured.")]
 
 
 def use_threads(threads: int | None) -> None:

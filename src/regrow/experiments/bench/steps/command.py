@@ -28,15 +28,18 @@ __all__ = ["bench_overhead", "bench_train", "show_reports"]
 def bench_train(
     presets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PRESET]...", help="Presets; by default those of docs/command-line.md."),
+        typer.Argument(metavar="[PRESET]...", help="Presets; by default the six of the README's first table."),
     ] = None,
     densities: Annotated[str, typer.Option(help="Densities, separated by commas; by default each preset's own.")] = "",
     peers: Annotated[
         bool, typer.Option("--peers", help="Also sparseprop, where installed, in static training.")
     ] = False,
     backend: options.Backend = "auto",
+    all_sparse: Annotated[
+        bool, typer.Option("--all-sparse", help="Beside it, in the same rounds: backend=cpu, growth=window:22.")
+    ] = False,
     method: options.Method = None,
-    growth: options.Growth = "window:44",
+    growth: options.Growth = "own",
     redistribute: Annotated[
         str, typer.Option(help="'method', or 'keep': each layer keeps the number of its weights.")
     ] = "method",
@@ -63,6 +66,7 @@ def bench_train(
         settings = Settings(
             backend, batch, method, options.read_growth(growth), rounds, seconds, compile_seconds,
             peers=tuple(PEERS) if peers else (), peaks=peaks, redistribute=redistribute, updates=updates,
+            all_sparse=all_sparse,
         )  # fmt: skip
         given = options.read_densities(densities) if densities else ()
         configs = step_configs(presets or (), given, settings)

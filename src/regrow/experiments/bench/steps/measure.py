@@ -42,6 +42,8 @@ from regrow.experiments.train.growth import growth_name
 
 __all__ = ["measure", "run"]
 
+_BESIDE_GROWTH = "window:22"
+
 
 def run(report: Report, configs: Sequence[TrainConfig], *, out: Path | None, progress: Progress[Row]) -> None:
     """Measure what the report lacks of these settings, row by row.
@@ -143,8 +145,13 @@ def _stored(model: nn.Module) -> tuple[Stored, ...]:
 def _others(
     config: TrainConfig, model: nn.Module, sparse: nn.Module, batches: Batches, settings: Settings
 ) -> tuple[dict[str, Training], dict[str, str]]:
-    """Return the trainings of other libraries, and for those that cannot, why."""
+    """Return the trainings beside, all stored sparsely and of other libraries, and for those that cannot, why."""
     found, left_out = {}, {}
+    if settings.all_sparse:
+        beside = override(config, {"growth": _BESIDE_GROWTH})
+        all_sparse = sparse_training(beside, sparse_model(beside, model, batches, "cpu"), batches)
+        settle(all_sparse, beside, settings.updates)
+        found[f"cpu, {_BESIDE_GROWTH}"] = all_sparse
     for peer in settings.peers:
         try:
             found[peer] = PEERS[peer](config, model, regrow.masks(sparse), batches)

@@ -18,12 +18,13 @@ from regrow.experiments.train.methods import make_recipe
 from regrow.experiments.train.run import make_optimizer
 
 __all__ = [
-    "BFLOAT16", "DENSE", "SPARSE", "Batches", "Training", "Updates", "classes", "dense_model",
+    "BFLOAT16", "DENSE", "MEASURED", "SPARSE", "Batches", "Training", "Updates", "classes", "dense_model",
     "dense_training", "image_shape", "make_batches", "make_step", "recipe_of", "sparse_model", "sparse_training",
     "steps_per_epoch", "update_interval",
 ]  # fmt: skip
 
 SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
+MEASURED = "measured"
 
 _BATCHES = 4  # in memory, taken in turn
 _LEARNING_RATE = 0.01  # a step takes as long with any, and noise learned at a high one diverges
@@ -130,7 +131,7 @@ def dense_model(config: TrainConfig) -> nn.Module:
 
 
 def sparse_model(config: TrainConfig, dense: nn.Module, batches: Batches, backend: str) -> nn.Module:
-    """Return a copy of the network made sparse as the preset says, in a storage.
+    """Return a copy of the network made sparse as the preset says, in a storage; "measured" measures which.
 
     Raises:
         ValueError: if the storage cannot hold it, or there is none of that name.
@@ -138,10 +139,10 @@ def sparse_model(config: TrainConfig, dense: nn.Module, batches: Batches, backen
     return regrow.sparsify(
         deepcopy(dense),
         config.density,
-        distribution=config.distribution,
+        distribution=recipe_of(config).distribution,
         keep_dense=config.keep_dense,
-        backend=backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
-        example_input=batches.images[0] if backend == "auto" else None,
+        backend="auto" if backend == MEASURED else backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
+        example_input=batches.images[0] if backend == MEASURED else None,
         seed=config.seed,
     )
 

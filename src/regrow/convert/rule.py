@@ -1,0 +1,140 @@
+"""Which weights are stored sparsely without measuring: by kind of layer, shape and density.
+
+The numbers are fitted to steps (forward, backward, SGD with momentum) of single layers in both storages, on one and two
+threads of an AMD EPYC with AVX2, PyTorch 2.13: layers of the CIFAR and MNIST networks, of ResNet-50, of transformers
+and of networks for speech, at densities from 0.02 to 1, with batches of 16 to 128. A slow test holds them against the
+running machine. The batch is not known here: with fewer than about eight samples a step, dense convolutions win
+earlier, and an example input, with which layers are timed, says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor, distributed, nn
+from torch.nn.modules.conv import _ConvNd
+
+from regrow.convert.choice import Choice
+from regrow.convert.eligible import Slot
+from regrow.convert.exchange import unserved
+from regrow.storage import Storage
+
+__all__ = ["LayerShape", "choose_by_rule", "conv_choice", "linear_choice"]
+
+# Linear layers: from so many weights on, up to which density. The larger the weight, the more of a step is the
+# optimizer's way through memory, which shrinks with the density.
+_LINEAR = ((1 << 22, 0.3), (1 << 17, 0.2), (1 << 14, 0.1))
+# A linear layer with a shorter side does too little for each number that it reads and writes.
+_SHORTEST_SIDE = 32
+
+# Convolutions hand on the layout that they compute in, so most of them go together. Each is for sparse storage up to
+# the first density, one of 1x1 kernels up to the second. If at least half of a model's convolutions are, the others
+# come along up to the third: the change of layout before and after would cost more than they do.
+_CONV, _CONV_OF_ONE_TAP, _CONV_IN_COMPANY = 0.3, 0.2, 0.5
+# Among dense convolutions the change of layout must pay: up to which density, from how many inputs of an output on.
+_CONV_ALONE, _INPUTS_ALONE = 0.2, 512
+
+_TOGETHER = "processes train together, and an update of sparse storage changes the sizes of parameters"
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What the rule knows of a layer.
+
+    Attributes:
+        outputs: features or channels of the output.
+        inputs: features of the input, or channels of it that one output sees.
+        taps: positions of the kernel; 1 for a linear layer.
+        density: share of the weights that exist.
+    """
+
+    outputs: int
+    inputs: int
+    taps: int
+    density: float
+
+
+def choose_by_rule(
+    model: nn.Module, slots: Sequence[Slot], positions: Mapping[str, Tensor], *, beside: Sequence[Slot] = ()
+) -> dict[str, Choice]:
+    """Choose a storage for every weight; equal models, densities and machines give equal choices.
+
+    Args:
+        model: the model, still dense, on the device on which it is to be used.
+        slots: the weights that are to be sparse.
+        positions: for each by name a bool tensor in its shape, true where the weight exists.
+        beside: weights that are stored sparsely whatever is chosen here.
+    """
+    if _processes_train_together():
+        return {slot.name: Choice(Storage.MASKED, _TOGETHER) for slot in slots}
+    unfit = unserved(model, slots)
+    shapes = {slot.name: _shape(slot, positions[slot.name]) for slot in slots if slot.name not in unfit}
+    convolutions = {slot.name for slot in slots if isinstance(slot.module, _ConvNd)} & shapes.keys()
+    sparse = sum(_wants(shapes[name]) for name in convolutions)
+    sparse += sum(isinstance(slot.module, _ConvNd) for slot in beside)
+    company = 2 * sparse >= sum(isinstance(module, _ConvNd) for module in model.modules())
+    choices = {name: Choice(Storage.MASKED, reason) for name, reason in unfit.items()}
+    for name, shape in shapes.items():
+        choices[name] = conv_choice(shape, company=company) if name in convolutions else linear_choice(shape)
+    return {slot.name: choices[slot.name] for slot in slots}
+
+
+def linear_choice(layer: LayerShape) -> Choice:
+    """Choose for a linear layer.
+
+    Example:
+        >>> linear_choice(LayerShape(4096, 4096, 1, density=0.1)).storage is Storage.SPARSE
+        True
+        >>> linear_choice(LayerShape(10, 4096, 1, density=0.1)).reason
+        'a side below 32'
+    """
+    side, numel = min(layer.outputs, layer.inputs), layer.outputs * layer.inputs
+    if side < _SHORTEST_SIDE:
+        return Choice(Storage.MASKED, f"a side below {_SHORTEST_SIDE}")
+    limit = next((limit for least, limit in _LINEAR if numel >= least), None)
+    if limit is None:
+        return Choice(Storage.MASKED, f"fewer than {_LINEAR[-1][0]:,} weights")
+    return _up_to(limit, layer.density)
+
+
+def conv_choice(layer: LayerShape, *, company: bool) -> Choice:
+    """Choose for a convolution.
+
+    Args:
+        layer: its shape.
+        company: whether most convolutions of the model are to be stored sparsely.
+
+    Example:
+        >>> conv_choice(LayerShape(64, 64, 9, density=0.4), company=True).reason
+        'density up to 0.5'
+        >>> conv_choice(LayerShape(64, 16, 1, density=0.1), company=False).reason
+        'fewer than 512 inputs an output, among dense convolutions'
+    """
+    if company:
+        return _up_to(_CONV_IN_COMPANY, layer.density)
+    if layer.density <= _CONV_ALONE and layer.inputs * layer.taps < _INPUTS_ALONE:
+        return Choice(Storage.MASKED, f"fewer than {_INPUTS_ALONE} inputs an output, among dense convolutions")
+    return _up_to(_CONV_ALONE, layer.density)
+
+
+def _processes_train_together() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _wants(layer: LayerShape) -> bool:
+    return layer.density <= (_CONV if layer.taps > 1 else _CONV_OF_ONE_TAP)
+
+
+def _up_to(limit: float, density: float) -> Choice:
+    if density <= limit:
+        return Choice(Storage.SPARSE, f"density up to {limit:g}")
+    return Choice(Storage.MASKED, f"density above {limit:g}")
+
+
+def _shape(slot: Slot, positions: Tensor) -> LayerShape:
+    outputs, inputs, *kernel = slot.weight.shape
+    # A density of 0.3 of the user's may be a weight more in a layer.
+    density = round(int(positions.count_nonzero()) / positions.numel(), 3)
+    return LayerShape(outputs, inputs, prod(kernel), density)
