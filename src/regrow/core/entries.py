@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -325,7 +325,13 @@ class Change:
     """What an update does to one layer: flat positions that leave and positions that join, ascending int64.
 
     A position in both was dropped and came back: its weight starts again at zero.
+
+    Attributes:
+        drop: positions that leave.
+        grow: positions that join.
+        stayed: weights that were dropped, grown again and kept as they were, in neither of the two.
     """
 
     drop: Tensor
     grow: Tensor
+    stayed: int = field(default=0, repr=False)

@@ -77,10 +77,11 @@ def update(
         drop, grow = dropped[name].index, absent.index_at(joining).sort().values
         if layer.unit_size > 1:
             drop = drop.sort().values
+        stayed = 0
         if recipe.keep_returning:
             (_, drop_returns), (_, grow_returns) = find(drop, grow), find(grow, drop)
-            drop, grow = drop[~drop_returns], grow[~grow_returns]
-        changes[name] = Change(drop, grow)
+            drop, grow, stayed = drop[~drop_returns], grow[~grow_returns], int(drop_returns.sum())
+        changes[name] = Change(drop, grow, stayed)
     return changes
 
 

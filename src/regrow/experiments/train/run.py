@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import regrow
 from regrow.experiments import data, models
 from regrow.experiments.errors import DivergedError, UserError
+from regrow.experiments.train.changes import ChangeCounts
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.methods import make_recipe
@@ -47,6 +48,7 @@ class Run:
         epoch: epochs finished.
         rows: metrics of every finished epoch.
         seconds: wall time spent in training steps.
+        warnings: what a user should know and was not told.
     """
 
     def __init__(self, config: TrainConfig, data_root: Path | None = None) -> None:
@@ -75,7 +77,9 @@ class Run:
         self.rows: list[Metrics] = []
         self.seconds = 0.0
         self.topology: regrow.TopologyUpdater | None = None
+        self._changes = ChangeCounts()
         self._optimizer = self._make_sparse_and_optimizer()
+        self.warnings = self._changes.find_thin(sparse_weights(self.model))
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         # loss times samples, correct, samples: kept on the device, so that no step waits for it
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -134,6 +138,8 @@ class Run:
             "prune_rate": self.topology.recipe.fraction(self.step) if self.topology else 0.0,
             "density": self.density,
             "nonzeros_by_layer": self.nonzeros_by_layer,
+            "updates": self._changes.updates,
+            "changes_by_layer": self._changes.row(),
             "seconds": self.seconds,
         }
         self.rows.append(row)
@@ -180,6 +186,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "topology": self.topology.state_dict() if self.topology else {},
+            "changes": self._changes.state_dict(),
             "data": self.data.train.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
@@ -202,6 +209,7 @@ class Run:
             self._optimizer.load_state_dict(state["optimizer"])
             if self.topology:
                 self.topology.load_state_dict(state["topology"])
+            self._changes.load_state_dict(state["changes"])
             self.data.train.load_state_dict(state["data"])
             self.step, self.epoch, self.rows = state["step"], state["epoch"], state["rows"]
             self._sums = state["sums"].to(self.device)
@@ -259,7 +267,12 @@ class Run:
         return optimizer
 
     def _make_topology(self, optimizer: torch.optim.Optimizer, recipe: regrow.Recipe) -> regrow.TopologyUpdater:
-        return regrow.TopologyUpdater(self.model, optimizer, recipe, seed=self.config.seed)
+        seed, count = self.config.seed, self._count_changes
+        return regrow.TopologyUpdater(self.model, optimizer, recipe, seed=seed, on_update=count)
+
+    def _count_changes(self, _: int, changes: Mapping[str, regrow.Change]) -> None:
+        self._changes.add(changes)
+        self.warnings += self._changes.find_thin(sparse_weights(self.model))
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
