@@ -24,9 +24,15 @@ class Method:
 
     name: str
     needs_momentum: bool = False
-    resets_state: bool = False  # a grown weight's optimizer state starts at zero; else it keeps what it has
+    resets_state: bool = False  # a grown weight's optimizer state starts anew; else it keeps what it has
+    keeps_returning: bool = False  # a weight that is dropped and grown in the same update stays as it was
     keeps_layers: bool = True  # each layer gets back as many weights as it dropped
-    updates: tuple[int, ...] = ()  # steps of the updates with every=2, steps=8
+    due: tuple[int, ...] = ()  # steps after which updates are due with every=2, steps=8
+
+    @property
+    def updates(self) -> tuple[int, ...]:
+        """Steps that carry out the updates."""
+        return tuple(step + 1 for step in self.due)
 
     @property
     def factory(self) -> Callable[..., regrow.Recipe]:
@@ -38,9 +44,9 @@ class Method:
 
 METHODS = [
     Method("static"),
-    Method("set", resets_state=True, updates=(2, 4, 6)),
-    Method("rigl", resets_state=True, updates=(2, 4)),
-    Method("sparse-momentum", needs_momentum=True, keeps_layers=False, updates=(2, 4, 6)),
+    Method("set", resets_state=True, due=(2, 4, 6)),
+    Method("rigl", resets_state=True, keeps_returning=True, due=(2, 4)),
+    Method("sparse-momentum", needs_momentum=True, keeps_returning=True, keeps_layers=False, due=(2, 4, 6)),
 ]
 
 # For each backend of `sparsify` the storage that it means, as the summary names it.

@@ -98,7 +98,12 @@ def apportion(
     size = size or [1] * len(room)
     room = [most // step * step for most, step in zip(room, size, strict=True)]
     total = nearest_below(total, room, size)
-    quota = [q / step for q, step in zip(water_fill(total, share, room), size, strict=True)]
+    return whole_units(total, water_fill(total, share, room), room, size)
+
+
+def whole_units(total: int, quota: Sequence[Fraction], room: Sequence[int], size: Sequence[int]) -> list[int]:
+    """Round what each name would get to whole units that sum to `total`."""
+    quota = [q / step for q, step in zip(quota, size, strict=True)]
     units = [math.floor(q) for q in quota]
     rest = total - sum(n * step for n, step in zip(units, size, strict=True))
     for i in sorted(range(len(quota)), key=lambda i: (units[i] - quota[i], i)):
@@ -138,10 +143,26 @@ def choose(units: Sequence[list[int]], score: np.ndarray, count: int, *, largest
     return sorted(i for n in ranked[:count] for i in units[n])
 
 
-def drop_smallest(layer: Layer, rate: float) -> list[int]:
-    """Return the positions of the `ceil(rate * units)` active units of smallest magnitude, ties to the lower unit."""
+def drop_smallest(layer: Layer, rate: float, rounded: Callable[[float], int] = math.ceil) -> list[int]:
+    """Return the positions of the active units of smallest magnitude, ties to the lower unit."""
     active = [unit for unit in layer.units() if layer.active[unit].all()]
-    return choose(active, layer.weight, math.ceil(rate * len(active)), largest=False)
+    return choose(active, layer.weight, rounded(rate * len(active)), largest=False)
+
+
+def drop_by_sign(layer: Layer, rate: float) -> list[int]:
+    """Return the positions of the active units whose weights come first among those of their sign, by magnitude."""
+    first = np.zeros(len(layer.weight))
+    for negative in (False, True):
+        of_sign = [i for unit in layer.units() for i in unit if layer.active[i] and (layer.weight[i] < 0) == negative]
+        for number, i in enumerate(sorted(of_sign, key=lambda i: abs(layer.weight[i])), start=1):
+            first[i] = number / len(of_sign)
+    active = [unit for unit in layer.units() if layer.active[unit].all()]
+    return choose(active, first, math.ceil(rate * len(active)), largest=False)
+
+
+def without_returning(drop: Sequence[int], grow: Sequence[int]) -> Decision:
+    """Return what leaves and joins if weights that do both stay as they were."""
+    return [i for i in drop if i not in grow], [i for i in grow if i not in drop]
 
 
 def grow_largest(layer: Layer, dropped: Sequence[int], score: np.ndarray, count: int) -> list[int]:
@@ -155,26 +176,87 @@ def growable(layer: Layer, dropped: Sequence[int]) -> list[list[int]]:
     return free + [unit for unit in layer.units() if set(unit) <= set(dropped)]
 
 
+def with_least(total: int, share: Sequence[Fraction], least: Sequence[int]) -> list[Fraction]:
+    """Split `total` in proportion to `share`, but give each its least: the share rises until the sum fits."""
+    if not any(share):
+        share = [Fraction(1)] * len(share)
+    quota = [Fraction(n) for n in least]
+    # those with the largest least for their share are the last to rise above it
+    order = sorted((i for i in range(len(share)) if share[i]), key=lambda i: Fraction(least[i]) / share[i])
+    for count in range(len(order), 0, -1):
+        above = order[:count]
+        level = (total - sum(least[i] for i in range(len(least)) if i not in above)) / sum(share[i] for i in above)
+        if all(level * share[i] >= least[i] for i in above):
+            for i in above:
+                quota[i] = level * share[i]
+            return quota
+    return quota
+
+
+def share_equally(quota: Sequence[Fraction], most: Sequence[int]) -> list[Fraction]:
+    """Cut at the most; what is above is shared equally among those that have room, again and again."""
+    quota, excess = list(quota), Fraction(0)
+    while True:
+        for i, highest in enumerate(most):
+            if quota[i] > highest:
+                excess += quota[i] - highest
+                quota[i] = Fraction(highest)
+        having_room = [i for i in range(len(quota)) if quota[i] < most[i]]
+        if not excess:
+            return quota
+        for i in having_room:
+            quota[i] += excess / len(having_room)
+        excess = Fraction(0)
+
+
+def authors_share(
+    total: int, share: Sequence[Fraction], empty: Sequence[bool], room: Sequence[int], size: Sequence[int]
+) -> list[int]:
+    """Hand out as the authors of sparse momentum do, but exactly.
+
+    A layer with a share, or that is empty, gets a unit; none is filled beyond .99 of its room unless there is nowhere
+    else to go; what is above is shared equally.
+    """
+    room = [most // step * step for most, step in zip(room, size, strict=True)]
+    total = nearest_below(total, room, size)
+    least = [min(step, most) if s or e else 0 for s, e, most, step in zip(share, empty, room, size, strict=True)]
+    if sum(least) > total:
+        least = [0] * len(least)
+    most = [max(math.floor(0.99 * n / step) * step, low) for n, step, low in zip(room, size, least, strict=True)]
+    if nearest_below(total, most, size) < total:
+        most = room
+    return whole_units(total, share_equally(with_least(total, share, least), most), most, size)
+
+
 def sparse_momentum(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
-    """Drop by magnitude, pool, share by mean |momentum| over active weights before the drop, grow by |momentum|."""
-    dropped = [drop_smallest(layer, rate) for layer in layers]
+    """Drop by magnitude, pool, share by mean |momentum| over active weights before the drop, grow by |momentum|.
+
+    With the rules of the authors' code: full layers of large share are spared, a layer with a share gets at least one,
+    none is filled, and what returns stays as it was.
+    """
     share = []
     for layer in layers:
         values = [abs(float(m)) for m in layer.momentum[layer.active]]
         share.append(Fraction(math.fsum(values) / len(values)) if values else Fraction(0))
+    dropped = []
+    for layer, own in zip(layers, share, strict=True):
+        absent = 1 - int(layer.active.sum()) / len(layer.active)
+        spared = absent < 0.2 and own * len(layers) > sum(share)
+        dropped.append(drop_smallest(layer, min(absent, rate) if spared else rate))
     room = [len(growable(layer, drop)) * layer.size for layer, drop in zip(layers, dropped, strict=True)]
-    counts = apportion(sum(map(len, dropped)), share, room, [layer.size for layer in layers])
+    empty = [not layer.active.any() for layer in layers]
+    counts = authors_share(sum(map(len, dropped)), share, empty, room, [layer.size for layer in layers])
     return [
-        (drop, grow_largest(layer, drop, layer.momentum, count))
+        without_returning(drop, grow_largest(layer, drop, layer.momentum, count))
         for layer, drop, count in zip(layers, dropped, counts, strict=True)
     ]
 
 
 def set_(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
-    """Drop by magnitude; grow as many in the same layer where the noise is largest."""
+    """Drop by magnitude, each sign apart; grow as many in the same layer where the noise is largest."""
     decisions = []
     for layer in layers:
-        drop = drop_smallest(layer, rate)
+        drop = drop_by_sign(layer, rate)
         in_draw_order = [i for unit in growable(layer, drop) for i in unit]
         drawn = np.zeros(len(layer.weight))
         drawn[in_draw_order] = noise(len(in_draw_order))
@@ -183,9 +265,12 @@ def set_(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
 
 
 def rigl(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
-    """Drop by magnitude; grow as many in the same layer where |gradient| is largest."""
-    drops = [drop_smallest(layer, rate) for layer in layers]
-    return [(drop, grow_largest(layer, drop, layer.grad, len(drop))) for layer, drop in zip(layers, drops, strict=True)]
+    """Drop by magnitude, rounded down; grow as many where |gradient| is largest; what returns stays as it was."""
+    drops = [drop_smallest(layer, rate, math.floor) for layer in layers]
+    return [
+        without_returning(drop, grow_largest(layer, drop, layer.grad, len(drop)))
+        for layer, drop in zip(layers, drops, strict=True)
+    ]
 
 
 def static(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
@@ -207,6 +292,8 @@ RATES: dict[str, Callable[[int, int], float]] = {
     "sparse-momentum": lambda step, steps: cosine(0.5, 0.005, step, steps),
 }
 RESETS = {"set", "rigl"}
+# Methods whose update takes the place of a step.
+REPLACES = {"rigl"}
 
 
 @dataclass
@@ -228,12 +315,15 @@ class Trainer:
         self.buffers: list[np.ndarray] = []
         self.gradients: list[np.ndarray] = []
 
-    def step(self, x: np.ndarray, target: np.ndarray) -> None:
+    def step(self, x: np.ndarray, target: np.ndarray, *, moves_weights: bool = True) -> None:
+        """Take a step, or find the gradient of one alone."""
         hidden = np.tanh(x @ self.weights[0].T)
         error = 2 * (hidden @ self.weights[1].T - target) / target.size
         into_hidden = (error @ self.weights[1]) * (1 - hidden**2)
         self.gradients = [into_hidden.T @ x, error.T @ hidden]
 
+        if not moves_weights:
+            return
         moves = [g + self.weight_decay * w for g, w in zip(self.gradients, self.weights, strict=True)]
         if self.momentum:
             previous = self.buffers or [np.zeros_like(move) for move in moves]

@@ -153,7 +153,7 @@ def test_a_method_takes_three_files(copy):
         Edit(register, "from regrow.methods.shuffle import shuffle\n", after="from regrow.methods.set import set\n"),
         Edit(register, '"shuffle", ', after="__all__ = ["),
         Edit(register, '    "shuffle": shuffle,\n', after="METHODS: Mapping[str, Callable[..., Recipe]] = {\n"),
-        Edit("tests/cases.py", '    Method("shuffle", resets_state=True, updates=(2, 4, 6)),\n', after="METHODS = [\n"),
+        Edit("tests/cases.py", '    Method("shuffle", resets_state=True, due=(2, 4, 6)),\n', after="METHODS = [\n"),
     )
     assert files == 3
     shown = copy.run(
@@ -165,7 +165,7 @@ def test_a_method_takes_three_files(copy):
         for storage in cases.STORAGES:
             run = cases.Run(cases.model("mlp"), row.recipe(), cases.optimization("sgd"), storage=storage)
             before = regrow.masks(run.model)
-            run.train(range(3))
+            run.train(range(3))  # the third step carries out what is due after the second
             after = regrow.masks(run.model)
             assert {name: int(mask.sum()) for name, mask in after.items()} == {
                 name: int(mask.sum()) for name, mask in before.items()

@@ -4,6 +4,7 @@ from regrow.core.score import (
     Score,
     gradient,
     magnitude,
+    magnitude_by_sign,
     momentum,
     random,
 )
@@ -12,6 +13,7 @@ __all__ = [
     "Score",
     "gradient",
     "magnitude",
+    "magnitude_by_sign",
     "momentum",
     "random",
 ]

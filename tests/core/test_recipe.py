@@ -9,7 +9,7 @@ import reference
 import regrow
 from cases import method
 from regrow import Entries, LayerState, Recipe
-from regrow.redistribute import by_mean, keep
+from regrow.redistribute import by_mean, keep, spare_full
 from regrow.score import gradient, magnitude, momentum, random
 
 
@@ -70,16 +70,6 @@ def test_parts_that_cannot_be_tried_want_needs():
     assert recipe(redistribute=for_one_network, needs=("momentum",)).needs == ("momentum",)
 
 
-def sparing_full_layers(layers, rate):
-    """Return the authors' rates of sparse momentum: a nearly full layer with a large share is hardly pruned."""
-    means = {name: float(layer.active.momentum.abs().mean()) for name, layer in layers.items()}
-    rates = {}
-    for name, layer in layers.items():
-        absent, share = 1 - len(layer.active) / layer.numel, means[name] / sum(means.values())
-        rates[name] = min(absent, rate) if absent < 0.2 and share > 1 / len(layers) else rate
-    return rates
-
-
 def layer(active, numel, size, unit=(1, 1)):
     """Return a layer whose first weights exist, with momentum of one size."""
     index = torch.arange(numel)
@@ -102,11 +92,11 @@ def test_each_layer_drops_at_its_own_rate(unit, drops):
         "no share": layer(20, 40, 0.0, unit),
     }
     # 1 - 36 / 40 rounds to a little below .1
-    assert sparing_full_layers(layers, 0.5) == {
+    assert spare_full(momentum)(layers, 0.5) == {
         "full, large share": pytest.approx(0.1), "full, small share": 0.5, "sparse": 0.5, "no share": 0.5
     }  # fmt: skip
     sparing = dataclasses.replace(
-        method("sparse-momentum").recipe(), fraction=regrow.schedule.constant(0.5), rates=sparing_full_layers
+        method("sparse-momentum").recipe(), fraction=regrow.schedule.constant(0.5), keep_returning=False
     )
     changes = regrow.update(sparing, layers, 1, torch.Generator())
     assert [len(change.drop) for change in changes.values()] == drops

@@ -25,6 +25,7 @@ COMMANDS = (
     ["study", "methods"],
     ["study", "growth"],
     ["study", "mnist"],
+    ["study", "adam"],
     ["bench", "layers"],
     ["bench", "train"],
     ["bench", "overhead"],

@@ -14,8 +14,10 @@ def test_the_row_of_the_table_says_what_the_recipe_does(method):
     recipe = method.recipe()
     assert ("momentum" in recipe.needs) is method.needs_momentum
     assert set(recipe.needs_of_absent) <= set(recipe.needs)
-    assert recipe.reset_state is method.resets_state
-    assert tuple(step for step in range(2 * STEPS) if recipe.update_at(step)) == method.updates
+    assert recipe.reset_state == ("warm" if method.resets_state else "keep")
+    assert recipe.keep_returning is method.keeps_returning
+    assert tuple(step for step in range(2 * STEPS) if recipe.update_at(step)) == method.due
+    assert tuple(step for step in range(2 * STEPS) if recipe.updates_in(step)) == method.updates
 
 
 @each_method_with_reference
@@ -37,6 +39,20 @@ def test_nothing_grows_that_would_not_be_trained(method):
 def test_the_first_prune_rate_can_be_set(factory):
     recipe = factory(every=EVERY, steps=STEPS, prune_rate=0.2)
     assert recipe.fraction(0) == pytest.approx(0.2)
+
+
+@each_method
+def test_every_factory_takes_where_growth_comes_from(method):
+    assert method.recipe().growth is None
+    growth = regrow.growth.window(7)
+    assert method.factory(every=EVERY, steps=STEPS, growth=growth).growth is growth
+
+
+def test_each_method_has_the_distribution_that_it_was_published_with():
+    found = {row.name: row.recipe().distribution for row in METHODS}
+    assert found == {
+        "static": "uniform", "set": "erdos-renyi", "rigl": "erdos-renyi-kernel", "sparse-momentum": "uniform"
+    }  # fmt: skip
 
 
 def test_sparse_momentum_anneals_to_half_a_percent():

@@ -106,8 +106,8 @@ def test_absent_weights_are_watched_in_the_window_alone():
     for seed in range(STEPS):
         watched.append(one.model[0].covered is not None)
         one.step(seed)
-    # updates come after steps 3, 6 and 9; a window is the two steps before
-    assert watched == [False, True, True, False, True, True, False, True, True, False, False, False]
+    # steps 4, 7 and 10 carry out updates; a window is that step and the one before
+    assert watched == [False, False, True, True, False, True, True, False, True, True, False, False]
 
 
 def test_static_and_random_growth_watch_nothing():
@@ -134,8 +134,8 @@ def test_a_window_starts_from_zero_and_reads_like_an_optimizer_that_began_there(
     dense = {name: nn.Parameter(torch.zeros(mask.shape).double()) for name, mask in regrow.masks(one.model).items()}
     fresh = optimization.build(dense.values())
     candidates_before = {name: ~mask.flatten() for name, mask in regrow.masks(one.model).items()}
-    for seed in range(EVERY):
-        if seed:
+    for seed in range(EVERY + 1):
+        if seed > 1:
             plain = MLP.build().double().train()
             plain.load_state_dict(regrow.dense_state_dict(one.model))
             (plain(MLP.inputs(seed).double()) - 1).square().mean().backward()

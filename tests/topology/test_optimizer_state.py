@@ -81,7 +81,7 @@ def test_growth_reads_the_momentum_of_absent_weights(name):
     recipe = method("sparse-momentum").recipe()
     run = Run(model("mlp"), recipe, optimization(name), on_update=lambda step, changes: seen.append(changes))
     masks = regrow.masks(run.model)
-    run.train(range(2))
+    run.train(range(3))
     for layer, change in seen[0].items():
         score = read(run.optimizer, run.model.get_parameter(layer)).abs().flatten()
         absent = ~masks[layer].flatten()

@@ -42,16 +42,19 @@ def test_a_whole_training_equals_the_reference(method, settings, storage, block)
 
     data = torch.Generator().manual_seed(1)
     until = STEPS if method.name != "rigl" else round(0.75 * STEPS)
+    due = None
     for step in range(1, STEPS + 1):
         x, target = (torch.randn(16, n, generator=data, dtype=torch.float64) for n in (9, 4))
         optimizer.zero_grad()
         nn.functional.mse_loss(model(x), target).backward()
         optimizer.step()
 
-        by_hand.step(x.numpy(), target.numpy())
-        if step % EVERY == 0 and step < until:
-            rate = reference.RATES[method.name](step, STEPS)
+        replaced = due is not None and method.name in reference.REPLACES
+        by_hand.step(x.numpy(), target.numpy(), moves_weights=not replaced)
+        if due is not None:
+            rate = reference.RATES[method.name](due, STEPS)
             by_hand.update(method.name, rate, lambda n: torch.rand(n, generator=drawn, dtype=torch.float64).numpy())
+        due = step if step % EVERY == 0 and step < until else None
 
         for ours, mask, theirs, their_mask in zip(
             weights(model).values(), regrow.masks(model).values(), by_hand.weights, by_hand.masks, strict=True

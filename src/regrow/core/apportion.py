@@ -5,19 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Literal
 
 __all__ = ["apportion", "reachable"]
 
 Sizes = Mapping[str, int]
+Overflow = Literal["proportional", "equal"]
 
 
 def apportion(
-    total: int, share: Mapping[str, float], room: Mapping[str, int], unit_size: Sizes | None = None
+    total: int,
+    share: Mapping[str, float],
+    room: Mapping[str, int],
+    unit_size: Sizes | None = None,
+    *,
+    at_least: Mapping[str, int] | None = None,
+    fill: float = 1.0,
+    overflow: Overflow = "proportional",
 ) -> dict[str, int]:
     """Split `total` into whole units proportional to `share`, none above its `room`.
 
-    What a full layer cannot take is shared among the rest in the same proportion; the last units go to the
-    largest remainders, ties to the earlier name. The arithmetic is exact.
+    What a full layer cannot take is shared among the rest, in the same proportion or in equal parts; the last units go
+    to the largest remainders, ties to the earlier name. The arithmetic is exact.
 
     Where names have units of several sizes and these do not make `total`, as few weights as possible are exchanged so
     that they do. If no choice of whole units makes `total`, the largest sum below it is handed out.
@@ -27,16 +36,24 @@ def apportion(
         share: a non-negative, finite weight for each name; all zero means equal shares.
         room: the most each name may take; what is beyond its last whole unit stays free.
         unit_size: weights in a unit of each name, at least 1; None means that each weight is a unit.
+        at_least: the least each name gets, as far as there is room, rounded up to whole units. Where `total` is too
+            small for that, it counts for none.
+        fill: the part of the room that is filled, in (0, 1]; where `total` is too large for that, all of it is. A
+            minimum counts more.
+        overflow: how what does not fit is shared among the names that have room: in the proportion of their shares,
+            or in equal parts.
 
     Raises:
-        ValueError: if `total` is negative or exceeds the room there is, if the names differ, or if a share
-            is negative or not finite.
+        ValueError: if `total` is negative or exceeds the room there is, if the names differ, if a share
+            is negative or not finite, or if `fill` is outside (0, 1].
 
     Example:
         >>> apportion(10, {"a": 2.0, "b": 1.0, "c": 1.0}, {"a": 3, "b": 9, "c": 9})
         {'a': 3, 'b': 4, 'c': 3}
         >>> apportion(11, {"a": 2.0, "b": 1.0}, {"a": 9, "b": 9}, unit_size={"a": 4, "b": 3})
         {'a': 8, 'b': 3}
+        >>> apportion(12, {"a": 8.0, "b": 3.0, "c": 1.0}, {"a": 4, "b": 9, "c": 9}, overflow="equal")
+        {'a': 4, 'b': 5, 'c': 3}
     """
     size = dict.fromkeys(share, 1) if unit_size is None else unit_size
     if not share.keys() == room.keys() == size.keys():
@@ -48,11 +65,17 @@ def apportion(
     for name, value in share.items():
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"the share of {name!r} is {value}; shares are finite and not negative")
+    if not 0 < fill <= 1:
+        raise ValueError(f"fill is {fill}: it is the part of the room to be filled, in (0, 1]")
 
     room = {name: room[name] // size[name] * size[name] for name in share}
     total = reachable(total, room, size)
-    quota = _fill(total, {name: Fraction(value) for name, value in share.items()}, room)
-    return _round_to_total(quota, total, room, size)
+    least = _least(total, at_least or {}, room, size)
+    most = {name: max(math.floor(fill * room[name] / size[name]) * size[name], least[name]) for name in share}
+    if reachable(total, most, size) < total:
+        most = room
+    quota = _proportional(total, {name: Fraction(value) for name, value in share.items()}, least)
+    return _round_to_total(_capped(quota, share, most, overflow), total, most, size)
 
 
 def reachable(total: int, room: Mapping[str, int], unit_size: Sizes) -> int:
@@ -76,24 +99,45 @@ def reachable(total: int, room: Mapping[str, int], unit_size: Sizes) -> int:
     return total - short
 
 
-def _fill(total: int, share: dict[str, Fraction], room: Mapping[str, int]) -> dict[str, Fraction]:
-    """Split `total` in proportion to `share`, exactly, none above its room."""
-    result = dict.fromkeys(share, Fraction(0))
-    open_names = [name for name in share if room[name] > 0]
-    left = total
-    while open_names and left:
-        weight = sum(share[name] for name in open_names)
-        if weight == 0:
-            share.update(dict.fromkeys(open_names, Fraction(1)))
-            weight = Fraction(len(open_names))
-        quota = {name: left * share[name] / weight for name in open_names}
-        full = [name for name in open_names if quota[name] >= room[name]]
-        if not full:
-            return {**result, **quota}
-        for name in full:
-            result[name] = Fraction(room[name])
-            left -= room[name]
-        open_names = [name for name in open_names if quota[name] < room[name]]
+def _least(total: int, at_least: Mapping[str, int], room: Mapping[str, int], size: Sizes) -> dict[str, int]:
+    """Return the whole units that each name gets at least; none if they are more than `total`."""
+    least = {name: min(-(-at_least.get(name, 0) // size[name]) * size[name], room[name]) for name in room}
+    return least if sum(least.values()) <= total else dict.fromkeys(room, 0)
+
+
+def _proportional(total: int, share: Mapping[str, Fraction], least: Mapping[str, int]) -> dict[str, Fraction]:
+    """Split `total` in proportion to `share`, exactly, none below its least; all shares zero mean equal shares."""
+    if not any(share.values()):
+        share = dict.fromkeys(share, Fraction(1))
+    result = {name: Fraction(least[name]) for name in share}
+    above = [name for name in share if share[name]]
+    while above:
+        rest = total - sum(least[name] for name in share if name not in above)
+        weight = sum(share[name] for name in above)
+        below = [name for name in above if rest * share[name] < least[name] * weight]
+        if not below:
+            return {**result, **{name: rest * share[name] / weight for name in above}}
+        above = [name for name in above if name not in below]
+    return result
+
+
+def _capped(
+    quota: Mapping[str, Fraction], share: Mapping[str, float], most: Mapping[str, int], overflow: Overflow
+) -> dict[str, Fraction]:
+    """Cut what is above its most, and share that among the rest until all is handed out."""
+    result = {name: min(value, Fraction(most[name])) for name, value in quota.items()}
+    excess = sum(quota.values()) - sum(result.values())
+    while excess:
+        open_names = [name for name in result if result[name] < most[name]]
+        weights = {name: Fraction(share[name] if overflow == "proportional" else 1) for name in open_names}
+        if not any(weights.values()):
+            weights = dict.fromkeys(open_names, Fraction(1))
+        total, handed_out = sum(weights.values()), Fraction(0)
+        for name in open_names:
+            more = min(excess * weights[name] / total, most[name] - result[name])
+            result[name] += more
+            handed_out += more
+        excess -= handed_out
     return result
 
 

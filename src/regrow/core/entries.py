@@ -322,16 +322,16 @@ class LayerState:
 
 @dataclass(frozen=True)
 class Change:
-    """What an update does to one layer: flat positions that leave and positions that join, ascending int64.
-
-    A position in both was dropped and came back: its weight starts again at zero.
+    """What an update does to one layer.
 
     Attributes:
-        drop: positions that leave.
-        grow: positions that join.
-        stayed: weights that were dropped, grown again and kept as they were, in neither of the two.
+        drop: flat positions that leave, ascending int64.
+        grow: flat positions that join, ascending int64. A position in both was dropped and came back: its weight starts
+            again at zero.
+        returned: how many weights were dropped and came back, whether they are in both or, where the recipe keeps
+            returning weights as they were, in neither.
     """
 
     drop: Tensor
     grow: Tensor
-    stayed: int = field(default=0, repr=False)
+    returned: int = field(default=0, repr=False)

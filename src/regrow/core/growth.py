@@ -15,7 +15,7 @@ from torch import Tensor
 from regrow.core.positions import draw_absent
 from regrow.core.units import Units
 
-__all__ = ["Growth", "candidates", "exact", "wanted", "window"]
+__all__ = ["Growth", "candidates", "exact", "or_default", "wanted", "window"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,22 @@ def candidates(steps: int, per_nonzero: float) -> Growth:
         Growth(steps=44, per_nonzero=3)
     """
     return Growth(steps=steps, per_nonzero=per_nonzero)
+
+
+def or_default(growth: Growth | None, *, holds_absent: bool) -> Growth:
+    """Return the source that was asked for, or what serves most.
+
+    Args:
+        growth: what was asked for; None for nothing.
+        holds_absent: whether gradient and momentum of absent weights are there without asking, as in masked storage.
+
+    Example:
+        >>> or_default(None, holds_absent=True), or_default(None, holds_absent=False)
+        (Growth(steps=None, per_nonzero=None), Growth(steps=22, per_nonzero=None))
+    """
+    if growth is not None:
+        return growth
+    return exact() if holds_absent else window(22)
 
 
 def wanted(growth: Growth, index: Tensor, units: Units, generator: torch.Generator) -> Tensor | None:

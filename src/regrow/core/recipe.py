@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from regrow.core.entries import LayerState
-from regrow.core.growth import Growth, exact
+from regrow.core.distribution import Distribution
+from regrow.core.growth import Growth
 from regrow.core.probe import what_is_read
-from regrow.core.redistribute import Redistribute
+from regrow.core.redistribute import Rates, Redistribute
 from regrow.core.schedule import Schedule, Timing
 from regrow.core.score import Score
 
-__all__ = ["Information", "Rates", "Recipe", "check_rate"]
+__all__ = ["Information", "Recipe", "ResetState", "Rounding", "check_rate"]
 
 Information = Literal["gradient", "momentum"]
 
-Rates = Callable[[Mapping[str, LayerState], float], Mapping[str, float]]
-"""From the layers before the drop and the rate of the step to the rate of each layer."""
+ResetState = Literal["keep", "zero", "warm"]
+Rounding = Literal["up", "down"]
 
 
 class _Inferred(tuple[Information, ...]):
@@ -37,19 +37,29 @@ class Recipe:
         redistribute: how many of the pooled weights each layer grows.
         grow: score of the positions that may be grown; the highest join, at zero.
         fraction: share of a layer's nonzeros that is dropped, a function of the step, in [0, 1].
-        update_at: whether an update is due after a step.
+        update_at: whether an update is due after a step. The next step carries it out, so that what looks at the
+            network between the two sees it as it was trained.
         needs: the information that is read: "gradient" (at the update), "momentum" (of the optimizer). Inferred where
             it is not given.
-        reset_state: whether a grown weight's optimizer state starts at zero too; otherwise it keeps
-            the momentum that made it grow.
+        reset_state: the optimizer state of a grown weight. "keep" leaves it the momentum that made it grow. "zero" sets
+            all of it to zero. "warm" does that too, but where the optimizer divides by an average of squares (the Adam
+            family, RMSprop), that starts at the mean over the active weights of the layer: from zero, the first steps
+            of a grown weight would be several times as long as those of the others. True stands for "warm", False for
+            "keep".
         keep_returning: whether a weight that is dropped and grown again in the same update stays as it was, with its
             value and its optimizer state; otherwise it starts again at zero.
         density: the network's density after an update, a function of the step; None keeps the number of
             nonzeros as it is.
         growth: where the information on absent weights comes from: `regrow.growth.exact()`, `window(steps)` or
-            `candidates(steps, per_nonzero)`.
+            `candidates(steps, per_nonzero)`. None takes `exact()` for weights in masked storage, where it costs
+            nothing, and `window(22)` for those in sparse storage.
         rates: from the layers and the fraction of the step, the share that each layer drops; None drops the same
             share of all.
+        rounding: whether the units that a layer drops are rounded "up" or "down".
+        replaces_step: whether an update takes the place of the optimizer's step: no parameter of the optimizer
+            is changed by that step.
+        distribution: how the nonzeros are spread over layers at the start, for
+            `regrow.sparsify(..., distribution=recipe.distribution)`.
         needs_of_absent: the part of `needs` that is read of absent weights; all of it where `needs` is given.
 
     Raises:
@@ -75,17 +85,28 @@ class Recipe:
     fraction: Schedule
     update_at: Timing
     needs: Sequence[Information] = _Inferred()
-    reset_state: bool = False
+    reset_state: ResetState | bool = "keep"
     keep_returning: bool = False
     density: Schedule | None = None
-    growth: Growth = field(default_factory=exact)
+    growth: Growth | None = None
     rates: Rates | None = None
+    rounding: Rounding = "up"
+    replaces_step: bool = False
+    distribution: Distribution | str = "uniform"
     needs_of_absent: Sequence[Information] = field(init=False)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.needs) - set(get_args(Information)))
         if unknown:
             raise ValueError(f"unknown information {unknown} in needs: choose among {get_args(Information)}")
+        if isinstance(self.reset_state, bool):
+            object.__setattr__(self, "reset_state", "warm" if self.reset_state else "keep")
+        for what, value, known in (
+            ("reset_state", self.reset_state, get_args(ResetState)),
+            ("rounding", self.rounding, get_args(Rounding)),
+        ):
+            if value not in known:
+                raise ValueError(f"there is no {what} {value!r}: choose among {', '.join(map(str, known))}")
         check_rate(self.fraction(0), "fraction to drop", step=0)
         if self.density is not None:
             check_rate(self.density(0), "density", step=0)
@@ -95,6 +116,20 @@ class Recipe:
         else:
             absent = set(self.needs)
         object.__setattr__(self, "needs_of_absent", tuple(name for name in self.needs if name in absent))
+
+    def updates_in(self, step: int) -> bool:
+        """Return whether a step carries out an update: one that was due after the step before.
+
+        Args:
+            step: number of the step; the first is 1.
+
+        Example:
+            >>> import regrow
+            >>> recipe = regrow.set(every=10, steps=100)
+            >>> recipe.update_at(10), recipe.updates_in(10), recipe.updates_in(11)
+            (True, False, True)
+        """
+        return step > 1 and self.update_at(step - 1)
 
 
 def check_rate(value: float, what: str, step: int) -> None:

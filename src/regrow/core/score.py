@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from regrow.core.entries import Entries
 
-__all__ = ["Score", "gradient", "magnitude", "momentum", "random"]
+__all__ = ["Score", "gradient", "magnitude", "magnitude_by_sign", "momentum", "random"]
 
 Score = Callable[[Entries], Tensor]
 
@@ -26,6 +27,28 @@ def magnitude(entries: Entries) -> Tensor:
         [2.0, 1.0]
     """
     return entries.weight.abs()
+
+
+def magnitude_by_sign(entries: Entries) -> Tensor:
+    """Score by the part of the weights of the same sign that are no larger in absolute value, in (0, 1].
+
+    A share of the weights that is dropped by it is that share of the positive and of the negative ones (SET,
+    arXiv:1707.04780): the smallest positive and the largest negative. Zero counts as positive.
+
+    Example:
+        >>> import torch
+        >>> magnitude_by_sign(Entries(index=torch.arange(4), weight=torch.tensor([-3.0, 1.0, 4.0, -2.0]))).tolist()
+        [1.0, 0.5, 1.0, 0.5]
+    """
+    magnitude, negative = entries.weight.abs(), entries.weight < 0
+    order = magnitude.argsort(stable=True)
+    negatives, numbers = negative[order].cumsum(0), torch.arange(1, len(order) + 1, device=order.device)
+    of_same_sign = torch.where(negative[order], negatives, numbers - negatives)
+    counts = torch.where(negative[order], negative.sum(), (~negative).sum())
+    # in double precision every part of as many weights as there may be is a number of its own
+    return torch.empty(len(order), dtype=torch.float64, device=order.device).index_put_(
+        (order,), of_same_sign.double() / counts
+    )
 
 
 def gradient(entries: Entries) -> Tensor:

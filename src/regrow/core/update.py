@@ -28,8 +28,8 @@ def update(
     changed but the generator. The number of nonzeros over all layers stays exactly the same, or meets
     `round(recipe.density(step) * weights)` exactly. Ties fall to the lower index.
 
-    Units are dropped and grown whole: scores are means over their weights, and the fraction counts units, rounded up.
-    If no choice of whole units meets the density exactly, the number of nonzeros is the nearest below.
+    Units are dropped and grown whole: scores are means over their weights, and the fraction counts units, rounded as
+    the recipe says. If no choice of whole units meets the density exactly, the number of nonzeros is the nearest below.
 
     Args:
         recipe: the algorithm.
@@ -77,11 +77,11 @@ def update(
         drop, grow = dropped[name].index, absent.index_at(joining).sort().values
         if layer.unit_size > 1:
             drop = drop.sort().values
-        stayed = 0
+        returns = find(drop, grow)[1]
+        returned = int(returns.sum())
         if recipe.keep_returning:
-            (_, drop_returns), (_, grow_returns) = find(drop, grow), find(grow, drop)
-            drop, grow, stayed = drop[~drop_returns], grow[~grow_returns], int(drop_returns.sum())
-        changes[name] = Change(drop, grow, stayed)
+            drop, grow = drop[~returns], grow[~find(grow, drop)[1]]
+        changes[name] = Change(drop, grow, returned)
     return changes
 
 
@@ -143,7 +143,8 @@ def _count(recipe: Recipe, layers: Mapping[str, LayerState], step: int) -> tuple
     rates = _rates(recipe, layers, step)
     sizes = unit_sizes(layers)
     nonzeros = {name: len(layer.active) for name, layer in layers.items()}
-    drops = {name: math.ceil(rates[name] * (nonzeros[name] // sizes[name])) * sizes[name] for name in layers}
+    rounded = math.ceil if recipe.rounding == "up" else math.floor
+    drops = {name: rounded(rates[name] * (nonzeros[name] // sizes[name])) * sizes[name] for name in layers}
     if recipe.density is None:
         return drops, sum(drops.values())
 

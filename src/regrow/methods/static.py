@@ -1,12 +1,13 @@
 """Static: the random initial topology, kept."""
 
 from regrow.core import redistribute, schedule, score
+from regrow.core.growth import Growth
 from regrow.core.recipe import Recipe
 
 __all__ = ["static"]
 
 
-def static(every: int = 1, steps: int = 1) -> Recipe:  # noqa: ARG001 - every factory can be called alike
+def static(every: int = 1, steps: int = 1, *, growth: Growth | None = None) -> Recipe:  # noqa: ARG001 - every factory can be called alike
     """Static sparse training: the initial random topology stays.
 
     **What it does.** Nothing: weights that are absent at the start stay absent.
@@ -21,6 +22,7 @@ def static(every: int = 1, steps: int = 1) -> Recipe:  # noqa: ARG001 - every fa
     Args:
         every: accepted so that all factories can be called alike; without effect.
         steps: likewise.
+        growth: likewise.
 
     Example:
         >>> any(static().update_at(step) for step in range(1000))
@@ -32,4 +34,5 @@ def static(every: int = 1, steps: int = 1) -> Recipe:  # noqa: ARG001 - every fa
         grow=score.random,
         fraction=schedule.constant(0.0),
         update_at=schedule.never(),
+        growth=growth,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from regrow.core.entries import Change, LayerState
 from regrow.core.recipe import Recipe
 from regrow.storage import Weight
-from regrow.topology.optimizer_state import momentum, numbers_of
+from regrow.topology.optimizer_state import momentum, numbers_of, reset_numbers
 from regrow.topology.source import layer_state
 
 __all__ = ["Dense"]
@@ -48,12 +48,16 @@ class Dense:
 
     def carry(self, change: Change, group: dict[str, Any], step: int) -> None:
         """Carry out a change: numbers of optimizer state stay with their positions, or start at zero."""
-        state = self._optimizer.state.get(self.weight.weight, {})
-        numbers = self.weight.apply(change, numbers_of(state, self.weight.weight))
-        if self._recipe.reset_state:
-            for tensor in numbers.values():
-                self.weight.put(tensor, change.grow, tensor.new_zeros(()))
+        state, reset = self._optimizer.state.get(self.weight.weight, {}), self._recipe.reset_state
+        before = numbers_of(state, self.weight.weight)
+        beginnings = {} if reset == "keep" else reset_numbers(self.weight, before, warm=reset == "warm")
+        numbers = self.weight.apply(change, before)
+        for key, number in beginnings.items():
+            self.weight.put(numbers[key], change.grow, number)
         state.update(numbers)
+
+    def leave(self) -> None:
+        """Do nothing: nothing is gathered."""
 
     def close(self) -> None:
         """Do nothing: nothing is gathered."""

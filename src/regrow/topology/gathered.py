@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from regrow.core.entries import Change, LayerState
-from regrow.core.growth import wanted
+from regrow.core.growth import Growth, wanted
 from regrow.core.positions import find
 from regrow.core.recipe import Recipe
 from regrow.storage import Weight
-from regrow.topology.optimizer_state import correction, momentum, numbers_of
+from regrow.topology.optimizer_state import correction, momentum, numbers_of, reset_numbers
 from regrow.topology.source import layer_state
 
 __all__ = ["Gathered"]
@@ -46,15 +46,21 @@ class Gathered:
     Args:
         weight: the weight, in any storage.
         optimizer: the optimizer of its parameter.
-        recipe: what is carried out; its `growth` says how many steps are gathered and of which weights.
+        recipe: what is carried out.
+        growth: how many steps are gathered, and of which weights.
         generator: source of the draw of candidates.
     """
 
     def __init__(
-        self, weight: Weight, optimizer: torch.optim.Optimizer, recipe: Recipe, generator: torch.Generator
+        self,
+        weight: Weight,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        growth: Growth,
+        generator: torch.Generator,
     ) -> None:
         self.weight = weight
-        self._optimizer, self._recipe, self._generator = optimizer, recipe, generator
+        self._optimizer, self._recipe, self._growth, self._generator = optimizer, recipe, growth, generator
         self._window: _Window | None = None
 
     def look_ahead(self, step: int) -> None:
@@ -101,20 +107,28 @@ class Gathered:
 
         An average that began with the window is turned into one that reads the same after the parameter's steps.
         """
-        corrects = self._window is not None and not self._recipe.reset_state
+        reset = self._recipe.reset_state
+        corrects = self._window is not None and reset == "keep"
         grown = change.grow[~find(change.grow, change.drop.sort().values)[1]]
         gone = change.drop[~find(change.drop, change.grow)[1]]
         state, steps, own = self._state, self._own_steps - self._begun_at, self._own_steps
-        numbers = self.weight.apply(change, numbers_of(state, self.weight.weight))
+        before = numbers_of(state, self.weight.weight)
+        beginnings = {} if reset == "keep" else reset_numbers(self.weight, before, warm=reset == "warm")
+        numbers = self.weight.apply(change, before)
         for key, tensor in numbers.items():
-            if self._recipe.reset_state:
-                self.weight.put(tensor, change.grow, tensor.new_zeros(()))
+            if key in beginnings:
+                self.weight.put(tensor, change.grow, beginnings[key])
             elif corrects and (factor := correction(key, group, steps, into=own)) != 1:
                 self.weight.put(tensor, grown, self.weight.at(tensor, grown) * factor)
                 self.weight.put(tensor, gone, self.weight.at(tensor, gone) / factor)
         state.update(numbers)
         if self._window is not None and not (self._window.candidates is None and self._is_wanted(step)):
             self.close()  # candidates are drawn anew for each update
+
+    def leave(self) -> None:
+        """Take no part in the steps to come: what is gathered at all times is kept, as dense state would be."""
+        if self._growth.steps is not None:
+            self.close()
 
     def close(self) -> None:
         """Let go of what was gathered."""
@@ -149,19 +163,19 @@ class Gathered:
         self._window = _Window(candidates, begun_at)
 
     def _draw(self) -> Tensor | None:
-        return wanted(self._recipe.growth, self.weight.index(), self.weight.units, self._generator)
+        return wanted(self._growth, self.weight.index(), self.weight.units, self._generator)
 
     def _is_wanted(self, step: int) -> bool:
         """Return whether the steps after `step` gather what growth reads of absent weights."""
         needs = self._recipe.needs_of_absent
         if not needs:
             return False
-        steps = self._recipe.growth.steps
+        steps = self._growth.steps
         if steps is None:
             return True
         # The gradient counts at the update alone.
         steps = steps if "momentum" in needs else 1
-        return any(self._recipe.update_at(step + ahead) for ahead in range(1, steps + 1))
+        return any(self._recipe.updates_in(step + ahead) for ahead in range(1, steps + 1))
 
     @property
     def _state(self) -> dict[str, Any]:

@@ -8,12 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_momentum", "correction", "groups_of", "keeps_momentum", "momentum", "numbers_of"]
+from regrow.storage import Weight
+
+__all__ = ["check_momentum", "correction", "groups_of", "keeps_momentum", "momentum", "numbers_of", "reset_numbers"]
 
 _ADVICE = "use SGD with momentum, Adam or AdamW, or a method without momentum (regrow.set, regrow.rigl)"
 
 # The averages that are corrected for their number of steps, and which of the betas each decays with.
 _AVERAGES = {"exp_avg": 0, "exp_avg_sq": 1, "max_exp_avg_sq": 1}
+
+# What optimizers divide a step by, or by the root of: a weight whose own begins at zero takes far too long a step.
+_DIVISORS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum")
 
 
 def keeps_momentum(group: dict[str, Any]) -> bool:
@@ -34,6 +39,27 @@ def groups_of(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
 def numbers_of(state: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
     """Return every tensor of a parameter's optimizer state that has a number for each of its elements."""
     return {key: value for key, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
+
+
+def reset_numbers(weight: Weight, state: Mapping[str, Tensor], *, warm: bool) -> dict[str, Tensor]:
+    """Return what each tensor of optimizer state is set to for a weight that grows.
+
+    Zero; but where `warm`, for what the optimizer divides by, the mean over the active weights. That of an Adam-type
+    optimizer is corrected for the same number of steps as theirs, so it reads as their mean; from zero the first step
+    would be (1 - beta1) / sqrt(1 - beta2) learning rates long, 3.2 with the usual betas.
+
+    Args:
+        weight: the weight, before it changes.
+        state: tensors of optimizer state in the parameter's shape.
+        warm: whether to start from the mean.
+
+    Returns:
+        For each a tensor without dimensions.
+    """
+    return {
+        key: weight.existing(tensor).mean() if warm and key in _DIVISORS and weight.nonzeros() else tensor.new_zeros(())
+        for key, tensor in state.items()
+    }
 
 
 def momentum(

@@ -41,6 +41,9 @@ class Source(Protocol):
     def carry(self, change: Change, group: dict[str, Any], step: int) -> None:
         """Carry out a change on the weight and on its optimizer state."""
 
+    def leave(self) -> None:
+        """Take no part in the steps to come, as of a frozen layer."""
+
     def close(self) -> None:
         """Gather no more."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.core.entries import Change
+from regrow.core.growth import or_default
 from regrow.core.recipe import Recipe
 from regrow.core.update import update
 from regrow.storage import Weight, enforce, sparse_weights
@@ -27,9 +28,11 @@ class TopologyUpdater:
     """Keep a sparse model sparse while it trains, and carry out its recipe's updates.
 
     It hangs on the optimizer's official step hooks, so the training loop stays as it is: after every
-    `optimizer.step()` absent weights are zero again, and when the recipe says so the topology is updated. A step
-    that a GradScaler skips does not count. Gradients may be accumulated, clipped, set to None or to zero. With
-    masked storage the gradient of absent weights is there too, for growth: a norm for clipping counts it.
+    `optimizer.step()` absent weights are zero again, and when the recipe says so the topology is updated. An update
+    that is due after a step is carried out by the next one, when the training goes on: an evaluation at the end of an
+    epoch sees the network as it was trained, not one whose weights have just been dropped. A step that a GradScaler
+    skips does not count. Gradients may be accumulated, clipped, set to None or to zero. With masked storage the
+    gradient of absent weights is there too, for growth: a norm for clipping counts it.
 
     With sparse storage the parameters of sparse layers have a number for each active weight. In the steps in which
     `recipe.growth` gathers, they have one for each absent weight that is looked at too: whatever the loop does to
@@ -48,7 +51,7 @@ class TopologyUpdater:
             momentum take those that keep `momentum_buffer` or `exp_avg`.
         recipe: what to do and when, from a method's factory or made by hand.
         seed: seed of random growth. Equal seeds give equal topologies in processes that train together.
-        on_update: called after every update with the step and the changes of each layer.
+        on_update: called after every update with the steps taken and the changes of each layer.
 
     Raises:
         ValueError: if the model is not sparse, a sparse weight that trains is not in the optimizer, the recipe needs
@@ -90,6 +93,7 @@ class TopologyUpdater:
         self._on_update = on_update
         self._step = 0
         self._gradients: dict[str, Tensor] = {}
+        self._held_back: list[tuple[nn.Parameter, Tensor]] = []
         self._check_groups()
         self._check_alone()
         enforce(self._weights)
@@ -160,10 +164,10 @@ class TopologyUpdater:
         self._index_versions = self._versions()
 
     def _source(self, weight: Weight) -> Source:
-        growth = self._recipe.growth
+        growth = or_default(self._recipe.growth, holds_absent=weight.holds_absent)
         if weight.holds_absent and growth.steps is None and growth.per_nonzero is None:
             return Dense(weight, self._optimizer, self._recipe)
-        return Gathered(weight, self._optimizer, self._recipe, self._generator)
+        return Gathered(weight, self._optimizer, self._recipe, growth, self._generator)
 
     def _versions(self) -> dict[str, object]:
         return {weight.name: weight.index_version() for weight in self._weights}
@@ -197,13 +201,14 @@ class TopologyUpdater:
         # SGD's foreach form adds Nesterov's momentum into `.grad` itself, so it is read before that: before the
         # step or, where a closure makes the gradient during the step, as soon as the closure returns.
         self._gradients = {}
-        if not ("gradient" in self._recipe.needs and self._recipe.update_at(self._step + 1)):
+        reads, replaces = "gradient" in self._recipe.needs, self._recipe.replaces_step
+        if not ((reads or replaces) and self._recipe.updates_in(self._step + 1)):
             return None
         if kwargs.get("closure") is not None:
             return args, {**kwargs, "closure": self._reading(kwargs["closure"])}
         if len(args) > 1 and callable(args[1]):
             return (args[0], self._reading(args[1]), *args[2:]), kwargs
-        self._read_gradients()
+        self._take_gradients()
         return None
 
     def _check_index(self) -> None:
@@ -215,14 +220,29 @@ class TopologyUpdater:
                 )
 
     def _reading(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a closure that also reads the gradients it has made."""
+        """Return a closure that also takes the gradients it has made."""
 
         def reading() -> Any:
             value = closure()
-            self._read_gradients()
+            self._take_gradients()
             return value
 
         return reading
+
+    def _take_gradients(self) -> None:
+        """Read what the update needs, and hold gradients back from a step whose place the update takes."""
+        if "gradient" in self._recipe.needs:
+            self._read_gradients()
+        if self._recipe.replaces_step:
+            parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self._held_back = [(parameter, parameter.grad) for parameter in parameters]
+            for parameter in parameters:
+                parameter.grad = None
+
+    def _give_gradients_back(self) -> None:
+        for parameter, gradient in self._held_back:
+            parameter.grad = gradient
+        self._held_back = []
 
     def _read_gradients(self) -> None:
         # Optimizers that unscale by themselves are handed the scale of the GradScaler for the step.
@@ -234,6 +254,7 @@ class TopologyUpdater:
             self._gradients[weight.name] = grad.clone() if scale is None else grad / scale.to(grad.device)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._give_gradients_back()
         # Optimizers that unscale by themselves are stepped even when the GradScaler found an infinity.
         infinities = getattr(optimizer, "found_inf", None)
         if infinities is not None and bool(infinities):
@@ -243,11 +264,10 @@ class TopologyUpdater:
         enforce([weight for weight in self._weights if weight.weight.requires_grad or weight.weight.grad is not None])
         for source in self._sources:
             source.after_step()
-        if self._recipe.update_at(self._step):
-            self.update()
+        if self._recipe.updates_in(self._step):
+            self._carry_out(due=self._step - 1)
         self._look_ahead()
 
-    @torch.no_grad()
     def update(self) -> None:
         """Update the topology now, whatever the recipe's timing; call it after `optimizer.step()`.
 
@@ -256,6 +276,11 @@ class TopologyUpdater:
         Raises:
             RuntimeError: if the recipe needs what only a step before an update gathers.
         """
+        self._carry_out(due=self._step)
+
+    @torch.no_grad()
+    def _carry_out(self, due: int) -> None:
+        """Carry out the update that is due after so many steps."""
         self._check_index()
         groups = groups_of(self._optimizer)
         taking_part = self._training & self._names_that_train()
@@ -268,7 +293,7 @@ class TopologyUpdater:
                 gradient = _gradient(weight)
             layers[weight.name] = source.layer_state(gradient, groups[id(weight.weight)], self._step)
         self._gradients = {}
-        changes = update(self._recipe, layers, self._step, self._generator) if layers else {}
+        changes = update(self._recipe, layers, due, self._generator) if layers else {}
         # What a layer's numbers are cut from may be as large as the dense weight, and new index structures come.
         del layers
         for source in sources:
@@ -282,9 +307,8 @@ class TopologyUpdater:
         for source in self._sources:
             if source.weight.name in self._training:
                 source.look_ahead(self._step)
-            elif self._recipe.growth.steps is not None:
-                # What is gathered at all times is kept, as dense optimizer state would be.
-                source.close()
+            else:
+                source.leave()
 
 
 def _gradient(weight: Weight) -> Tensor:

@@ -194,6 +194,8 @@ def other_value(name, value):
         "clip_gradient_norm": 0.25,
         "method": "set",
         "growth": "window:44",
+        "keep_returning": True,
+        "distribution": "erdos-renyi",
         "block": "4x1",
     }
     if name in choices:

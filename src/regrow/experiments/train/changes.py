@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from regrow.core.entries import Change
@@ -30,14 +29,20 @@ class ChangeCounts:
         self.thin: list[str] = []
         self._counts: dict[str, dict[str, int]] = {}
 
-    def add(self, changes: Mapping[str, Change]) -> None:
-        """Count an update. A weight that is dropped and returns is in all three counts."""
+    def add(self, changes: Mapping[str, Change], keep_returning: bool) -> None:
+        """Count an update. A weight that is dropped and returns is in all three counts.
+
+        Args:
+            changes: of each layer.
+            keep_returning: whether the recipe keeps returning weights, so that they are not among the changes.
+        """
         self.updates += 1
         for name, change in changes.items():
             counts = self._counts.setdefault(name, dict.fromkeys(_COUNTED, 0))
-            counts["dropped"] += len(change.drop) + change.stayed
-            counts["grown"] += len(change.grow) + change.stayed
-            counts["returned"] += int(torch.isin(change.grow, change.drop).sum()) + change.stayed
+            kept = change.returned if keep_returning else 0
+            counts["dropped"] += len(change.drop) + kept
+            counts["grown"] += len(change.grow) + kept
+            counts["returned"] += change.returned
 
     def row(self) -> dict[str, dict[str, float]]:
         """Return the counts by layer with each layer's share of what was grown, and start anew."""

@@ -45,7 +45,9 @@ class TrainConfig(BaseModel):
     # sparsity
     method: str = Field("sparse-momentum", description="dense, a method's name, or path/to/file.py:recipe")
     density: float = Field(0.05, gt=0, le=1, description="nonzeros over all sparse weights, in (0, 1]")
-    distribution: str = Field("uniform", description="uniform, erdos-renyi or erdos-renyi-kernel")
+    distribution: str | None = Field(
+        None, description="uniform, erdos-renyi or erdos-renyi-kernel; the method's own if null"
+    )
     keep_dense: tuple[str, ...] = Field((), description='weights to leave dense: globs, "first", "last"')
     backend: str = Field("auto", description="storage of the sparse weights")
     method_digest: str | None = Field(
@@ -61,8 +63,10 @@ class TrainConfig(BaseModel):
     redistribute: Literal["method", "keep"] = Field(
         "method", description="what each layer grows: as the method says, or as many weights as it dropped"
     )
-    keep_returning: bool = Field(
-        False, description="whether a weight that is dropped and grown again in one update keeps its value"
+    keep_returning: bool | None = Field(
+        None,
+        description="whether a weight that is dropped and grown again in one update stays as it was; "
+        "the method's own if null",
     )
     growth: str | None = Field(None, description=f"what growth looks at: {FORMS}; the recipe's own if null")
     update_every: float = Field(1.0, gt=0, description="epochs between updates of the topology")

@@ -32,13 +32,15 @@ def parse_growth(text: str) -> Growth:
     raise ValueError(f"there is no growth {text!r}: write {FORMS}")
 
 
-def growth_name(growth: Growth) -> str:
-    """Return the text that names a growth source, as `parse_growth` reads it.
+def growth_name(growth: Growth | None) -> str:
+    """Return the text that names a growth source, as `parse_growth` reads it; "default" where none was asked for.
 
     Example:
         >>> growth_name(candidates(44, per_nonzero=3))
         'candidates:44:3'
     """
+    if growth is None:
+        return "default"
     if growth.steps is None:
         return "exact"
     return (

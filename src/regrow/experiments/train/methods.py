@@ -51,8 +51,10 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
         recipe = made
     if config.redistribute == "keep":
         recipe = replace(recipe, redistribute=keep)
-    if config.keep_returning:
-        recipe = replace(recipe, keep_returning=True)
+    if config.distribution is not None:
+        recipe = replace(recipe, distribution=config.distribution)
+    if config.keep_returning is not None:
+        recipe = replace(recipe, keep_returning=config.keep_returning)
     if config.growth is not None:
         recipe = replace(recipe, growth=parse_growth(config.growth))
     if config.prune_rate_decay is None:

@@ -32,7 +32,7 @@ def result_of(run: Run) -> Result:
         "preset": config.preset,
         "method": config.method,
         "backend": "dense" if run.topology is None else _backend(summary),
-        "growth": None if run.topology is None else str(run.topology.recipe.growth),
+        "growth": None if run.topology is None else str(run.topology.recipe.growth or "default"),
         "density": config.density,
         "density_actual": run.density,
         "nnz": summary.nonzeros,

@@ -251,17 +251,18 @@ class Run:
         try:
             if config.method == "dense":
                 return make_optimizer(self.model, config)
+            recipe = make_recipe(config, self.steps_per_epoch)
             regrow.sparsify(
                 self.model,
                 config.density,
-                distribution=config.distribution,
+                distribution=recipe.distribution,
                 keep_dense=config.keep_dense,
                 block=config.block_shape,
                 backend=config.backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
                 seed=config.seed,
             )
             optimizer = make_optimizer(self.model, config)
-            self.topology = self._make_topology(optimizer, make_recipe(config, self.steps_per_epoch))
+            self.topology = self._make_topology(optimizer, recipe)
         except ValueError as error:
             raise UserError(str(error)) from error
         return optimizer
@@ -271,7 +272,8 @@ class Run:
         return regrow.TopologyUpdater(self.model, optimizer, recipe, seed=seed, on_update=count)
 
     def _count_changes(self, _: int, changes: Mapping[str, regrow.Change]) -> None:
-        self._changes.add(changes)
+        assert self.topology is not None, "updates come from it"
+        self._changes.add(changes, self.topology.recipe.keep_returning)
         self.warnings += self._changes.find_thin(sparse_weights(self.model))
 
 

@@ -35,14 +35,14 @@ class Updates:
     """A recipe's timing that updates when it is told to.
 
     Attributes:
-        at: the step after which an update is due; None while there is none in sight.
+        at: the step that carries out an update; None while there is none in sight.
     """
 
     at: int | None = None
 
     def __call__(self, step: int) -> bool:
         """Return whether an update is due after a step."""
-        return step == self.at
+        return step + 1 == self.at
 
 
 @dataclass
@@ -138,7 +138,7 @@ def sparse_model(config: TrainConfig, dense: nn.Module, batches: Batches, backen
     return regrow.sparsify(
         deepcopy(dense),
         config.density,
-        distribution=config.distribution,
+        distribution=recipe_of(config).distribution,
         keep_dense=config.keep_dense,
         backend=backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
         example_input=batches.images[0] if backend == "auto" else None,

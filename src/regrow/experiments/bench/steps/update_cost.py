@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from statistics import median
 
 import regrow
+from regrow.core.growth import or_default
 from regrow.experiments.bench.common.turns import seconds_of
 from regrow.experiments.bench.steps.training import Training, recipe_of, steps_per_epoch, update_interval
 from regrow.experiments.train.config import TrainConfig
+from regrow.storage import sparse_weights
 
 __all__ = ["UpdateCost", "cost_per_step", "looking_steps", "settle", "update_cost"]
 
@@ -53,11 +55,23 @@ def cost_per_step(plain: float, looking: float, update: float, every: float, loo
     return (plain * (every - looking_steps) + looking * looking_steps + update) / every
 
 
-def looking_steps(recipe: regrow.Recipe, every: float) -> int:
-    """Return in how many steps of an interval growth looks at absent weights; 0 where it does so in all, or never."""
-    if not recipe.needs or recipe.growth.steps is None:
+def looking_steps(recipe: regrow.Recipe, every: float, *, holds_absent: bool = False) -> int:
+    """Return in how many steps of an interval growth looks at absent weights; 0 where it does so in all, or never.
+
+    Args:
+        recipe: what is carried out.
+        every: steps between updates.
+        holds_absent: whether all weights are in masked storage.
+    """
+    steps = or_default(recipe.growth, holds_absent=holds_absent).steps
+    if not recipe.needs or steps is None:
         return 0
-    return min(recipe.growth.steps if "momentum" in recipe.needs else 1, int(every))
+    return min(steps if "momentum" in recipe.needs else 1, int(every))
+
+
+def _looking_steps(recipe: regrow.Recipe, every: float, training: Training) -> int:
+    weights = sparse_weights(training.model).values()
+    return looking_steps(recipe, every, holds_absent=all(weight.holds_absent for weight in weights))
 
 
 def settle(training: Training, config: TrainConfig, updates: int) -> int:
@@ -67,7 +81,7 @@ def settle(training: Training, config: TrainConfig, updates: int) -> int:
     if every is None or training.topology is None:
         return 0
     for _ in range(updates):
-        training.updates.at = training.topology.step + 1 + max(1, looking_steps(recipe, every))
+        training.updates.at = training.topology.step + 1 + max(1, _looking_steps(recipe, every, training))
         while training.topology.step < training.updates.at:
             training.step()
     training.step()  # makes what only a first step after an update makes
@@ -84,7 +98,7 @@ def update_cost(training: Training, config: TrainConfig) -> UpdateCost:
     every = update_interval(recipe, config.epochs * steps_per_epoch(config))
     if every is None or training.topology is None:
         return UpdateCost(None, 0, 0.0, 0.0, 0.0)
-    window = looking_steps(recipe, every)
+    window = _looking_steps(recipe, every, training)
     timed = max(1, min(window, _LOOKING))
     looking, updates, plain = [], [], []
     before = _plain(training)
