@@ -46,7 +46,7 @@ class AdamSettings:
         context: characters of each.
     """
 
-    steps: int = 3_000
+    steps: int = 1_500
     every: int = 50
     density: float = 0.1
     learning_rate: float = 2e-3
@@ -81,7 +81,7 @@ def train_transformer(settings: AdamSettings, method: str, reset_state: ResetSta
             group["lr"] = settings.learning_rate * min(1.0, (step + 1) / settings.warmup)
         optimizer.zero_grad()
         loss = _loss(model, text.train, settings, generator)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # in PyTorch's stubs
         losses.append(loss.item())
         optimizer.step()
     model.eval()
@@ -115,9 +115,8 @@ def around_updates(losses: Sequence[float], updates: Sequence[int], around: int 
     if not windows:
         raise UserError(f"no update has {around} steps before and after it: take more --steps")
     before = [mean(window[:around]) for window in windows]
-    return [
-        mean(window[at] - level for window, level in zip(windows, before, strict=True)) for at in range(2 * around + 1)
-    ]
+    over = [[loss - level for loss in window] for window, level in zip(windows, before, strict=True)]
+    return [mean(column) for column in zip(*over, strict=True)]
 
 
 def run_adam_study(
@@ -227,8 +226,7 @@ def _plot(
     curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for method in methods:
         for state in states:
-            columns = list(
-                zip(*(around_updates(run["losses"], run["updates"]) for run in runs[method, state]), strict=True)
-            )
+            seeds = [around_updates(run["losses"], run["updates"]) for run in runs[method, state]]
+            columns = list(zip(*seeds, strict=True))
             curves.setdefault(method, {})[state] = [mean(c) for c in columns], [_error(c) for c in columns]
     plot_around_updates(curves, range(-_AROUND, _AROUND + 1), path)

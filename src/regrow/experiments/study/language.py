@@ -120,8 +120,10 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         samples, length, width = x.shape
-        parts = self.attention_in(self.norm1(x)).view(samples, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*parts, is_causal=True)
+        query, key, value = (
+            self.attention_in(self.norm1(x)).view(samples, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(samples, length, width))
         out: Tensor = x + self.mlp_out(F.gelu(self.mlp_in(self.norm2(x))))
         return out
