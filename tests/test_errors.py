@@ -29,6 +29,13 @@ def updater(model=None, optimizer=SGD, name="sparse-momentum", **settings):
     return regrow.TopologyUpdater(model, optimizer(model.parameters(), **settings), method(name).recipe())
 
 
+class Adafactor(torch.optim.Optimizer):
+    """The groups of the one in `transformers`."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 1e-3, "beta1": None})
+
+
 def twice():
     return sparsify(sparse(), 0.3)
 
@@ -120,6 +127,7 @@ ERRORS = {
     "sgd without momentum": (partial(updater, lr=0.1), "SGD keeps none", "use SGD with momentum, Adam"),
     "adagrad": (partial(updater, optimizer=Adagrad), "Adagrad keeps none", "regrow.set, regrow.rigl"),
     "rmsprop without momentum": (partial(updater, optimizer=RMSprop), "RMSprop keeps none", "use SGD with momentum"),
+    "adafactor": (partial(updater, optimizer=Adafactor), "Adafactor keeps none", "use SGD with momentum"),
     "one group without": (one_group_without_momentum, "SGD keeps none", "use SGD with momentum"),
     "weight not in optimizer": (weight_missing, "'2.weight' is sparse but not in the optimizer", "model.parameters()"),
     "other optimizer": (optimizer_of_another_model, "'0.weight' is sparse but not in the optimizer", "after"),

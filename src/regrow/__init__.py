@@ -18,6 +18,7 @@ from regrow.core.update import update
 from regrow.methods import *  # noqa: F403 - a method is named once, in regrow.methods
 from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
 from regrow.nn.sparse_linear import SparseLinear
+from regrow.topology.decay import decay_groups
 from regrow.topology.updater import TopologyUpdater
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "SparseLinear",
     "Summary",
     "TopologyUpdater",
+    "decay_groups",
     "dense_state_dict",
     "densify",
     "distribution",

@@ -74,6 +74,24 @@ def test_the_summary_changes_nothing():
     assert not any(module._forward_hooks for module in sparse.modules())
 
 
+def test_the_summary_leaves_each_module_in_its_mode():
+    sparse = regrow.sparsify(model("mlp").build(), 0.3).train()
+    sparse[1].eval()
+    summary(sparse, model("mlp").inputs(0))
+    assert [module.training for module in sparse] == [True, False, True, True]
+
+
+def test_absent_weights_that_are_not_zero_are_counted_and_named():
+    sparse = regrow.sparsify(model("mlp").build(), 0.3, backend="masked")
+    with torch.no_grad():
+        sparse[3].weight.add_(1)
+    first, last = summary(sparse).layers
+    assert (first.nonzero_absent, first.nonzeros) == (0, int(sparse[0].weight_mask.sum()))
+    assert (last.nonzero_absent, last.nonzeros, last.density) == (42, 60, 1)
+    assert "42 of these nonzeros are absent by the masks of 3.weight: only the optimizer" in str(summary(sparse))
+    assert "absent by the masks" not in str(summary(regrow.sparsify(model("mlp").build(), 0.3)))
+
+
 def test_a_dense_model_has_a_table_without_rows():
     table = summary(nn.Linear(8, 4))
     assert (table.layers, table.density, table.parameters, table.bytes) == ((), 1.0, 36, 144)

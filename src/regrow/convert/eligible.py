@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 
 __all__ = ["Selector", "Slot", "eligible", "slots_of"]
 
@@ -75,9 +76,11 @@ def eligible(model: nn.Module, include: Sequence[Selector] = (), keep_dense: Seq
         keep_dense: weights to leave dense, by glob, type, `"first"` or `"last"`.
 
     Raises:
-        ValueError: if a selector matches nothing, nothing is left, or a parameter is not initialised yet.
+        ValueError: if a selector matches nothing, nothing is left, a parameter is not initialised yet, or a weight is
+            no parameter but computed from others, as by weight norm.
     """
     slots = list(slots_of(model))
+    computed = _computed(model)
     embedded = {id(slot.weight) for slot in slots if isinstance(slot.module, nn.Embedding | nn.EmbeddingBag)}
     asked = {id(slot.weight) for selector in include for slot in _select(selector, slots, "include")}
 
@@ -88,8 +91,16 @@ def eligible(model: nn.Module, include: Sequence[Selector] = (), keep_dense: Seq
             chosen.setdefault(identity, slot)
 
     # A shared weight stays dense if any of its names is selected.
-    candidates = [slot for slot in slots if id(slot.weight) in chosen]
-    kept = {id(slot.weight) for selector in keep_dense for slot in _select(selector, candidates, "keep_dense")}
+    order = {path: number for number, (path, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    candidates = [*(slot for slot in slots if id(slot.weight) in chosen), *computed]
+    candidates.sort(key=lambda slot: order[slot.path])
+    selected = [slot for selector in keep_dense for slot in _select(selector, candidates, "keep_dense")]
+    for slot in computed:
+        if slot not in selected:
+            raise ValueError(
+                f"{slot.name!r} cannot be sparse, for it is no parameter: {computed[slot]}; or name it in keep_dense"
+            )
+    kept = {id(slot.weight) for slot in selected if slot not in computed}
     result = [slot for identity, slot in chosen.items() if identity not in kept]
     if not result:
         raise ValueError(
@@ -115,6 +126,38 @@ def _is_sparse_by_default(slot: Slot) -> bool:
     return any(
         isinstance(slot.module, kind) and re.fullmatch(pattern, slot.parameter) for kind, pattern in _SPARSE_BY_DEFAULT
     )
+
+
+def _computed(model: nn.Module) -> dict[Slot, str]:
+    """Return the weights that would be sparse if they were parameters, with what computes them and how to end that."""
+    computed = {}
+    for path, module in model.named_modules():
+        for name, why in _computed_by(module).items():
+            slot = Slot(f"{path}.{name}" if path else name, module, path, name)
+            if name not in module._parameters and _is_sparse_by_default(slot):
+                computed[slot] = why
+    return computed
+
+
+def _computed_by(module: nn.Module) -> dict[str, str]:
+    """Return what computes weights of a module from others before each pass, by the name of the weight."""
+    found = {}
+    if parametrize.is_parametrized(module):
+        for name, steps in module.parametrizations.items():  # type: ignore[union-attr, operator]
+            made_by = ", ".join(type(step).__name__.lstrip("_") for step in steps)
+            found[name] = (
+                f"a parametrization ({made_by}) computes it; call "
+                f'torch.nn.utils.parametrize.remove_parametrizations(module, "{name}") first'
+            )
+    for parameter in module._parameters:
+        name, _, suffix = parameter.rpartition("_")
+        if suffix == "g" and f"{name}_v" in module._parameters:
+            found[name] = "weight_norm computes it; call torch.nn.utils.remove_weight_norm(module) first"
+        elif suffix == "orig" and f"{name}_mask" in module._buffers:
+            found[name] = f'pruning computes it; call torch.nn.utils.prune.remove(module, "{name}") first'
+        elif suffix == "orig":
+            found[name] = "spectral_norm computes it; call torch.nn.utils.remove_spectral_norm(module) first"
+    return found
 
 
 def _select(selector: Selector, slots: Sequence[Slot], argument: str) -> list[Slot]:

@@ -77,7 +77,8 @@ def sparsify(
 
     Raises:
         ValueError: if the model is sparse already; if the density is outside (0, 1] or leaves a layer without a
-            weight; if a selector matches nothing; if `masks` are those of another model or no whole units; if the
+            weight; if a selector matches nothing; if a weight is no parameter but computed from others (weight norm,
+            spectral norm, pruning); if `masks` are those of another model or no whole units; if the
             backend is unknown or cannot hold one of the weights, or an example input is given to one that measures
             nothing.
 

@@ -33,7 +33,7 @@ class LayerSummary:
         name: name of the weight.
         shape: shape of the dense weight.
         storage: how it is stored.
-        nonzeros: weights that exist.
+        nonzeros: weights that exist, and absent ones that are not zero.
         density: nonzeros over the dense weight's elements.
         bytes: bytes it takes in memory as it is stored now: the weights and the record of where they exist.
         sparse_bytes: bytes it would take as values, column indices and row pointers.
@@ -43,6 +43,8 @@ class LayerSummary:
         unit: outputs and inputs of a unit of topology, along the first two dimensions.
         gain: how many times faster the layer's sparse form was measured to be than the dense one, forward and
             backward; None where nothing was measured.
+        nonzero_absent: absent weights that are not zero, though they should be: something changed them without the
+            updater, or the model is an average of others.
     """
 
     name: str
@@ -56,6 +58,7 @@ class LayerSummary:
     reason: str = ""
     gain: float | None = None
     unit: tuple[int, int] = (1, 1)
+    nonzero_absent: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Summary:
 
     @property
     def nonzeros(self) -> int:
-        """Weights that exist in the sparse layers."""
+        """Weights that exist in the sparse layers, and absent ones that are not zero."""
         return sum(layer.nonzeros for layer in self.layers)
 
     @property
@@ -129,9 +132,16 @@ class Summary:
         ]
         rule = "-" * len(lines[0])
         note = f"{self.dense_parameters:,} more parameters are dense; {self.parameters:,} in all"
-        notes = (
-            [note, f"{len(self.batch_last)} modules follow the layout of sparse layers"] if self.batch_last else [note]
-        )
+        notes = [note]
+        if self.batch_last:
+            notes.append(f"{len(self.batch_last)} modules follow the layout of sparse layers")
+        filled = [layer for layer in self.layers if layer.nonzero_absent]
+        if filled:
+            notes.append(
+                f"{sum(layer.nonzero_absent for layer in filled):,} of these nonzeros are absent by the masks of "
+                f"{', '.join(layer.name for layer in filled)}: only the optimizer that was given to "
+                "regrow.TopologyUpdater may change them"
+            )
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *notes])
 
     def _reasons(self) -> list[tuple[str, str]]:
@@ -185,7 +195,8 @@ def summary(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -
 
 
 def _layer(weight: Weight, positions: float) -> LayerSummary:
-    nonzeros = weight.nonzeros()
+    nonzero_absent = weight.nonzero_absent()
+    nonzeros = weight.nonzeros() + nonzero_absent
     rows = weight.shape[0]
     choice = remembered(weight.module, weight.name.rpartition(".")[2])
     return LayerSummary(
@@ -200,6 +211,7 @@ def _layer(weight: Weight, positions: float) -> LayerSummary:
         reason=choice.reason if choice else "",
         gain=choice.gain if choice else None,
         unit=weight.units.unit,
+        nonzero_absent=nonzero_absent,
     )
 
 
@@ -228,13 +240,14 @@ def _output_positions(model: nn.Module, weights: dict[str, Weight], example: Any
         if id(slot.weight) in name_of:
             used.setdefault(caller.get(slot.module, slot.module), []).append(name_of[id(slot.weight)])
     hooks = [module.register_forward_hook(count(names)) for module, names in used.items()]
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.no_grad():
             model(*arguments)
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
         for hook in hooks:
             hook.remove()
     return counts

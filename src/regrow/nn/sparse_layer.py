@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.core.positions import compact, find
+from regrow.nn.read_only import ReadOnly
 from regrow.ops import gradient
 from regrow.ops.gradient import watch
 from regrow.ops.pattern import Geometry, Pattern
@@ -26,6 +27,11 @@ exclusive = threading.RLock()
 if hasattr(os, "register_at_fork"):
     # A child has one thread only: whatever other threads held would be held for ever.
     os.register_at_fork(before=exclusive.acquire, after_in_parent=exclusive.release, after_in_child=exclusive.release)
+
+_NO_ASSIGNMENT = (
+    "the weight of a sparse layer is made from `values` and `index`: load another with "
+    'layer.load_state_dict({"weight": ...}, strict=False), which takes it where weights exist'
+)
 
 
 class Covered(NamedTuple):
@@ -125,6 +131,24 @@ class SparseLayer(nn.Module, ABC):
         if self.values.requires_grad and torch.is_grad_enabled():
             output = watch(output, entered, self.values, covered.pattern, self._pattern_shape, self.geometry)
         return self.leave(output, x)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, made anew at each reading; gradients flow to the values, and a write into it raises."""
+        self._check_index()
+        values = self.values if self.covered is None else self.values[self.covered.active]
+        dense = values.new_zeros(self._numel).index_put((self.index,), values).view(self.shape)
+        return dense.as_subclass(ReadOnly) if _readable(dense) else dense
+
+    @weight.setter
+    def weight(self, weight: Tensor | None) -> None:
+        raise AttributeError(_NO_ASSIGNMENT)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter of any other name than that of the dense weight."""
+        if name == "weight":
+            raise AttributeError(_NO_ASSIGNMENT)
+        super().register_parameter(name, param)
 
     @property
     def pattern(self) -> Pattern:

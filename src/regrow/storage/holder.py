@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-__all__ = ["hold", "holder", "release"]
+__all__ = ["hold", "holder", "is_held_by", "release"]
 
 _holders: WeakKeyDictionary[nn.Module, ref[object]] = WeakKeyDictionary()
 
@@ -24,6 +24,12 @@ def release(modules: Iterable[nn.Module], keeper: object) -> None:
     for module in modules:
         if module in _holders and _holders[module]() is keeper:
             del _holders[module]
+
+
+def is_held_by(module: nn.Module, keeper: object) -> bool:
+    """Return whether an object was the last to take a module's topology; quickly, and whether alive or not."""
+    known = _holders.get(module)
+    return known is not None and known() is keeper
 
 
 def holder(module: nn.Module) -> object | None:

@@ -67,8 +67,18 @@ class MaskedWeight:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The dense parameter."""
-        parameter: nn.Parameter = getattr(self.module, self.parameter)
+        """The dense parameter.
+
+        Raises:
+            RuntimeError: if something else stands there, as after `torch.nn.utils.weight_norm`.
+        """
+        parameter = self.module._parameters.get(self.parameter)
+        if parameter is None:
+            raise RuntimeError(
+                f"{self.name!r} is sparse, but its module has no parameter of that name: weight norm, spectral norm, "
+                "pruning and parametrizations put other parameters in its place; remove them, or keep this weight "
+                "dense (keep_dense of regrow.sparsify)"
+            )
         return parameter
 
     @property
@@ -114,6 +124,10 @@ class MaskedWeight:
     def nonzeros(self) -> int:
         """Return how many weights are active, zero-valued ones included."""
         return int(self.buffer.count_nonzero())
+
+    def nonzero_absent(self) -> int:
+        """Return how many absent weights are not zero: something other than the updater's optimizer changed them."""
+        return int(self.weight.detach().masked_fill(self.buffer, 0).count_nonzero())
 
     def index(self) -> Tensor:
         """Return the flat positions of the active weights, sorted int64."""

@@ -84,6 +84,10 @@ class SparseWeight:
         """Return how many weights are active, zero-valued ones included."""
         return len(self.module.index)
 
+    def nonzero_absent(self) -> int:
+        """Return 0: absent weights take no part in the layer's output."""
+        return 0
+
     def mask(self) -> Tensor:
         """Return where weights are active: a new bool tensor in the dense shape."""
         exists = torch.zeros(self.numel, dtype=torch.bool, device=self.module.index.device)

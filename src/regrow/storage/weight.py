@@ -86,6 +86,9 @@ class Weight(Protocol):
     def nonzeros(self) -> int:
         """Return how many weights are active, zero-valued ones included."""
 
+    def nonzero_absent(self) -> int:
+        """Return how many absent weights take part with a value that is not zero; waits for the device."""
+
     def mask(self) -> Tensor:
         """Return where weights are active: a new bool tensor in the dense shape."""
 

@@ -27,8 +27,10 @@ def keeps_momentum(group: dict[str, Any]) -> bool:
     Example:
         >>> keeps_momentum({"lr": 0.1, "momentum": 0.9}), keeps_momentum({"lr": 0.1, "momentum": 0})
         (True, False)
+        >>> keeps_momentum({"beta1": 0.9}), keeps_momentum({"beta1": None})  # Adafactor
+        (True, False)
     """
-    return bool(group.get("momentum")) or "betas" in group or "beta1" in group
+    return bool(group.get("momentum")) or "betas" in group or group.get("beta1") is not None
 
 
 def groups_of(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,10 +16,13 @@ from regrow.core.recipe import Recipe
 from regrow.core.update import update
 from regrow.storage import Weight, enforce, sparse_weights
 from regrow.storage.holder import hold, release
+from regrow.topology.decay import undecayed
 from regrow.topology.dense import Dense
 from regrow.topology.gathered import Gathered
 from regrow.topology.optimizer_state import check_momentum, groups_of
 from regrow.topology.source import Source
+from regrow.topology.watch import Watch
+from regrow.topology.wrapped import enforce_after, stepping
 
 __all__ = ["OnUpdate", "TopologyUpdater"]
 
@@ -45,10 +50,16 @@ class TopologyUpdater:
 
     It also serves static training: with masked storage an optimizer would fill the absent weights without it.
 
+    An optimizer that stands around another (SAM, Lookahead, Accelerate's) is given as it is: the updater hangs on the
+    inner one, and absent weights are zero again after what the outer one does, SAM's first step among that. Where
+    weights change without the optimizer it warns, and another optimizer that is about to step them raises.
+
     Args:
         model: a model from `regrow.sparsify`. Absent weights are zeroed at once.
         optimizer: the optimizer of the model's parameters. Any that steps on gradients; recipes that need
             momentum take those that keep `momentum_buffer` or `exp_avg`.
+        weights: which sparse weights it keeps, by glob over their names; None for all. Give this where several
+            optimizers train the model, each with its own updater.
         recipe: what to do and when, from a method's factory or made by hand.
         seed: seed of random growth. Equal seeds give equal topologies in processes that train together.
         on_update: called after every update with the steps taken and the changes of each layer.
@@ -78,15 +89,15 @@ class TopologyUpdater:
         *,
         seed: int = 0,
         on_update: OnUpdate | None = None,
+        weights: Sequence[str] | None = None,
     ) -> None:
+        self._weights = _selected(model, weights)
+        given, optimizer = optimizer, stepping(optimizer, self._parameters())
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(
                 "LBFGS evaluates the model many times in a step, between which weights would have to stay zero: "
                 "use SGD, Adam or AdamW"
             )
-        self._weights = list(sparse_weights(model).values())
-        if not self._weights:
-            raise ValueError("the model has no sparse weights: call regrow.sparsify(model, density) first")
         self._optimizer = optimizer
         self._recipe = recipe
         self._generator = torch.Generator().manual_seed(seed)
@@ -105,7 +116,9 @@ class TopologyUpdater:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         )
+        self._ends = enforce_after(given, optimizer, self.enforce)
         hold([weight.module for weight in self._weights], self)
+        self._watch = Watch(self._weights, optimizer, self)
 
     @property
     def step(self) -> int:
@@ -121,6 +134,9 @@ class TopologyUpdater:
         """Leave the optimizer: from now on nothing updates the topology or keeps absent weights at zero."""
         for hook in self._hooks:
             hook.remove()
+        for end in self._ends:
+            end()
+        self._watch.close()
         for source in self._sources:
             source.close()
         release([weight.module for weight in self._weights], self)
@@ -178,10 +194,18 @@ class TopologyUpdater:
             if id(weight.weight) not in groups and weight.weight.requires_grad:
                 raise ValueError(
                     f"{weight.name!r} is sparse but not in the optimizer: make the optimizer after "
-                    "regrow.sparsify and give it model.parameters()"
+                    "regrow.sparsify and give it model.parameters(); where several optimizers train the model, make "
+                    'an updater for each, with `weights=["..."]`, the names of those that its optimizer has'
                 )
             if "momentum" in self._recipe.needs and id(weight.weight) in groups:
                 check_momentum(self._optimizer, groups[id(weight.weight)])
+        if missed := undecayed(self._weights, self._optimizer):
+            warnings.warn(
+                f"no sparsely stored weight decays ({', '.join(missed)}), though the optimizer has groups that do: the "
+                "parameter of such a layer is `values`, with one dimension, so rules by `ndim` or by the name `weight` "
+                "miss it; make the groups by regrow.decay_groups(model, weight_decay)",
+                stacklevel=4,
+            )
 
     def _check_alone(self) -> None:
         for hook in self._optimizer._optimizer_step_post_hooks.values():
@@ -260,13 +284,18 @@ class TopologyUpdater:
         if infinities is not None and bool(infinities):
             return
         self._step += 1
+        self.enforce()
+        if self._recipe.updates_in(self._step):
+            self._carry_out(due=self._step - 1)
+        self._look_ahead()
+        self._watch.stepped()
+
+    def enforce(self) -> None:
+        """Zero all absent weights, as after each step; call it after what else changes weights while they train."""
         # Without a gradient an optimizer leaves a parameter alone.
         enforce([weight for weight in self._weights if weight.weight.requires_grad or weight.weight.grad is not None])
         for source in self._sources:
             source.after_step()
-        if self._recipe.updates_in(self._step):
-            self._carry_out(due=self._step - 1)
-        self._look_ahead()
 
     def update(self) -> None:
         """Update the topology now, whatever the recipe's timing; call it after `optimizer.step()`.
@@ -309,6 +338,20 @@ class TopologyUpdater:
                 source.look_ahead(self._step)
             else:
                 source.leave()
+
+
+def _selected(model: nn.Module, names: Sequence[str] | None) -> list[Weight]:
+    """Return the sparse weights of a model whose names match one of the globs; None matches all."""
+    weights = sparse_weights(model)
+    if not weights:
+        raise ValueError("the model has no sparse weights: call regrow.sparsify(model, density) first")
+    for glob in names or ():
+        if not any(fnmatchcase(name, glob) for name in weights):
+            raise ValueError(f"weights: {glob!r} matches no sparse weight; there are {', '.join(weights)}")
+    chosen = [each for name, each in weights.items() if names is None or any(fnmatchcase(name, g) for g in names)]
+    if not chosen:
+        raise ValueError("weights: give at least one glob, or None for all sparse weights")
+    return chosen
 
 
 def _gradient(weight: Weight) -> Tensor:

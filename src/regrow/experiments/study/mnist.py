@@ -15,34 +15,57 @@ from rich.table import Table
 from regrow.experiments.bench.common.machine import describe
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
+from regrow.experiments.study.intervals import Interval, differences, interval
 from regrow.experiments.study.methods import METHODS_STUDY
 from regrow.experiments.study.plots import plot_errors
-from regrow.experiments.study.study import Cell, run_study
+from regrow.experiments.study.study import run_study
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.presets import preset
 from regrow.experiments.train.result import read_result
 
 __all__ = ["PARTS", "run_part", "write_page"]
 
-PARTS = ("lenet300-100", "lenet300-100-keep", "methods", "lenet5", "lenet5-keep")
-_DENSITIES = (0.01, 0.02, 0.05, 0.1)
+PARTS = ("lenet300-100", "methods", "methods-uniform", "methods-erdos-renyi", "lenet5", "lenet5-fast")
 # The comparison gives every method the same schedule of updates and prune rates.
 _SAME_SCHEDULE = {"prune_rate": 0.5, "prune_rate_decay": "cosine"}
+_COMPARED = (0.01, 0.05)
+Runs = dict[tuple[str, float], dict[int, float]]
+"""Test error in percent of each seed, by method and density."""
+
 _TEMPLATE = Path(__file__).with_name("mnist.md.in")
 
 # Test error in percent, mean and standard error, from the result files of the paper's own code; dense without spread.
-# The last sparse column was measured at 8.3 % (LeNet-300-100) and 9.3 % (LeNet-5) of the weights.
 _PUBLISHED: dict[str, dict[float, tuple[float, float | None]]] = {
-    "lenet300-100": {0.01: (2.36, 0.04), 0.02: (1.99, 0.02), 0.05: (1.53, 0.02), 0.1: (1.43, 0.02), 1.0: (1.34, None)},
-    "lenet5": {0.01: (0.83, 0.04), 0.02: (0.76, 0.02), 0.05: (0.69, 0.02), 0.1: (0.64, 0.03), 1.0: (0.58, None)},
+    "lenet300-100": {
+        0.01: (2.36, 0.044),
+        0.015: (2.053, 0.032),
+        0.018: (1.984, 0.053),
+        0.02: (1.99, 0.019),
+        0.044: (1.552, 0.027),
+        0.05: (1.53, 0.02),
+        0.08: (1.447, 0.014),
+        0.083: (1.426, 0.02),
+        1.0: (1.34, None),
+    },
+    "lenet5": {
+        0.004: (1.403, 0.088),
+        0.005: (1.144, 0.024),
+        0.009: (0.894, 0.033),
+        0.01: (0.83, 0.04),
+        0.02: (0.76, 0.022),
+        0.05: (0.69, 0.021),
+        0.08: (0.645, 0.019),
+        0.093: (0.642, 0.03),
+        1.0: (0.58, 0.01),
+    },
 }
-# Test error in percent by method, LeNet-300-100, from the paper's summary file (accuracies there).
-_PUBLISHED_METHODS = {
-    ("sparse-momentum", 0.01): 2.47,
-    ("sparse-momentum", 0.05): 1.47,
-    ("set", 0.01): 4.20,
-    ("set", 0.05): 1.86,
-}
+# Where each method starts unless it is told otherwise, as this network has it: for linear layers both forms of
+# Erdős-Rényi are the same.
+_OWN = {"set": "erdos-renyi", "rigl": "erdos-renyi", "static": "uniform", "sparse-momentum": "uniform"}
+# The learning rate at which LeNet-5 trains, and that of the paper, at which it may not.
+_LENET5_RATES = {"lenet5": 0.03, "lenet5-fast": 0.1}
+# A network that guesses errs in 90 % of the cases, one that trains in a few.
+_TRAINS_BELOW = 10.0
 
 
 def run_part(
@@ -70,43 +93,20 @@ def _grid(part: str, device: str) -> tuple[TrainConfig, Mapping[str, Sequence[An
     if part not in PARTS:
         raise UserError(f"there is no part {part!r}: choose among {', '.join(PARTS)}, page")
     model = "lenet5" if part.startswith("lenet5") else "lenet300-100"
-    base = override(preset(f"mnist-{model}"), {"device": device})
-    if part.endswith("-keep"):
-        densities = (0.01, 0.02) if model == "lenet5" else (0.05,)
-        return override(base, {"keep_returning": True}), {"method": ("sparse-momentum",), "density": densities}
+    densities = tuple(density for density in _PUBLISHED[model] if density < 1)
+    # The momentum of absent weights is then that of a dense network, as in the paper.
+    base = override(preset(f"mnist-{model}"), {"device": device, "backend": "masked"})
+    if part in _LENET5_RATES:
+        base = override(base, {"learning_rate": _LENET5_RATES[part]})
+    if not part.startswith("methods"):
+        return base, {"method": ("dense", "sparse-momentum"), "density": densities}
+    base = override(base, _SAME_SCHEDULE)
     if part == "methods":
-        return override(base, _SAME_SCHEDULE), {"method": ("set", "rigl"), "density": (0.01, 0.05)}
-    return base, {"method": ("dense", "sparse-momentum"), "density": _DENSITIES}
-
-
-def _error(cell: Cell) -> str:
-    return cell.error_with(cell.standard_error)
-
-
-def _beside_published(cells: list[Cell], published: dict[float, tuple[float, float | None]]) -> str:
-    """Return a Markdown table of measured and published errors, with the distance in standard errors."""
-    lines = ["| weights | measured | seeds | published | difference | in standard errors |", "|---" * 6 + "|"]
-    for cell in sorted(cells, key=lambda cell: cell.key[1]):
-        _, density = cell.key
-        value, error = published[density]
-        name = "dense" if density == 1 else f"{100 * density:g} %"
-        paper = f"{value:.2f}" + (f" ± {error:.2f}" if error else "")
-        difference = cell.mean - value
-        combined = (cell.standard_error**2 + (error or 0) ** 2) ** 0.5
-        apart = f"{difference / combined:+.1f}" if combined else ""
-        lines.append(f"| {name} | {_error(cell)} | {len(cell.errors)} | {paper} | {difference:+.2f} | {apart} |")
-    return "\n".join(lines)
-
-
-def _methods_table(cells: list[Cell]) -> str:
-    """Return a Markdown table of the methods beside their published errors."""
-    lines = ["| method | weights | measured | seeds | published |", "|---" * 5 + "|"]
-    for cell in sorted(cells, key=lambda cell: (cell.key[1], -cell.mean)):
-        method, density = cell.key
-        published = _PUBLISHED_METHODS.get((method, density))
-        paper = f"{published:.2f}" if published else ""
-        lines.append(f"| {method} | {100 * density:g} % | {_error(cell)} | {len(cell.errors)} | {paper} |")
-    return "\n".join(lines)
+        return base, {"method": ("set", "rigl", "static"), "density": _COMPARED}
+    if part == "methods-uniform":
+        return override(base, {"distribution": "uniform"}), {"method": ("set", "rigl"), "density": _COMPARED}
+    others = ("static", "sparse-momentum")
+    return override(base, {"distribution": "erdos-renyi"}), {"method": others, "density": _COMPARED}
 
 
 def _read(out: Path, part: str) -> list[dict[str, Any]]:
@@ -114,13 +114,73 @@ def _read(out: Path, part: str) -> list[dict[str, Any]]:
     return [read_result(path) for path in sorted((out / part).glob("*/result.json"))]
 
 
-def _each_run(results: list[dict[str, Any]]) -> str:
-    """Return a Markdown table of single runs, for figures that a mean would hide."""
-    lines = ["| weights | seed | test error |", "|---" * 3 + "|"]
-    for result in sorted(results, key=lambda result: (result["density"], result["seed"])):
-        error = 100 * (1 - result["test_accuracy"])
-        lines.append(f"| {100 * result['density']:g} % | {result['seed']} | {error:.2f} |")
+def _by_seed(results: Sequence[Mapping[str, Any]]) -> Runs:
+    """Return the test error in percent of each seed, by method and density; dense has density 1."""
+    runs: Runs = {}
+    for result in results:
+        errors = runs.setdefault((result["method"], result["density"]), {})
+        errors[result["seed"]] = 100 * (1 - result["test_accuracy"])
+    return runs
+
+
+def _beside_published(runs: Runs, published: Mapping[float, tuple[float, float | None]]) -> str:
+    """Return a Markdown table of measured and published errors, with the distance in standard errors."""
+    lines = [_row("weights", "measured", "95 % interval", "seeds", "published", "difference", "in standard errors")]
+    lines.append("|---" * 7 + "|")
+    for (_, density), errors in sorted(runs.items(), key=lambda item: item[0][1]):
+        found = interval(list(errors.values()))
+        value, error = published[density]
+        paper = f"{value:.2f}" + (f" ± {error:.2f}" if error else "")
+        difference = found.mean - value
+        combined = (found.error**2 + (error or 0) ** 2) ** 0.5 if len(errors) > 1 else 0.0
+        apart = f"{difference / combined:+.1f}" if combined else ""
+        name = "dense" if density == 1 else f"{100 * density:g} %"
+        lines.append(
+            _row(name, _with_error(found), _bounds(found), str(len(errors)), paper, f"{difference:+.2f}", apart)
+        )
     return "\n".join(lines)
+
+
+def _methods_table(named: Mapping[tuple[str, str], dict[int, float]], reference: Mapping[int, float]) -> str:
+    """Return a Markdown table of methods and distributions at one density, the best first.
+
+    Args:
+        named: errors of the seeds by method and distribution.
+        reference: errors of what all are compared with, seed by seed.
+    """
+    titles = ("method", "distribution", "test error", "95 % interval", "seeds", "less sparse momentum (uniform)", "")
+    lines = [_row(*titles), "|---" * len(titles) + "|"]
+    for (method, distribution), errors in sorted(named.items(), key=lambda item: interval(list(item[1].values())).mean):
+        found, apart = interval(list(errors.values())), differences(errors, reference)
+        beside, verdict = "", ""
+        if apart is not None and errors != reference:
+            beside = f"{apart.mean:+.2f} ± {apart.half:.2f}" if apart.count > 1 else f"{apart.mean:+.2f}"
+            verdict = "not told apart" if apart.holds_zero else ("behind" if apart.mean > 0 else "ahead")
+        lines.append(_row(method, distribution, _with_error(found), _bounds(found), str(len(errors)), beside, verdict))
+    return "\n".join(lines)
+
+
+def _sharing(runs: Runs) -> str:
+    """Return a Markdown table of how many seeds train at all."""
+    lines = [_row("weights", "seeds that train", "test error of these"), "|---" * 3 + "|"]
+    for (_, density), errors in sorted(runs.items(), key=lambda item: item[0][1]):
+        trained = [error for error in errors.values() if error < _TRAINS_BELOW]
+        name = "dense" if density == 1 else f"{100 * density:g} %"
+        shown = _with_error(interval(trained)) if trained else ""
+        lines.append(_row(name, f"{len(trained)} of {len(errors)}", shown))
+    return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _with_error(found: Interval) -> str:
+    return f"{found.mean:.2f} ± {found.error:.2f}" if found.count > 1 else f"{found.mean:.2f}"
+
+
+def _bounds(found: Interval) -> str:
+    return f"{found.mean - found.half:.2f} to {found.mean + found.half:.2f}" if found.count > 1 else ""
 
 
 def write_page(out: Path, page: Path) -> None:
@@ -133,28 +193,42 @@ def write_page(out: Path, page: Path) -> None:
     Raises:
         UserError: if a part has no finished run.
     """
-    parts = {part: _read(out, part) for part in PARTS}
-    if missing := [part for part, results in parts.items() if not results]:
+    results = {part: _read(out, part) for part in PARTS}
+    if missing := [part for part, found in results.items() if not found]:
         raise UserError(f"{out} holds no finished run of {', '.join(missing)}: run each with --part first")
-    lenet300, lenet300_keep, methods, lenet5, lenet5_keep = parts.values()
-    collect = METHODS_STUDY.collect
-    compared = collect([*lenet300, *methods])
-    errors = {(cell.key[0], cell.key[1]): cell.errors for cell in compared}
-    plot_errors(errors, page.with_suffix(".png"), "LeNet-300-100 on MNIST")
+    runs = {part: _by_seed(found) for part, found in results.items()}
+    lenet300 = runs["lenet300-100"]
+    compared = {density: _compared(runs, density) for density in _COMPARED}
+    plotted = {key: tuple(errors.values()) for key, errors in lenet300.items()}
+    for density, named in compared.items():
+        for (method, distribution), errors in named.items():
+            if method != "sparse-momentum" and distribution == _OWN[method]:
+                plotted[method, density] = tuple(errors.values())
+    plot_errors(plotted, page.with_suffix(".png"), "LeNet-300-100 on MNIST, each method with its own distribution")
     text = _TEMPLATE.read_text().format(
-        lenet300=_beside_published(collect(lenet300), _PUBLISHED["lenet300-100"]),
-        lenet5=_beside_published(collect(lenet5), _PUBLISHED["lenet5"]),
-        methods=_methods_table([cell for cell in compared if cell.key[1] in (0.01, 0.05)]),
-        lenet300_keep=_error(collect(lenet300_keep)[0]),
-        lenet5_keep=_each_run(lenet5_keep),
-        machines=_machines(
-            {"LeNet-300-100": [*lenet300, *lenet300_keep], "methods": methods, "LeNet-5": [*lenet5, *lenet5_keep]}
+        lenet300=_beside_published(lenet300, _PUBLISHED["lenet300-100"]),
+        lenet5=_beside_published(runs["lenet5"], _PUBLISHED["lenet5"]),
+        lenet5_fast=_sharing(runs["lenet5-fast"]),
+        methods="\n\n".join(
+            f"At {100 * density:g} %:\n\n{_methods_table(named, named['sparse-momentum', 'uniform'])}"
+            for density, named in compared.items()
         ),
+        machines=_machines(results),
     )
     write_text(page, text)
 
 
-def _machines(parts: dict[str, list[dict[str, Any]]]) -> str:
+def _compared(runs: Mapping[str, Runs], density: float) -> dict[tuple[str, str], dict[int, float]]:
+    """Return the errors at a density by method and distribution."""
+    named = {("sparse-momentum", "uniform"): runs["lenet300-100"]["sparse-momentum", density]}
+    for part in ("methods", "methods-uniform", "methods-erdos-renyi"):
+        for (method, its), errors in runs[part].items():
+            if its == density:
+                named[method, _OWN[method] if part == "methods" else part.partition("-")[2]] = errors
+    return named
+
+
+def _machines(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return a list of what each part ran on."""
     lines = []
     for part, results in parts.items():

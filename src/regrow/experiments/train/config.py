@@ -65,8 +65,8 @@ class TrainConfig(BaseModel):
     )
     keep_returning: bool | None = Field(
         None,
-        description="whether a weight that is dropped and grown again in one update stays as it was; "
-        "the method's own if null",
+        description="whether a weight that is dropped and grown again in one update stays as it was; the method's own "
+        "if null",
     )
     growth: str | None = Field(None, description=f"what growth looks at: {FORMS}; the recipe's own if null")
     update_every: float = Field(1.0, gt=0, description="epochs between updates of the topology")

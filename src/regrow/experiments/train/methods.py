@@ -51,10 +51,10 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
         recipe = made
     if config.redistribute == "keep":
         recipe = replace(recipe, redistribute=keep)
-    if config.distribution is not None:
-        recipe = replace(recipe, distribution=config.distribution)
     if config.keep_returning is not None:
         recipe = replace(recipe, keep_returning=config.keep_returning)
+    if config.distribution is not None:
+        recipe = replace(recipe, distribution=config.distribution)
     if config.growth is not None:
         recipe = replace(recipe, growth=parse_growth(config.growth))
     if config.prune_rate_decay is None:
@@ -82,7 +82,8 @@ def run_name(config: TrainConfig) -> str:
     growth = "" if config.growth is None else "-" + config.growth.replace(":", "-")
     block = "" if config.block is None or method == "dense" else f"-{config.block}"
     kept = "" if config.redistribute == "method" else f"-{config.redistribute}"
-    return f"{method}{kept}{growth}{block}{density}-seed{config.seed}"
+    spread = "" if config.distribution is None or method == "dense" else f"-{config.distribution}"
+    return f"{method}{kept}{spread}{growth}{block}{density}-seed{config.seed}"
 
 
 def check_method(name: str) -> None:
