@@ -46,13 +46,13 @@ class AdamSettings:
         context: characters of each.
     """
 
-    steps: int = 1_500
+    steps: int = 2_000
     every: int = 50
     density: float = 0.1
     learning_rate: float = 2e-3
     warmup: int = 100
-    batch_size: int = 16
-    context: int = 64
+    batch_size: int = 32
+    context: int = 32
 
 
 def train_transformer(settings: AdamSettings, method: str, reset_state: ResetState, seed: int, text: Text) -> Losses:

@@ -91,7 +91,7 @@ class Transformer(nn.Module):
         torch.Size([3, 8, 5])
     """
 
-    def __init__(self, characters: int, context: int, width: int = 128, blocks: int = 2, heads: int = 4) -> None:
+    def __init__(self, characters: int, context: int, width: int = 64, blocks: int = 2, heads: int = 4) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, width)
         self.position = nn.Parameter(0.02 * torch.randn(context, width))
