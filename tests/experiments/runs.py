@@ -16,7 +16,7 @@ from regrow.experiments.train.checkpoint import list_checkpoints, load_checkpoin
 from regrow.experiments.train.config import override
 from regrow.experiments.train.loop import train
 from regrow.experiments.train.presets import preset
-from regrow.experiments.train.progress import Quiet
+from regrow.experiments.train.progress import Lines
 
 METHODS = ("dense", "set", "sparse-momentum")  # set: its random growth is part of what a checkpoint holds
 ALWAYS = 1e-9  # seconds between checkpoints: one after every step
@@ -34,7 +34,7 @@ def dropout_mlp(*, image_shape, classes):
     )
 
 
-class Stopper(Quiet):
+class Stopper(Lines):
     """A reporter that sends this process a signal after steps of the run."""
 
     def __init__(self, number, when):
@@ -44,6 +44,10 @@ class Stopper(Quiet):
     def step(self, run):
         if self.when(run.step):
             os.kill(os.getpid(), self.number)
+
+    def epoch(self, run, row): ...
+
+    def warn(self, message): ...
 
 
 def stop_after(config, out, step, number, **settings):

@@ -9,17 +9,23 @@ from pathlib import Path
 import pytest
 from runs import command, refused
 
+import regrow
 from regrow.experiments.main import main
+from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.methods import METHODS
+from regrow.experiments.train.presets import PRESETS
 
 COMMANDS = (
     ["train"],
     ["presets"],
+    ["methods"],
+    ["layers"],
     ["demo"],
     ["study", "density"],
     ["study", "methods"],
     ["study", "growth"],
     ["study", "mnist"],
+    ["study", "adam"],
     ["bench", "layers"],
     ["bench", "train"],
     ["bench", "overhead"],
@@ -109,3 +115,39 @@ def test_a_module_of_our_own_that_is_missing_is_no_matter_of_the_extra(monkeypat
     monkeypatch.setitem(sys.modules, "regrow.experiments.cli", None)
     with pytest.raises(ModuleNotFoundError, match=r"regrow\.experiments\.cli"):
         main()
+
+
+def test_the_version_is_told():
+    result = command("--version")
+    assert (result.exit_code, result.stdout) == (0, f"regrow {regrow.__version__}\n")
+
+
+def test_methods_are_listed_with_what_they_do():
+    text = command("methods").stdout
+    assert all(name in text for name in ("dense", *METHODS))
+    assert "Grow where the gradient at the update is largest." in text
+
+
+def test_help_of_training_has_groups_examples_presets_and_every_setting():
+    text = command("train", "--help").stdout
+    assert "What is trained" in text
+    assert "The run" in text
+    assert "regrow train digits-mlp --method my_method.py:recipe" in text
+    assert all(name in text for name in PRESETS)
+    rows = {line.split()[1]: line for line in text.splitlines() if line.startswith("│ ") and len(line.split()) > 2}
+    for name, field in TrainConfig.model_fields.items():
+        assert field.description, name
+        if name not in ("preset", "method_digest"):
+            assert name in rows, name
+    assert "| 0.1 " in rows["learning_rate"].replace("│", "|")
+
+
+@pytest.mark.parametrize("preset", ["digits-mlp", "mnist-lenet5"])
+@pytest.mark.parametrize("variable", [True, False])
+def test_a_data_folder_that_is_not_there_is_an_error(preset, variable, tmp_path, monkeypatch):
+    absent = tmp_path / "absent"
+    if variable:
+        monkeypatch.setenv("REGROW_DATA", str(absent))
+    given = [] if variable else ["--data", absent]
+    result = command("train", preset, "--out", tmp_path / "run", *given)
+    refused(result, f"no data folder {absent}", "--data", "$REGROW_DATA")

@@ -9,23 +9,38 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+import regrow
 from regrow.experiments import data as data_sets
 from regrow.experiments.bench.command import bench_app
 from regrow.experiments.demo import demo as run_demo
 from regrow.experiments.errors import StoppedError
-from regrow.experiments.options import DataRoot, Epochs, Preset, Settings, read_settings
+from regrow.experiments.help import TrainHelp, methods_table, presets_table
+from regrow.experiments.options import RUN, TRAINED, DataRoot, Epochs, Preset, Settings, read_settings
 from regrow.experiments.study.command import study_app
 from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, say
+from regrow.experiments.train.changes import changes_table
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.loop import Reporter, resume_config
 from regrow.experiments.train.loop import train as run_training
 from regrow.experiments.train.methods import METHODS, check_method, recipe_file, run_name
-from regrow.experiments.train.presets import PRESETS
 from regrow.experiments.train.presets import preset as find_preset
-from regrow.experiments.train.progress import ProgressBar, Quiet, TensorBoard
-from regrow.experiments.train.result import Result
+from regrow.experiments.train.progress import Lines, ProgressBar, TensorBoard
+from regrow.experiments.train.result import Result, read_metrics
 
-__all__ = ["app", "data_app", "data_check", "data_fetch", "data_list", "default_out", "demo", "presets", "train"]
+__all__ = [
+    "app",
+    "data_app",
+    "data_check",
+    "data_fetch",
+    "data_list",
+    "default_out",
+    "demo",
+    "layers",
+    "methods",
+    "options",
+    "presets",
+    "train",
+]
 
 app = typer.Typer(
     help="Train neural networks that are sparse from their first step to their last.",
@@ -39,17 +54,46 @@ app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
 
-@app.command()
+_Method = Annotated[
+    str | None, typer.Option(help=f"dense, {', '.join(METHODS)}, or path/to/file.py:recipe.", rich_help_panel=TRAINED)
+]
+_Density = Annotated[
+    float | None, typer.Option(help="Nonzeros over all sparse weights, in (0, 1].", rich_help_panel=TRAINED)
+]
+_Backend = Annotated[
+    str | None, typer.Option(help="Storage of the sparse weights: auto, masked or cpu.", rich_help_panel=TRAINED)
+]
+_Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel=TRAINED)]
+_Out = Annotated[Path | None, typer.Option(help="Folder of the run; by default under runs/.", rich_help_panel=RUN)]
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=RUN)]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        line(f"regrow {regrow.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
+
+
+@app.command(cls=TrainHelp)
 def train(
     preset: Preset,
-    method: Annotated[str | None, typer.Option(help=f"dense, {', '.join(METHODS)}, or path/to/file.py:recipe.")] = None,
-    density: Annotated[float | None, typer.Option(help="Nonzeros over all sparse weights, in (0, 1].")] = None,
-    backend: Annotated[str | None, typer.Option(help="Storage of the sparse weights: auto, masked or cpu.")] = None,
+    method: _Method = None,
+    density: _Density = None,
+    backend: _Backend = None,
     epochs: Epochs = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: _Seed = None,
     data: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; by default under runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    out: _Out = None,
+    resume: _Resume = False,
     settings: Settings = None,
 ) -> None:
     """Train a network of a preset, sparse from the first step, and write the result to a folder."""
@@ -63,7 +107,7 @@ def train(
         if resume:
             config = resume_config(base, changes, out)
         check_method(config.method)
-        reporters: list[Reporter] = [ProgressBar(ERR) if ERR.is_terminal else Quiet(ERR)]
+        reporters: list[Reporter] = [_progress()]
         if config.tensorboard:
             reporters.append(TensorBoard(out / "tensorboard"))
         try:
@@ -80,11 +124,23 @@ def train(
 @app.command()
 def presets() -> None:
     """List the presets."""
-    table = Table("preset", "data", "network", "epochs", "batch", "density", title="Presets", title_justify="left")
-    for name, config in PRESETS.items():
-        sizes = (str(config.epochs), str(config.batch_size), f"{config.density:g}")
-        table.add_row(name, config.data, config.model, *sizes)
-    OUT.print(table)
+    OUT.print(presets_table())
+
+
+@app.command()
+def methods() -> None:
+    """List the methods."""
+    OUT.print(methods_table())
+
+
+@app.command()
+def layers(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    epoch: Annotated[int | None, typer.Option(help="Epoch, from 1; the last with an update if left out.")] = None,
+) -> None:
+    """Show what the updates of an epoch dropped and grew in each layer of a run."""
+    with one_line_errors():
+        OUT.print(changes_table(read_metrics(run), epoch))
 
 
 @app.command()
@@ -95,7 +151,7 @@ def demo(
 ) -> None:
     """Train a dense and a sparse LeNet on Fashion-MNIST and compare them; then time steps of a wide network."""
     with one_line_errors():
-        run_demo(out, data, OUT, ProgressBar(ERR) if ERR.is_terminal else Quiet(ERR), speed=speed)
+        run_demo(out, data, OUT, _progress(), speed=speed)
 
 
 @data_app.command("list")
@@ -133,6 +189,10 @@ def data_check(
 def default_out(config: TrainConfig) -> Path:
     """Return the folder of a run that was given none."""
     return Path("runs") / f"{config.preset}-{run_name(config)}"
+
+
+def _progress() -> ProgressBar | Lines:
+    return ProgressBar(ERR) if ERR.is_terminal else Lines(ERR)
 
 
 def _sentence(result: Result, out: Path) -> str:

@@ -10,17 +10,28 @@ import typer
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.config import parse_settings
 
-__all__ = ["DataRoot", "Epochs", "Preset", "Seeds", "Settings", "read_settings", "split_names"]
+__all__ = ["RUN", "TRAINED", "DataRoot", "Epochs", "Preset", "Seeds", "Settings", "read_settings", "split_names"]
+
+TRAINED, RUN = "What is trained", "The run"
+"""Groups of options in help."""
 
 Preset = Annotated[str, typer.Argument(help="Name of a preset; `regrow presets` lists them.")]
 DataRoot = Annotated[
-    Path | None, typer.Option("--data", envvar="REGROW_DATA", help="Folder with the data sets, or the one data set.")
+    Path | None,
+    typer.Option(
+        "--data", envvar="REGROW_DATA", help="Folder with the data sets, or the one data set.", rich_help_panel=RUN
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as learning_rate=0.05 or block=4x1."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other setting, as learning_rate=0.05 or block=4x1; `regrow train --help` lists them.",
+        rich_help_panel=TRAINED,
+    ),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Epochs; every schedule scales with them.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs; every schedule scales with them.", rich_help_panel=TRAINED)]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")]
 
 

@@ -168,7 +168,7 @@ def test_settings_without_the_digest_of_the_recipe_are_refused(with_recipe):
 def test_the_message_of_a_stop_names_the_recipe(tmp_path, monkeypatch):
     file = tmp_path / "mine.py"
     file.write_text(RECIPE)
-    monkeypatch.setattr("regrow.experiments.cli.Quiet", lambda _: Stopper(15, lambda step: step == 1))
+    monkeypatch.setattr("regrow.experiments.cli.Lines", lambda _: Stopper(15, lambda step: step == 1))
     result = command("train", "digits-mlp", "--out", tmp_path / "run", "--method", f"{file}:mine")
     assert f" --method {file}:mine" in refused(result, "stopped after step 1", status=143)
 

@@ -27,14 +27,16 @@ def folders(name: str, root: Path | None = None) -> list[Path]:
         root: holds data sets by name, or is the data set; None means $REGROW_DATA.
 
     Raises:
-        UserError: if no data set has that name.
+        UserError: if no data set has that name, or there is no such `root`.
     """
     dataset = get(name)
+    given = root if root is not None else os.environ.get(VARIABLE)
+    if given and not Path(given).expanduser().is_dir():
+        raise UserError(f"there is no data folder {given}: name one that exists with --data or ${VARIABLE}, or neither")
     if "scikit-learn" in dataset.layouts:
         import sklearn.datasets
 
         return [Path(sklearn.datasets.__file__).parent / "data"]
-    given = root if root is not None else os.environ.get(VARIABLE)
     chosen = [Path(given).expanduser() / name, Path(given).expanduser()] if given else []
     return [*chosen, cache.folder() / name, *map(Path, dataset.system)]
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from regrow.experiments.options import DataRoot, Epochs, Preset, Seeds, Settings, read_settings
+from regrow.experiments.options import DataRoot, Epochs, Preset, Seeds, Settings, read_settings, split_names
+from regrow.experiments.study.adam import AdamSettings, run_adam_study
 from regrow.experiments.study.growth import GROWTH_STUDY
 from regrow.experiments.study.methods import DENSITY_STUDY, METHODS_STUDY
 from regrow.experiments.study.mnist import PARTS, run_part, write_page
@@ -76,6 +77,25 @@ def _mnist(
             OUT.print(run_part(part, seeds, out, device=device, data_root=data, jobs=jobs, console=ERR))
 
 
+def _adam(
+    out: _Out,
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "rigl,set",
+    states: Annotated[str, typer.Option(help="Optimizer states of grown weights: zero, warm, keep.")] = "zero,warm",
+    seeds: Seeds = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of a run.")] = AdamSettings.steps,
+    every: Annotated[int, typer.Option(min=1, help="Steps between updates.")] = AdamSettings.every,
+    density: Annotated[float, typer.Option(help="Nonzeros over all sparse weights.")] = AdamSettings.density,
+    learning_rate: Annotated[float, typer.Option(help="After the warm-up.")] = AdamSettings.learning_rate,
+    data: DataRoot = None,
+) -> None:
+    """Show the loss of a small transformer around updates: grown weights whose AdamW state starts at zero or warm."""
+    with one_line_errors():
+        settings = AdamSettings(steps=steps, every=every, density=density, learning_rate=learning_rate)
+        names = split_names(methods), split_names(states)
+        run_adam_study(settings, *names, range(seeds), out, data_root=data, console=OUT)
+
+
 for _study in STUDIES:
     study_app.command(_study.name, help=_study.about)(command_of(_study))
 study_app.command("mnist")(_mnist)
+study_app.command("adam")(_adam)

@@ -76,7 +76,7 @@ GROWTH_STUDY = Study(
     ),
     note="mean ± deviation",
     # One schedule for all, so that nothing but what grows differs.
-    shared={"backend": "masked", "prune_rate": 0.5, "prune_rate_decay": "cosine"},
+    shared={"backend": "masked", "distribution": "uniform", "prune_rate": 0.5, "prune_rate_decay": "cosine"},
     check=_needs_momentum,
     make_run=ComparedRun,
     read=_counts,

@@ -16,6 +16,7 @@ from regrow.experiments.train.methods import make_recipe
 from regrow.experiments.train.run import Metrics, Run
 from regrow.storage import sparse_weights
 from regrow.topology.optimizer_state import groups_of, momentum
+from regrow.topology.updater import OnUpdate
 
 __all__ = ["ComparedRun", "ComparedUpdater"]
 
@@ -31,6 +32,7 @@ class ComparedUpdater(regrow.TopologyUpdater):
         recipe: what to do and when.
         reference: what to compare with.
         seed: seed of random growth.
+        on_update: called after each update.
 
     Attributes:
         grown: positions grown so far, by layer.
@@ -44,13 +46,14 @@ class ComparedUpdater(regrow.TopologyUpdater):
         recipe: regrow.Recipe,
         reference: regrow.Recipe,
         seed: int,
+        on_update: OnUpdate | None = None,
     ) -> None:
         self._model = model
         self._reference = reference
         self._compared_optimizer = optimizer
         self.grown = dict.fromkeys(regrow.masks(model), 0)
         self.in_common = dict.fromkeys(regrow.masks(model), 0)
-        super().__init__(model, optimizer, recipe, seed=seed)
+        super().__init__(model, optimizer, recipe, seed=seed, on_update=on_update)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -102,4 +105,4 @@ class ComparedRun(Run):
     def _make_topology(self, optimizer: torch.optim.Optimizer, recipe: regrow.Recipe) -> regrow.TopologyUpdater:
         exact = override(self.config, {"method": "sparse-momentum", "growth": "exact"})
         reference = replace(make_recipe(exact, self.steps_per_epoch), keep_returning=False)
-        return ComparedUpdater(self.model, optimizer, recipe, reference, self.config.seed)
+        return ComparedUpdater(self.model, optimizer, recipe, reference, self.config.seed, self._count_changes)

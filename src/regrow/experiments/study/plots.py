@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-__all__ = ["plot_accuracy_over_time", "plot_comparison", "plot_errors", "plot_speed"]
+__all__ = ["plot_accuracy_over_time", "plot_around_updates", "plot_comparison", "plot_errors", "plot_speed"]
 
 _MARKERS = "osD^vPX*"
 _DENSITY = "density, % of weights"
@@ -151,4 +151,25 @@ def plot_accuracy_over_time(
             axes.plot(seconds, accuracies, color=f"C{number}", marker=".", alpha=0.8, label=label)
     axes.set_xlim(left=0)
     _finish(axes, title, "seconds of training", "validation accuracy, %")
+    _save(figure, path)
+
+
+def plot_around_updates(
+    curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], steps: Sequence[int], path: Path
+) -> None:
+    """Plot the training loss around updates of the topology, a panel for each method.
+
+    Args:
+        curves: for each method and each label the mean at every step, and its standard error.
+        steps: steps from the first that sees the updated topology.
+        path: the PNG file.
+    """
+    figure, panels = plt.subplots(1, len(curves), figsize=(6 * len(curves), 4.2), squeeze=False, sharey=True)
+    for axes, (method, lines) in zip(panels[0], curves.items(), strict=True):
+        for label, (means, errors) in lines.items():
+            axes.plot(steps, means, label=label)
+            low, high = zip(*((m - e, m + e) for m, e in zip(means, errors, strict=True)), strict=True)
+            axes.fill_between(steps, low, high, alpha=0.25)
+        axes.axvline(0, color="black", linewidth=0.5)
+        _finish(axes, method, "steps from the update", "training loss over that before the update")
     _save(figure, path)

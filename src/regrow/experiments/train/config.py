@@ -73,25 +73,25 @@ class TrainConfig(BaseModel):
     growth: str | None = Field(None, description=f"what growth looks at: {FORMS}; the recipe's own if null")
     update_every: float = Field(1.0, gt=0, description="epochs between updates of the topology")
     # optimisation
-    epochs: int = Field(ge=1, lt=2**31)
-    batch_size: int = Field(128, ge=1, lt=2**31)
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    learning_rate: float = Field(0.1, gt=0)
+    epochs: int = Field(ge=1, lt=2**31, description="times through the training set; schedules scale with them")
+    batch_size: int = Field(128, ge=1, lt=2**31, description="samples in a step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="what takes the steps")
+    learning_rate: float = Field(0.1, gt=0, description="after the warm-up, before the first drop")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum, or Adam's first beta")
-    nesterov: bool = True
-    weight_decay: float = Field(5e-4, ge=0)
+    nesterov: bool = Field(True, description="whether SGD looks ahead along its momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="of all parameters")
     decay_norms: bool = Field(True, description="whether weight decay acts on the scales and shifts of norms too")
     learning_rate_drops: tuple[float, ...] = Field((), description="fractions of the training at which it drops")
-    learning_rate_drop_factor: float = Field(0.1, gt=0, le=1)
+    learning_rate_drop_factor: float = Field(0.1, gt=0, le=1, description="what each drop multiplies it by")
     warmup: float = Field(0.0, ge=0, lt=1, description="fraction of the training over which the rate rises")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    clip_gradient_norm: float | None = Field(None, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over all classes")
+    clip_gradient_norm: float | None = Field(None, gt=0, description="largest norm of all gradients; any if null")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 means autocast")
-    seed: int = Field(0, ge=0, lt=2**64)
+    seed: int = Field(0, ge=0, lt=2**64, description="of everything random")
     # the run
     device: str = Field("auto", description="auto takes CUDA where there is one")
     save_every_seconds: float = Field(60.0, gt=0, description="time between checkpoints")
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="whether to write metrics for TensorBoard too")
 
     @field_validator("keep_dense", mode="before")
     @classmethod

@@ -105,6 +105,7 @@ def train(
             for warning in warnings:
                 reporter.warn(warning)
             reporter.start(run)
+        _show_warnings(run, reporters)
         stop = stack.enter_context(catch_stop_signals())
         _train_to_end(run, out, reporters, stop)
         result = result_of(run)
@@ -169,6 +170,7 @@ def _train_to_end(run: Run, out: Path, reporters: tuple[Reporter, ...], stop: St
             run.train_step(images, labels)
             for reporter in reporters:
                 reporter.step(run)
+            _show_warnings(run, reporters)
             if run.step % _CHECK_LOSS_EVERY == 0:
                 run.train_metrics()
             if stop.signal_number or time.monotonic() - last_save > run.config.save_every_seconds:
@@ -185,6 +187,13 @@ def _train_to_end(run: Run, out: Path, reporters: tuple[Reporter, ...], stop: St
         for reporter in reporters:
             reporter.epoch(run, row)
     _save(run, out)
+
+
+def _show_warnings(run: Run, reporters: tuple[Reporter, ...]) -> None:
+    for warning in run.warnings:
+        for reporter in reporters:
+            reporter.warn(warning)
+    run.warnings = []
 
 
 def _save(run: Run, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What shows a run: a progress bar in a terminal, TensorBoard on request."""
+"""What shows a run: a progress bar in a terminal, a line an epoch elsewhere, TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.run import Metrics, Run
 
-__all__ = ["ProgressBar", "Quiet", "TensorBoard"]
+__all__ = ["Lines", "ProgressBar", "TensorBoard"]
 
 # Reading the loss waits for the device, so it is done a few times a second and not at every step.
 _REFRESH_SECONDS = 0.25
 
 
 class ProgressBar:
-    """A bar with loss, accuracy, density, steps a second and time left, and a line for each tenth of the epochs.
+    """A bar with loss, accuracy, steps a second and time left, and a line for each tenth of the epochs.
+
+    It fits 80 columns.
 
     Args:
         console: where to draw it.
@@ -30,13 +32,13 @@ class ProgressBar:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=console,
+            expand=True,
         )
         self._task = self._progress.add_task("", figures="")
-        self._density = 1.0
         self._last = time.perf_counter()
         self._last_step = 0
 
@@ -44,7 +46,6 @@ class ProgressBar:
         """Show the bar at the step where the run stands."""
         _show_storage(self._console, run)
         self._last_step = run.step
-        self._density = run.density
         self._progress.update(self._task, total=run.steps, completed=run.step, description=_epoch(run))
         self._progress.start()
 
@@ -56,20 +57,15 @@ class ProgressBar:
         loss, accuracy = run.train_metrics()
         rate = (run.step - self._last_step) / (now - self._last)
         self._last, self._last_step = now, run.step
-        figures = f"loss {loss:.3f}  accuracy {accuracy:.2%}  density {self._density:.2%}  {rate:.1f} steps/s"
+        figures = f"loss {loss:.3f}  {accuracy:.1%}  {rate:.{0 if rate >= 10 else 1}f} steps/s"
         self._progress.update(self._task, completed=run.step, description=_epoch(run), figures=figures)
 
     def epoch(self, run: Run, row: Metrics) -> None:
         """Print a line now and then."""
-        self._density = row["density"]
         self._progress.update(self._task, completed=run.step)
         every = max(1, run.config.epochs // 10)
         if run.epoch % every == 0 or run.finished:
-            self._console.print(
-                f"epoch {row['epoch']:>4}  train loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.2%}"
-                f"  valid {_percent(row['valid_accuracy'])}  learning rate {row['learning_rate']:.2g}",
-                highlight=False,
-            )
+            _print_epoch(self._console, run, row)
 
     def warn(self, message: str) -> None:
         """Print a warning above the bar."""
@@ -80,11 +76,11 @@ class ProgressBar:
         self._progress.stop()
 
 
-class Quiet:
-    """Show how weights are stored, and warnings, for output that is not a terminal.
+class Lines:
+    """How weights are stored, and a line for each epoch, for output that is not a terminal.
 
     Args:
-        console: where warnings go.
+        console: where the lines go.
     """
 
     def __init__(self, console: Console) -> None:
@@ -98,7 +94,8 @@ class Quiet:
         """Show nothing."""
 
     def epoch(self, run: Run, row: Metrics) -> None:
-        """Show nothing."""
+        """Print a line."""
+        _print_epoch(self._console, run, row)
 
     def warn(self, message: str) -> None:
         """Print a warning."""
@@ -152,6 +149,15 @@ class TensorBoard:
 def _show_storage(console: Console, run: Run) -> None:
     if run.stored:
         console.print(run.stored, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_epoch(console: Console, run: Run, row: Metrics) -> None:
+    console.print(
+        f"epoch {row['epoch']}/{run.config.epochs}  loss {row['train_loss']:.4f}  train {row['train_accuracy']:.2%}"
+        f"  valid {_percent(row['valid_accuracy'])}  learning rate {row['learning_rate']:.2g}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _percent(accuracy: float | None) -> str:

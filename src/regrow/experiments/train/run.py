@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import regrow
 from regrow.experiments import data, models
 from regrow.experiments.errors import DivergedError, UserError
+from regrow.experiments.train.changes import ChangeCounts
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.methods import make_recipe
@@ -49,6 +50,7 @@ class Run:
         epoch: epochs finished.
         rows: metrics of every finished epoch.
         seconds: wall time spent in training steps.
+        warnings: what a user should know and was not told.
     """
 
     def __init__(self, config: TrainConfig, data_root: Path | None = None) -> None:
@@ -77,7 +79,9 @@ class Run:
         self.rows: list[Metrics] = []
         self.seconds = 0.0
         self.topology: regrow.TopologyUpdater | None = None
+        self._changes = ChangeCounts()
         self._optimizer = self._make_sparse_and_optimizer()
+        self.warnings = self._changes.find_thin(sparse_weights(self.model))
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         # loss times samples, correct, samples: kept on the device, so that no step waits for it
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -136,6 +140,8 @@ class Run:
             "prune_rate": self.topology.recipe.fraction(self.step) if self.topology else 0.0,
             "density": self.density,
             "nonzeros_by_layer": self.nonzeros_by_layer,
+            "updates": self._changes.updates,
+            "changes_by_layer": self._changes.row(),
             "seconds": self.seconds,
         }
         self.rows.append(row)
@@ -187,6 +193,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "topology": self.topology.state_dict() if self.topology else {},
+            "changes": self._changes.state_dict(),
             "data": self.data.train.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
@@ -210,6 +217,7 @@ class Run:
             self._optimizer.load_state_dict(state["optimizer"])
             if self.topology:
                 self.topology.load_state_dict(state["topology"])
+            self._changes.load_state_dict(state["changes"])
             self.data.train.load_state_dict(state["data"])
             self.step, self.epoch, self.rows = state["step"], state["epoch"], state["rows"]
             self._sums = state["sums"].to(self.device)
@@ -293,7 +301,13 @@ class Run:
         self.topology = self._make_topology(self._optimizer, make_recipe(self.config, self.steps_per_epoch))
 
     def _make_topology(self, optimizer: torch.optim.Optimizer, recipe: regrow.Recipe) -> regrow.TopologyUpdater:
-        return regrow.TopologyUpdater(self.model, optimizer, recipe, seed=self.config.seed)
+        seed, count = self.config.seed, self._count_changes
+        return regrow.TopologyUpdater(self.model, optimizer, recipe, seed=seed, on_update=count)
+
+    def _count_changes(self, _: int, changes: Mapping[str, regrow.Change]) -> None:
+        assert self.topology is not None, "updates come from it"
+        self._changes.add(changes, self.topology.recipe.keep_returning)
+        self.warnings += self._changes.find_thin(sparse_weights(self.model))
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
