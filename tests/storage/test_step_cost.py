@@ -43,7 +43,7 @@ def test_a_step_without_update_is_one_operation_more_for_all_layers():
 
 @pytest.mark.parametrize("name", ["mlp", "conv2d"])
 def test_enforcing_the_masks_allocates_nothing(name):
-    weights = list(sparse_weights(regrow.sparsify(model(name).build(), 0.3)).values())
+    weights = list(sparse_weights(regrow.sparsify(model(name).build(), 0.3, backend="masked")).values())
     enforce(weights)
     assert allocations(lambda: enforce(weights)) == 0
     assert allocations(lambda: [weight.weight * weight.factor() for weight in weights]) == len(weights)

@@ -261,7 +261,7 @@ class SparseLayer(nn.Module, ABC):
             self.prepare()
 
     def replace_active(self, index: Tensor) -> None:
-        """Let other weights be active, among the positions that the parameter covers; the gradient is set to None.
+        """Let other weights be active, among the positions that the parameter covers; the gradient stays with those.
 
         Args:
             index: flat positions in the dense weight, sorted, int32 or int64.
@@ -269,7 +269,6 @@ class SparseLayer(nn.Module, ABC):
         assert self.covered is not None
         with exclusive:
             self._pattern = None
-            self.values.grad = None
             self.index = index
             self._note_index()
             if self.covered.positions is None:

@@ -8,7 +8,7 @@ weights, the parameter covers those too, and so do gradient and state.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -138,7 +138,7 @@ class SparseWeight:
     @torch.no_grad()
     def cover(self, positions: Tensor | None, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Let the parameter cover absent positions too, at zero; return the state with zeros there."""
-        before = self.existing(self.weight.detach())
+        before, gradient = self.existing(self.weight.detach()), self._gradient
         state = {key: self.existing(tensor) for key, tensor in state.items()}
         if positions is not None:
             positions = torch.cat((self.index(), positions)).sort().values
@@ -151,6 +151,7 @@ class SparseWeight:
             return spread
 
         self.module.hold(spread(before), covered)
+        self._set_gradient(gradient, spread)
         return {key: spread(tensor) for key, tensor in state.items()}
 
     @torch.no_grad()
@@ -159,7 +160,9 @@ class SparseWeight:
         if self.module.covered is None:
             return dict(state)
         state = {key: self.existing(tensor) for key, tensor in state.items()}
+        gradient = self._gradient
         self.module.hold(self.existing(self.weight.detach()), None)
+        self._set_gradient(gradient, lambda numbers: numbers)
         return state
 
     @torch.no_grad()
@@ -175,7 +178,7 @@ class SparseWeight:
 
     @torch.no_grad()
     def apply(self, change: Change, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Carry out a change: values, positions and state move, the gradient becomes None."""
+        """Carry out a change: values, positions, state and gradient move."""
         before, values = self.index(), self.weight.detach()
         stays = torch.ones(len(before), dtype=torch.bool, device=before.device)
         stays[find(change.drop, before)[0]] = False
@@ -199,8 +202,23 @@ class SparseWeight:
             target = find(back, index)[0]
             for key, tensor in state.items():
                 after[key][target] = lookup(back, before, tensor)
+        gradient = self._gradient
         self.module.replace(compact(index, self.numel), move(values))
+        self._set_gradient(gradient, move)
         return after
+
+    @property
+    def _gradient(self) -> Tensor | None:
+        """The gradient of the active weights; None where the parameter has none."""
+        gradient = self.weight.grad
+        return None if gradient is None else self.existing(gradient)
+
+    def _set_gradient(self, gradient: Tensor | None, move: Callable[[Tensor], Tensor]) -> None:
+        """Let the parameter have a gradient again, which its new shape took away, moved to its new positions.
+
+        A gradient that is there and zero makes an optimizer step: momentum and weight decay go on.
+        """
+        self.weight.grad = None if gradient is None else move(gradient)
 
     def to_dense(self) -> nn.Module:
         """Return the ordinary layer that computes the same, to stand in place of the sparse one."""

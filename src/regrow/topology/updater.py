@@ -41,8 +41,8 @@ class TopologyUpdater:
 
     With sparse storage the parameters of sparse layers have a number for each active weight. In the steps in which
     `recipe.growth` gathers, they have one for each absent weight that is looked at too: whatever the loop does to
-    gradients then counts for both alike. Clear gradients between steps, as usual: a parameter that changes its size has
-    none. Processes that train together would each see their own batches: use masked storage for that.
+    gradients then counts for both alike. Where a parameter changes its size, its gradient goes along. Processes that
+    train together would each see their own batches: use masked storage for that.
 
     Layers may be frozen and unfrozen at any time. Absent weights stay zero in all of them. In an update takes part what
     trains: weights of the optimizer with `requires_grad`, then and after the step before, so that growth has seen
