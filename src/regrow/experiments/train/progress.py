@@ -81,7 +81,7 @@ class ProgressBar:
 
 
 class Quiet:
-    """Show how weights are stored, and warnings, for output that is not a terminal.
+    """Show nothing but warnings, for output that is not a terminal.
 
     Args:
         console: where warnings go.
@@ -91,8 +91,7 @@ class Quiet:
         self._console = console
 
     def start(self, run: Run) -> None:
-        """Say how the weights are stored."""
-        _show_storage(self._console, run)
+        """Show nothing."""
 
     def step(self, run: Run) -> None:
         """Show nothing."""
