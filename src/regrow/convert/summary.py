@@ -173,7 +173,7 @@ def summary(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -
         ------------------------------------------------------------------------------------------------------------------
         all sparse weights                       2,100   0.1000  47,880     17,688             4,200
         110 more parameters are dense; 2,210 in all
-    """
+    """  # noqa: E501
     weights = sparse_weights(model)
     positions = _output_positions(model, weights, example) if example is not None else dict.fromkeys(weights, 1.0)
     sparse = {id(weight.weight) for weight in weights.values()}
