@@ -60,6 +60,7 @@ def window(steps: int) -> Growth:
     Prefer this to `exact` on sparse storage: outside the window a step costs what the weights that exist cost. The
     momentum of absent weights starts at zero when the window opens. Recipes that read the gradient alone need the
     step of the update only, whatever `steps` says.
+    Steps are the optimizer's: of a layer that takes no part in some of them, as with random depth, less is seen.
 
     Args:
         steps: optimizer steps, at least 1. With momentum 0.9, 22 steps hold 90 % of it and 44 steps 99 %.
