@@ -31,7 +31,7 @@ def reasons(model):
 def test_without_an_example_the_rule_stores_sparsely_where_that_wins():
     model = regrow.sparsify(convolutions(), 0.1)
     assert storages(model) == {"0.weight": "sparse", "3.weight": "sparse", "8.weight": "masked"}
-    assert reasons(model)["8.weight"] == "a side below 32"
+    assert reasons(model)["8.weight"] == "below 16,384 weights"
     assert set(storages(regrow.sparsify(convolutions(), 0.6)).values()) == {"masked"}
     model = regrow.sparsify(nn.Sequential(nn.Linear(784, 300), nn.Linear(300, 100), nn.Linear(100, 100)), 0.1)
     assert list(storages(model).values()) == ["sparse", "sparse", "masked"]
@@ -77,6 +77,14 @@ def test_light_convolutions_go_with_the_many():
     assert storages(kept) == {"3.weight": "masked"}
 
 
+def test_a_head_of_few_outputs_goes_with_most_linear_layers():
+    layers = [nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 2000), nn.Linear(2000, 10)]
+    model = regrow.sparsify(nn.Sequential(*layers), 0.1)
+    assert set(storages(model).values()) == {"sparse"}
+    alone = regrow.sparsify(nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 2000), nn.Linear(2000, 10)), 0.1)
+    assert reasons(alone)["2.weight"] == "a side below 32"
+
+
 def test_a_layer_that_a_distribution_leaves_dense_is_masked_among_sparse_ones():
     model = regrow.sparsify(convolutions(first=1, width=128), 0.05, distribution="erdos-renyi-kernel")
     densities = {layer.name: layer.density for layer in regrow.summary(model).layers}
@@ -88,7 +96,8 @@ def test_a_layer_that_a_distribution_leaves_dense_is_masked_among_sparse_ones():
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.2, 0.3, 0.5, 1.0])
 def test_denser_and_smaller_linear_layers_are_never_sparser_stored(density):
     chosen = [
-        linear_choice(LayerShape(side, side, 1, density)).storage is Storage.SPARSE for side in (64, 256, 512, 4096)
+        linear_choice(LayerShape(side, side, 1, density), company=True).storage is Storage.SPARSE
+        for side in (64, 256, 512, 4096)
     ]
     assert chosen == sorted(chosen)
     assert not (density >= 0.5 and any(chosen))
@@ -142,7 +151,7 @@ def test_what_was_chosen_is_logged_once_and_printed(caplog):
     with caplog.at_level(logging.INFO, logger="regrow"):
         model = regrow.sparsify(convolutions(), 0.1)
     (record,) = caplog.records
-    assert record.getMessage() == "sparsify: 2 of 3 weights stored sparsely, 1 masked (a side below 32)"
+    assert record.getMessage() == "sparsify: 2 of 3 weights stored sparsely, 1 masked (below 16,384 weights)"
     table = str(regrow.summary(model)).splitlines()
     assert table[0].endswith("why")
     assert table[2].endswith("density up to 0.5")

@@ -6,7 +6,6 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
@@ -38,7 +37,7 @@ class Stopper(Lines):
     """A reporter that sends this process a signal after steps of the run."""
 
     def __init__(self, number, when):
-        super().__init__(Console(quiet=True))
+        super().__init__(None)
         self.number, self.when = number, when
 
     def step(self, run):

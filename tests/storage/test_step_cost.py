@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import regrow
@@ -24,7 +25,7 @@ class Operations(TorchDispatchMode):
 
 
 def steps(with_updater):
-    network = regrow.sparsify(model("mlp").build(), 0.3)
+    network = regrow.sparsify(model("mlp").build(), 0.3, backend="masked")
     settings = optimization("sgd-nesterov").settings
     optimizer = torch.optim.SGD(network.parameters(), **settings)
     if with_updater:
@@ -54,3 +55,14 @@ def allocations(work):
         kept = work()
     del kept
     return sum(event.self_cpu_memory_usage > 0 for event in profile.events())
+
+
+def test_a_full_mask_costs_nothing_until_a_weight_is_dropped():
+    layer = nn.Linear(4, 3)
+    regrow.sparsify(layer, 1.0, backend="masked")
+    (weight,) = sparse_weights(layer).values()
+    assert weight.factor() is None
+    layer.weight_mask[0, 1] = False
+    enforce([weight])
+    assert weight.factor() is not None
+    assert layer.weight[0, 1] == 0

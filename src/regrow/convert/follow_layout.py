@@ -23,20 +23,27 @@ from regrow.nn.batch_last import (
     BatchLastAvgPool2d,
     BatchLastDropout,
     BatchLastMaxPool2d,
+    BatchLastNorm1d,
     BatchLastNorm2d,
     Fold,
     FoldedDropout,
     FoldedReLU,
 )
-from regrow.nn.sparse_conv import SparseConv2d
+from regrow.nn.batch_last_1d import BatchLastAdaptiveAvgPool1d, BatchLastAvgPool1d, BatchLastMaxPool1d
+from regrow.nn.sparse_conv import SparseConv
 from regrow.nn.sparse_layer import SparseLayer
 
 __all__ = ["follow_layout", "restore_layout"]
 
+_Norm = nn.BatchNorm1d | nn.BatchNorm2d
 _Module = TypeVar("_Module", bound=nn.Module)
 
 # Exactly these types: a subclass may compute something else.
+_NORMS: Mapping[type[nn.Module], Any] = {nn.BatchNorm1d: BatchLastNorm1d, nn.BatchNorm2d: BatchLastNorm2d}
 _POOLS: Mapping[type[nn.Module], Any] = {
+    nn.MaxPool1d: BatchLastMaxPool1d,
+    nn.AvgPool1d: BatchLastAvgPool1d,
+    nn.AdaptiveAvgPool1d: BatchLastAdaptiveAvgPool1d,
     nn.MaxPool2d: BatchLastMaxPool2d,
     nn.AvgPool2d: BatchLastAvgPool2d,
     nn.AdaptiveAvgPool2d: BatchLastAdaptiveAvgPool2d,
@@ -47,7 +54,8 @@ _KEEPING_MODULES = (
     nn.Identity, nn.Dropout,
 )  # fmt: skip
 _KEEPING_FUNCTIONS = (
-    operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul, torch.relu, F.relu, F.dropout,
+    operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul,
+    torch.relu, F.relu, F.gelu, F.silu, F.dropout,
 )  # fmt: skip
 _KEEPING_METHODS = ("add", "add_", "mul", "mul_", "relu", "relu_")
 
@@ -61,7 +69,7 @@ def follow_layout(model: nn.Module) -> None:
     other dropout is exchanged as pools are. Modules with hooks, and models that `torch.fx` cannot trace, are left
     alone. What was folded applies itself again as soon as something else stands where one of these modules did.
     """
-    if not any(isinstance(module, SparseConv2d) for module in model.modules()):
+    if not any(isinstance(module, SparseConv) for module in model.modules()):
         return
     try:
         graphs = _traced(model)
@@ -76,7 +84,7 @@ def follow_layout(model: nn.Module) -> None:
         exchanged[relu] = FoldedReLU(relu.inplace).train(relu.training)
     for norm in norms:
         folded = silent[dropouts[norm]] if norm in dropouts else None
-        exchanged[norm] = BatchLastNorm2d(norm, relu=norm in relus, dropout=folded).train(norm.training)
+        exchanged[norm] = _NORMS[type(norm)](norm, relu=norm in relus, dropout=folded).train(norm.training)
     _tie(_places(model), exchanged, relus, dropouts)
     for pool in flow.pools():
         exchanged[pool] = _POOLS[type(pool)](pool).train(pool.training)
@@ -101,15 +109,15 @@ def _places(model: nn.Module) -> _Places:
 def _tie(
     places: _Places,
     exchanged: Mapping[nn.Module, Any],
-    relus: Mapping[nn.BatchNorm2d, nn.ReLU],
-    dropouts: Mapping[nn.BatchNorm2d, nn.Dropout],
+    relus: Mapping[_Norm, nn.ReLU],
+    dropouts: Mapping[_Norm, nn.Dropout],
 ) -> None:
     """Give norms and what is folded into them the folds that they have in common."""
 
     def fold(members: Iterable[nn.Module]) -> Fold:
         return Fold((parent, name, exchanged[each]) for each in members for parent, name in places[each])
 
-    def before(folded: Mapping[nn.BatchNorm2d, nn.Module], module: nn.Module) -> list[nn.BatchNorm2d]:
+    def before(folded: Mapping[_Norm, nn.Module], module: nn.Module) -> list[_Norm]:
         return [norm for norm, each in folded.items() if each is module]
 
     for relu in set(relus.values()):
@@ -182,15 +190,19 @@ class _Flow:
         self._refused: set[nn.Module] = set()
         self._settle()
 
-    def norms(self) -> list[nn.BatchNorm2d]:
+    def norms(self) -> list[_Norm]:
         """Return the norms to exchange."""
-        return [module for module in self.calls if type(module) is nn.BatchNorm2d and self._exchangeable(module)]
+        return [
+            module
+            for module in self.calls
+            if isinstance(module, _Norm) and type(module) in _NORMS and self._exchangeable(module)
+        ]
 
-    def relus(self) -> dict[nn.BatchNorm2d, nn.ReLU]:
+    def relus(self) -> dict[_Norm, nn.ReLU]:
         """Return the ReLUs to fold, by the norms to fold them into."""
         return self._foldable({norm: self.calls[norm] for norm in self.norms()}, nn.ReLU)
 
-    def dropouts(self) -> dict[nn.BatchNorm2d, nn.Dropout]:
+    def dropouts(self) -> dict[_Norm, nn.Dropout]:
         """Return the dropout to fold, by the norms to fold it into, after the ReLU where there is one."""
         relus = self.relus()
         ends = {
@@ -236,7 +248,7 @@ class _Flow:
 
     def _gives(self, node: fx.Node) -> bool:
         module = self._called(node)
-        if isinstance(module, SparseConv2d):
+        if isinstance(module, SparseConv):
             return True
         keeps = (
             (node.op == "call_function" and node.target in _KEEPING_FUNCTIONS)
@@ -247,7 +259,7 @@ class _Flow:
 
     def _pays(self, node: fx.Node) -> bool:
         """Return whether the call of a norm or pool is better off batch-last."""
-        return self._meets(node) or (isinstance(self._called(node), nn.BatchNorm2d) and self._feeds(node))
+        return self._meets(node) or (isinstance(self._called(node), _Norm) and self._feeds(node))
 
     def _meets(self, node: fx.Node) -> bool:
         """Return whether all that goes into a node is batch-last."""
@@ -257,7 +269,7 @@ class _Flow:
         """Return whether what a node gives goes to sparse convolutions alone, directly or through activations."""
         users = list(node.users)
         return bool(users) and all(
-            isinstance(module := self._called(user), SparseConv2d)
+            isinstance(module := self._called(user), SparseConv)
             or (type(module) in (nn.ReLU, nn.Dropout, nn.Identity) and self._feeds(user))
             for user in users
         )
@@ -268,11 +280,9 @@ class _Flow:
         if type(module) in _POOLS:
             serves: Callable[[nn.Module], bool] = _POOLS[type(module)].serves
             return serves(module)
-        return type(module) is nn.BatchNorm2d
+        return type(module) in _NORMS
 
-    def _foldable(
-        self, ends: Mapping[nn.BatchNorm2d, list[fx.Node]], kind: type[_Module]
-    ) -> dict[nn.BatchNorm2d, _Module]:
+    def _foldable(self, ends: Mapping[_Norm, list[fx.Node]], kind: type[_Module]) -> dict[_Norm, _Module]:
         """Return the modules of a kind that norms can apply: nothing else uses what these give, nor precedes those.
 
         Args:

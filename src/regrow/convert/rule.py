@@ -9,7 +9,7 @@ earlier, and an example input, with which layers are timed, says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -26,13 +26,15 @@ __all__ = ["LayerShape", "choose_by_rule", "conv_choice", "linear_choice"]
 # Linear layers: from so many weights on, up to which density. The larger the weight, the more of a step is the
 # optimizer's way through memory, which shrinks with the density.
 _LINEAR = ((1 << 22, 0.3), (1 << 17, 0.2), (1 << 14, 0.1))
-# A linear layer with a shorter side does too little for each number that it reads and writes.
-_SHORTEST_SIDE = 32
+# A linear layer with a shorter side does too little for each number that it reads and writes. But sparse linear layers
+# hand on the batch innermost, which a dense one with few outputs takes slowly: where at least half of a model's linear
+# layers are stored sparsely, it comes along up to this density.
+_SHORTEST_SIDE, _LINEAR_IN_COMPANY = 32, 0.3
 
 # Convolutions hand on the layout that they compute in, so most of them go together. Each is for sparse storage up to
 # the first density, one of 1x1 kernels up to the second. If at least half of a model's convolutions are, the others
 # come along up to the third: the change of layout before and after would cost more than they do.
-_CONV, _CONV_OF_ONE_TAP, _CONV_IN_COMPANY = 0.3, 0.2, 0.5
+_CONV, _CONV_OF_ONE_TAP, _CONV_IN_COMPANY = 0.5, 0.2, 0.5
 # Among dense convolutions the change of layout must pay: up to which density, from how many inputs of an output on.
 _CONV_ALONE, _INPUTS_ALONE = 0.2, 512
 
@@ -72,31 +74,40 @@ def choose_by_rule(
     unfit = unserved(model, slots)
     shapes = {slot.name: _shape(slot, positions[slot.name]) for slot in slots if slot.name not in unfit}
     convolutions = {slot.name for slot in slots if isinstance(slot.module, _ConvNd)} & shapes.keys()
-    sparse = sum(_wants(shapes[name]) for name in convolutions)
-    sparse += sum(isinstance(slot.module, _ConvNd) for slot in beside)
-    company = 2 * sparse >= sum(isinstance(module, _ConvNd) for module in model.modules())
+    wanting = {name for name, shape in shapes.items() if _wants(shape, convolution=name in convolutions)}
+    sparse = [slot.module for slot in (*slots, *beside) if slot.name in wanting or slot in beside]
+
+    def most(kind: type[nn.Module]) -> bool:
+        return 2 * _count(sparse, kind) >= _count(model.modules(), kind)
+
+    in_company = {True: most(_ConvNd), False: most(nn.Linear)}
     choices = {name: Choice(Storage.MASKED, reason) for name, reason in unfit.items()}
     for name, shape in shapes.items():
-        choices[name] = conv_choice(shape, company=company) if name in convolutions else linear_choice(shape)
+        choose = conv_choice if name in convolutions else linear_choice
+        choices[name] = choose(shape, company=in_company[name in convolutions])
     return {slot.name: choices[slot.name] for slot in slots}
 
 
-def linear_choice(layer: LayerShape) -> Choice:
+def linear_choice(layer: LayerShape, *, company: bool) -> Choice:
     """Choose for a linear layer.
 
+    Args:
+        layer: its shape.
+        company: whether most linear layers of the model are to be stored sparsely.
+
     Example:
-        >>> linear_choice(LayerShape(4096, 4096, 1, density=0.1)).storage is Storage.SPARSE
-        True
-        >>> linear_choice(LayerShape(10, 4096, 1, density=0.1)).reason
+        >>> linear_choice(LayerShape(4096, 4096, 1, density=0.1), company=False).reason
+        'density up to 0.3'
+        >>> linear_choice(LayerShape(10, 4096, 1, density=0.1), company=False).reason
         'a side below 32'
     """
-    side, numel = min(layer.outputs, layer.inputs), layer.outputs * layer.inputs
-    if side < _SHORTEST_SIDE:
-        return Choice(Storage.MASKED, f"a side below {_SHORTEST_SIDE}")
+    numel, short = layer.outputs * layer.inputs, min(layer.outputs, layer.inputs) < _SHORTEST_SIDE
     limit = next((limit for least, limit in _LINEAR if numel >= least), None)
     if limit is None:
-        return Choice(Storage.MASKED, f"fewer than {_LINEAR[-1][0]:,} weights")
-    return _up_to(limit, layer.density)
+        return Choice(Storage.MASKED, f"below {_LINEAR[-1][0]:,} weights")
+    if short and not company:
+        return Choice(Storage.MASKED, f"a side below {_SHORTEST_SIDE}")
+    return _up_to(_LINEAR_IN_COMPANY if short else limit, layer.density)
 
 
 def conv_choice(layer: LayerShape, *, company: bool) -> Choice:
@@ -123,8 +134,15 @@ def _processes_train_together() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def _wants(layer: LayerShape) -> bool:
-    return layer.density <= (_CONV if layer.taps > 1 else _CONV_OF_ONE_TAP)
+def _wants(layer: LayerShape, *, convolution: bool) -> bool:
+    """Return whether a layer is for sparse storage whatever becomes of the others."""
+    if convolution:
+        return layer.density <= (_CONV if layer.taps > 1 else _CONV_OF_ONE_TAP)
+    return linear_choice(layer, company=False).storage is Storage.SPARSE
+
+
+def _count(modules: Iterable[nn.Module], kind: type[nn.Module]) -> int:
+    return sum(isinstance(module, kind) for module in modules)
 
 
 def _up_to(limit: float, density: float) -> Choice:

@@ -174,16 +174,16 @@ def summary(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -
 
     Example:
         >>> import regrow
-        >>> model = regrow.sparsify(nn.Sequential(nn.Linear(784, 300), nn.Linear(300, 10)), density=0.1)
+        >>> model = regrow.sparsify(nn.Sequential(nn.Linear(200, 100), nn.Linear(100, 10)), density=0.1)
         >>> print(summary(model))  # doctest: +NORMALIZE_WHITESPACE
-        weight              shape    storage  nonzeros  density    bytes  as sparse  FLOPs a position  why
-        ----------------------------------------------------------------------------------------------------------------
-        0.weight            300x784  sparse     23,520   0.1000  479,112    189,364            47,040  density up to 0.2
-        1.weight            10x300   masked        300   0.1000   15,000      2,444               600  a side below 32
-        ----------------------------------------------------------------------------------------------------------------
-        all sparse weights                      23,820   0.1000  495,352    193,048            47,640
-        310 more parameters are dense; 24,130 in all
-    """
+        weight              shape    storage  nonzeros  density   bytes  as sparse  FLOPs a position  why
+        ------------------------------------------------------------------------------------------------------------------
+        0.weight            100x200  sparse      2,000   0.1000  42,440     16,404             4,000  density up to 0.1
+        1.weight            10x100   masked        100   0.1000   5,000        844               200  below 16,384 weights
+        ------------------------------------------------------------------------------------------------------------------
+        all sparse weights                       2,100   0.1000  47,880     17,688             4,200
+        110 more parameters are dense; 2,210 in all
+    """  # noqa: E501
     weights = sparse_weights(model)
     positions = _output_positions(model, weights, example) if example is not None else dict.fromkeys(weights, 1.0)
     sparse = {id(weight.weight) for weight in weights.values()}

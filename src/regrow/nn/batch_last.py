@@ -24,6 +24,7 @@ __all__ = [
     "BatchLastAvgPool2d",
     "BatchLastDropout",
     "BatchLastMaxPool2d",
+    "BatchLastNorm1d",
     "BatchLastNorm2d",
     "Fold",
     "FoldedDropout",
@@ -83,8 +84,8 @@ class Fold:
         self._places = [(_reference(parent), name, _reference(module)) for parent, name, module in places]
 
 
-class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
-    """`nn.BatchNorm2d`, and ReLU and dropout after it where there are such, in one go.
+class _Norm(nn.modules.batchnorm._BatchNorm, BatchLast):
+    """A norm, and ReLU and dropout after it where there are such, in one go.
 
     Args:
         norm: the norm whose parameters, buffers and settings it takes over.
@@ -94,15 +95,13 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
     Attributes:
         relu_fold: while it holds, ReLU is applied; None for always.
         dropout_fold: while it holds, dropout is applied; None for always.
-
-    Example:
-        >>> import torch
-        >>> norm = BatchLastNorm2d(nn.BatchNorm2d(1), relu=True)
-        >>> norm(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)).flatten().round()
-        tensor([0., 1.], grad_fn=<RoundBackward0>)
     """
 
-    def __init__(self, norm: nn.BatchNorm2d, *, relu: bool = False, dropout: FoldedDropout | None = None) -> None:
+    _ordinary: Callable[..., nn.BatchNorm1d | nn.BatchNorm2d]
+
+    def __init__(
+        self, norm: nn.BatchNorm1d | nn.BatchNorm2d, *, relu: bool = False, dropout: FoldedDropout | None = None
+    ) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
         _take_over(self, norm)
         self.relu = relu
@@ -111,20 +110,21 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
         self.relu_fold: Fold | None = None
         self.dropout_fold: Fold | None = None
 
-    def to_ordinary(self) -> nn.BatchNorm2d:
+    def to_ordinary(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
         """Return the ordinary norm, without ReLU and dropout."""
-        norm = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, affine=False, track_running_stats=False)
+        norm = self._ordinary(self.num_features, self.eps, self.momentum, affine=False, track_running_stats=False)
         _take_over(norm, self)
         return norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x`, shape (N, C, H, W)."""
+        """Normalise `x`, shape (N, C, H, W), (N, C, L) or (N, C), as the ordinary norm takes it."""
         mean, variance = (None, None) if self.training else (self.running_mean, self.running_var)
         (dropout,) = self._dropout
         drops = dropout is not None and dropout.training and _holds(self.dropout_fold)
         rate = dropout.p if dropout is not None and drops else 0.0
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
         output, *_ = normalise(
-            x,
+            _as_planes(x),
             self.weight,
             self.bias,
             mean=mean,
@@ -134,6 +134,7 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
             rate=rate if rate < 1 else 0.0,
             running=self._running,
         )
+        output = output.flatten(x.dim() - 1) if x.dim() < 4 else output
         return output if rate < 1 else F.dropout(output, rate)
 
     @property
@@ -148,6 +149,25 @@ class BatchLastNorm2d(nn.BatchNorm2d, BatchLast):
         """Return what `print(model)` shows of the module."""
         dropout = self._dropout[0] is not None
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, relu={self.relu}, dropout={dropout}"
+
+
+class BatchLastNorm2d(_Norm, nn.BatchNorm2d):
+    """`nn.BatchNorm2d`, and ReLU and dropout after it where there are such, in one go.
+
+    Example:
+        >>> import torch
+        >>> norm = BatchLastNorm2d(nn.BatchNorm2d(1), relu=True)
+        >>> norm(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)).flatten().round()
+        tensor([0., 1.], grad_fn=<RoundBackward0>)
+    """
+
+    _ordinary = nn.BatchNorm2d
+
+
+class BatchLastNorm1d(_Norm, nn.BatchNorm1d):
+    """`nn.BatchNorm1d`, and ReLU and dropout after it where there are such, in one go."""
+
+    _ordinary = nn.BatchNorm1d
 
 
 class BatchLastMaxPool2d(nn.MaxPool2d, BatchLast):
@@ -302,13 +322,19 @@ class BatchLastDropout(nn.Dropout, BatchLast):
         return nn.Dropout(self.p, self.inplace)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop elements of `x`, shape (N, C, H, W)."""
-        if not self.training or x.dim() != 4 or self.p >= 1:
+        """Drop elements of `x`, shape (N, C, H, W) or (N, C, L)."""
+        if not self.training or x.dim() not in (3, 4) or self.p >= 1:
             return super().forward(x)
-        return dropout(x, self.p, inplace=self.inplace)
+        output = dropout(_as_planes(x), self.p, inplace=self.inplace)
+        return output if x.dim() == 4 else output.squeeze(-1)
 
 
-def _take_over(norm: nn.BatchNorm2d, other: nn.BatchNorm2d) -> None:
+def _as_planes(x: Tensor) -> Tensor:
+    """Return `x`, with two to four dimensions, with four: those at the end are of size one."""
+    return x if x.dim() > 3 else x.reshape(*x.shape, *(1,) * (4 - x.dim()))
+
+
+def _take_over(norm: nn.modules.batchnorm._BatchNorm, other: nn.modules.batchnorm._BatchNorm) -> None:
     """Give a norm without parameters and buffers those of another, and its settings."""
     norm.affine, norm.track_running_stats = other.affine, other.track_running_stats
     for name, parameter in other._parameters.items():

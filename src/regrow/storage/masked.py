@@ -28,15 +28,17 @@ _UNITS, _HOOK = "_regrow_units", "_regrow_hook"
 
 @dataclass
 class _Factor:
-    """A mask as numbers of the weight's dtype, made anew when the mask has changed."""
+    """A mask as numbers of the weight's dtype, None if it is full; made anew when the mask has changed."""
 
     numbers: Tensor | None = None
     made_from: tuple[object, ...] = ()
 
-    def of(self, mask: Tensor, weight: Tensor) -> Tensor:
+    def of(self, mask: Tensor, weight: Tensor) -> Tensor | None:
         made_from = (id(mask), mask._version, weight.dtype, weight.device, weight.stride())
-        if self.numbers is None or self.made_from != made_from:
-            self.numbers, self.made_from = torch.empty_like(weight, requires_grad=False).copy_(mask), made_from
+        if self.made_from != made_from:
+            full = bool(mask.all())
+            self.numbers = None if full else torch.empty_like(weight, requires_grad=False).copy_(mask)
+            self.made_from = made_from
         return self.numbers
 
 
@@ -115,7 +117,7 @@ class MaskedWeight:
     @torch.no_grad()
     def dense(self) -> Tensor:
         """Return the weight as a new dense tensor, zero where it is absent."""
-        return self.weight * self.factor()
+        return self.weight * self.buffer
 
     def mask(self) -> Tensor:
         """Return a copy of the mask."""
@@ -137,8 +139,8 @@ class MaskedWeight:
         """Return nothing: whatever replaces the mask, gradients and state keep their positions."""
         return None
 
-    def factor(self) -> Tensor:
-        """Return the mask in the weight's dtype and memory format."""
+    def factor(self) -> Tensor | None:
+        """Return the mask in the weight's dtype and memory format; None if nothing is absent."""
         return self._factor.of(self.buffer, self.weight)
 
     def existing(self, tensor: Tensor) -> Tensor:
@@ -237,7 +239,7 @@ def masked_weights(module: nn.Module, path: str) -> dict[str, Weight]:
 
 
 def enforce(weights: Sequence[Weight]) -> None:
-    """Zero every absent weight of masked storage, in place, without allocation or host sync."""
+    """Zero every absent weight of masked storage, in place; allocates and syncs only after a mask has changed."""
     factors = [(weight.weight, factor) for weight in weights if (factor := weight.factor()) is not None]
     if factors:
         with torch.no_grad():

@@ -7,6 +7,7 @@ import torch
 import yaml
 from runs import Stopper, command, refused, stop_after, tiny
 
+import regrow
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import lock_folder, remove_left_overs, write_text
 from regrow.experiments.train.config import override, read_config
@@ -189,6 +190,6 @@ def test_units(tmp_path):
 
     train(config, tmp_path, make_run=keep)
     assert "block: 4x1\n" in (tmp_path / "config.yaml").read_text()
-    mask = made[0].model.state_dict()["fc1.weight_mask"]
+    mask = regrow.masks(made[0].model)["fc1.weight"]
     units = mask.unflatten(0, (-1, 4)).sum(1)
     assert set(torch.unique(units).tolist()) == {0, 4}

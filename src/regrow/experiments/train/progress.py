@@ -87,8 +87,7 @@ class Lines:
         self._console = console
 
     def start(self, run: Run) -> None:
-        """Say how the weights are stored."""
-        _show_storage(self._console, run)
+        """Show nothing."""
 
     def step(self, run: Run) -> None:
         """Show nothing."""
