@@ -131,6 +131,7 @@ def test_a_recipe_of_the_user(tmp_path, name):
 
 
 def test_data_that_are_missing_or_damaged(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir(exist_ok=True)
     monkeypatch.setenv("REGROW_DATA", str(tmp_path / "data"))
     monkeypatch.setattr("regrow.experiments.data.sources.fetch", None)  # it must not be reached by "check"
     refused(command("data", "check", "cifar10"), "cifar10: BAD: not on this machine")

@@ -29,6 +29,8 @@ def test_order_of_sources(tmp_path, monkeypatch):
     make_mnist(system, monkeypatch)
     named = [tmp_path / "cache" / "mnist", tmp_path / "variable", tmp_path / "variable" / "mnist"]
     named += [tmp_path / "root", tmp_path / "root" / "mnist"]
+    for folder in ("variable", "root"):
+        (tmp_path / folder).mkdir()
     monkeypatch.setenv("REGROW_DATA", str(tmp_path / "variable"))
     assert data.find("mnist") == system
     for folder in named[:3]:

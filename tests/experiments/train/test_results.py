@@ -100,9 +100,9 @@ def test_a_line_of_metrics_for_every_epoch(run):
         assert math.isfinite(row["train_loss"] + row["valid_loss"] + row["learning_rate"])
 
 
-def test_the_sentence_at_the_end_and_nothing_else(run):
+def test_a_line_an_epoch_and_the_sentence_at_the_end_and_nothing_else(run):
     _, out, output, result = run
-    assert output.stderr == ""
+    assert [line.split()[:2] for line in output.stderr.splitlines()] == [["epoch", f"{epoch}/3"] for epoch in (1, 2, 3)]
     assert output.stdout.count("\n") == 1
     assert f"test accuracy {result['test_accuracy']:.2%}" in output.stdout
     assert str(out / "result.json") in output.stdout

@@ -56,11 +56,11 @@ class ComparedUpdater(regrow.TopologyUpdater):
         super().__init__(model, optimizer, recipe, seed=seed, on_update=on_update)
 
     @torch.no_grad()
-    def update(self) -> None:
+    def _carry_out(self, due: int) -> None:
         """Update the topology, and count."""
         before = regrow.masks(self._model)
-        expected = regrow.update(self._reference, self._layers(), self.step, torch.Generator())
-        super().update()
+        expected = regrow.update(self._reference, self._layers(), due, torch.Generator())
+        super()._carry_out(due)
         for name, after in regrow.masks(self._model).items():
             grown = (after & ~before[name]).flatten()
             self.grown[name] += int(grown.sum())
