@@ -48,9 +48,9 @@ def test_the_command_trains_both_and_goes_on(tmp_path, monkeypatch):
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     page = (out / "accuracy.md").read_text()
     assert "| dense, seed 0 |" in page
-    assert "Sparse: sparse-momentum at 0.3, backend cpu, growth window:44, redistribution method." in page
+    assert "Sparse: sparse-momentum at 0.3, backend masked, growth as the method has it, redistribution method." in page
     (result,) = [json.loads(path.read_text()) for path in out.glob("sparse-momentum*/result.json")]
-    assert (result["backend"], result["density"], result["epochs"]) == ("cpu", 0.3, 2)
+    assert (result["backend"], result["density"], result["epochs"]) == ("masked", 0.3, 2)
     metrics = next(out.glob("dense*/metrics.jsonl")).read_text().splitlines()
     assert [point["seconds"] for point in figures["runs"][0]["points"]] == [
         json.loads(one)["seconds"] for one in metrics

@@ -1,6 +1,7 @@
 """Whole training steps: what is counted, compared and estimated is right, and the command goes on where it was."""
 
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -74,7 +75,8 @@ def test_looking_counts_where_it_is_not_at_every_step():
     window = replace(regrow.sparse_momentum(every=10, steps=100), growth=regrow.growth.window(22))
     assert looking_steps(window, 100.0) == 22
     assert looking_steps(window, 10.0) == 10
-    assert looking_steps(regrow.sparse_momentum(every=10, steps=100), 10.0) == 0
+    exact = regrow.sparse_momentum(every=10, steps=100, growth=regrow.growth.exact())
+    assert looking_steps(exact, 10.0) == 0
     assert looking_steps(regrow.set(every=10, steps=100), 10.0) == 0
     assert looking_steps(replace(regrow.rigl(every=10, steps=100), growth=regrow.growth.window(22)), 10.0) == 1
 
@@ -219,12 +221,19 @@ def test_a_row_holds_all_that_is_told(row):
     assert (row.dense_form, row.bfloat16_form, row.peak) == ("eager", "eager", {})
 
 
-def test_what_auto_chose_is_told():
+@pytest.mark.parametrize(("backend", "why"), [("auto", "density|below|side"), ("measured", "ms dense")])
+def test_what_auto_chose_is_told(backend, why):
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
-    found = measure(config, replace(QUICK, backend="auto"))
+    found = measure(config, replace(QUICK, backend=backend))
     chosen = tables([found])[-1]
     assert [cells[0] for cells in chosen.rows] == ["fc1.weight", "fc2.weight", "fc3.weight"]
-    assert all("ms dense" in cells[-1] for cells in chosen.rows)
+    assert all(re.search(why, cells[-1]) for cells in chosen.rows)
+
+
+def test_everything_stored_sparsely_is_timed_beside():
+    (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
+    found = measure(config, replace(QUICK, backend="auto", all_sparse=True))
+    assert found.ratio["cpu, window:22"].median > 0
 
 
 def test_where_everything_is_masked_growth_reads_all():
@@ -236,12 +245,12 @@ def test_where_everything_is_masked_growth_reads_all():
 
 def test_presets_come_with_their_densities():
     configs = step_configs([], [], Settings(batch=64))
-    assert [(each.preset, each.density) for each in configs if "wrn-22-8" in each.preset] == [
-        ("cifar10-wrn-22-8", 0.05),
-        ("cifar10-wrn-22-8", 0.3),
-    ]
+    assert [(each.preset.removeprefix("cifar10-"), each.density) for each in configs] == [
+        ("vgg16-d", 0.05), ("vgg16-like", 0.05), ("wrn-22-8", 0.05), ("wrn-16-10", 0.05), ("wrn-28-2", 0.1),
+        ("mlp", 0.02),
+    ]  # fmt: skip
     assert {each.batch_size for each in configs} == {64}
-    assert {each.growth for each in configs} == {"window:44"}
+    assert {each.growth for each in configs} == {None}
     (mine,) = step_configs(["digits-mlp"], [], Settings())
     assert mine.density == preset("digits-mlp").density
 

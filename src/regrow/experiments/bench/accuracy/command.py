@@ -28,8 +28,8 @@ def bench_time_to_accuracy(
         float | None, typer.Option(help="Share of the weights that exist; the preset's if left out.")
     ] = None,
     method: options.Method = None,
-    backend: options.Backend = "cpu",
-    growth: options.Growth = "window:44",
+    backend: options.Backend = "auto",
+    growth: options.Growth = "own",
     accuracies: Annotated[
         str, typer.Option(help="Accuracies as 0.5,0.8; by default some that every run reaches.")
     ] = "",

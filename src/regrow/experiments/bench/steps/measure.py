@@ -82,7 +82,7 @@ def measure(config: TrainConfig, settings: Settings) -> Row:
     sparse_net = sparse_model(config, model, batches, settings.backend)
     check(model, sparse_net, batches, config)
     if not any(layer.storage == SPARSE for layer in regrow.summary(sparse_net).layers):
-        config = override(config, {"growth": None})  # masked storage has all that growth reads
+        config = override(config, {"growth": "exact"})  # masked storage has all that growth reads
     dense = dense_training(config, deepcopy(model), batches)
     full = _faster(dense, config, batches, settings)
     half = _faster(
