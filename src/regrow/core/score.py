@@ -46,9 +46,9 @@ def magnitude_by_sign(entries: Entries) -> Tensor:
     of_same_sign = torch.where(negative[order], negatives, numbers - negatives)
     counts = torch.where(negative[order], negative.sum(), (~negative).sum())
     # in double precision every part of as many weights as there may be is a number of its own
-    return torch.empty(len(order), dtype=torch.float64, device=order.device).index_put_(
-        (order,), of_same_sign.double() / counts
-    )
+    share = torch.empty(len(order), dtype=torch.float64, device=order.device)
+    share[order] = of_same_sign.double() / counts
+    return share.masked_fill_(magnitude.isnan(), torch.nan)
 
 
 def gradient(entries: Entries) -> Tensor:

@@ -196,7 +196,7 @@ def other_value(name, value):
         "clip_gradient_norm": 0.25,
         "method": "set",
         "growth": "window:44",
-        "keep_returning": True,
+        "keep_returning": False,
         "distribution": "erdos-renyi",
         "block": "4x1",
     }
