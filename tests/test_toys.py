@@ -432,7 +432,7 @@ def test_a_study_takes_two_files(copy):
         Edit(
             commands,
             "from regrow.experiments.study.batch import BATCH_STUDY\n",
-            after="from regrow.experiments.options import DataRoot, Epochs, Preset, Seeds, Settings, read_settings\n",
+            after="from regrow.experiments.study.adam import AdamSettings, run_adam_study\n",
         ),
         Edit(commands, "BATCH_STUDY, ", after="STUDIES = ("),
     )

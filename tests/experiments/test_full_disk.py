@@ -103,14 +103,14 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk(small_disk, tmp_path):
-    config = ("--epochs", 2, "--set", "batch_size=128", "--set", "save_every_seconds=1e-9")
+    config = ("--epochs", 2, "--backend", "masked", "--set", "batch_size=128", "--set", "save_every_seconds=1e-9")
     result = command("train", "digits-mlp", "--out", small_disk / "run", *config)
     assert "No space left" in refused(result, f"cannot write {small_disk}/run/checkpoints/", status=1)
     assert len(list_checkpoints(small_disk / "run" / "checkpoints")) == 2
     shutil.copytree(small_disk / "run", tmp_path / "run")
     assert not list((tmp_path / "run").rglob(".*"))
     assert command("train", "digits-mlp", "--out", tmp_path / "run", "--resume").exit_code == 0
-    train(tiny(save_every_seconds=1e-9), tmp_path / "whole")
+    train(tiny(save_every_seconds=1e-9, backend="masked"), tmp_path / "whole")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 

@@ -14,7 +14,7 @@ each_scaled = pytest.mark.parametrize("optimization", SCALED, ids=lambda row: ro
 
 
 def reading_gradients(read):
-    """Return RigL at every second step, with `read` given the gradients of all absent positions, layer by layer."""
+    """Return RigL with an update due after every second step; `read` is given what it reads, layer by layer."""
 
     def grow(entries):
         read.append((entries.index, entries.grad.clone()))
@@ -48,10 +48,10 @@ def assert_read(read, true, rtol=0, atol=0):
 @pytest.mark.parametrize("optimization", OPTIMIZERS, ids=lambda row: row.name)
 def test_rigl_reads_the_gradient_of_the_loss(optimization, storage):
     read = []
-    run = Run(MLP, reading_gradients(read), optimization, storage=storage).train([0])
+    run = Run(MLP, reading_gradients(read), optimization, storage=storage).train([0, 1])
     run.optimizer.zero_grad()
-    true = dense_gradients(run, 1)
-    run.loss(1).backward()
+    true = dense_gradients(run, 2)
+    run.loss(2).backward()
     run.optimizer.step()
     assert_read(read, true, rtol=1e-4, atol=1e-6)
 
@@ -61,7 +61,7 @@ def test_rigl_reads_the_gradient_without_the_scale_of_a_scaler(optimization):
     read, true = [], []
     run = Run(MLP, reading_gradients(read), optimization)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    for step in range(2):
+    for step in range(3):
         run.optimizer.zero_grad()
         run.loss(step).backward()
         true = gradients(run)
@@ -75,7 +75,7 @@ def test_rigl_reads_the_gradient_without_the_scale_of_a_scaler(optimization):
 @each_scaled
 @pytest.mark.parametrize("name", ["rigl", "sparse-momentum"])
 def test_a_step_that_a_scaler_skips_does_not_count(name, optimization):
-    """Steps 1, skipped, 2: the update comes after the third call, and all ends as without the skipped one."""
+    """Steps 1, skipped, 2, 3: the update comes with the fourth call, and all ends as without the skipped one."""
     updates = []
     run = Run(MLP, method(name).recipe(), optimization, on_update=lambda step, _: updates.append(step))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -92,8 +92,9 @@ def test_a_step_that_a_scaler_skips_does_not_count(name, optimization):
     assert (run.topology.step, updates) == (1, [])
     assert_same((weights(run.model), regrow.masks(run.model)), before)
     step(2)
-    assert (run.topology.step, updates) == (2, [2])
+    assert (run.topology.step, updates) == (2, [])
     step(3)
+    assert (run.topology.step, updates) == (3, [3])
     never_scaled = Run(MLP, method(name).recipe(), optimization).train([0, 2, 3])
     assert_same(weights(run.model), weights(never_scaled.model))
     assert_same(regrow.masks(run.model), regrow.masks(never_scaled.model))
@@ -105,14 +106,14 @@ def test_a_fused_optimizer_unscaled_by_hand_counts_as_usual(optimization):
     read = []
     run = Run(MLP, reading_gradients(read), optimization)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    for step in range(2):
+    for step in range(3):
         run.optimizer.zero_grad()
         scaler.scale(run.loss(step)).backward()
         scaler.unscale_(run.optimizer)
         true = gradients(run)
         scaler.step(run.optimizer)
         scaler.update()
-    assert run.topology.step == 2
+    assert run.topology.step == 3
     assert_read(read, true)
 
 
@@ -129,6 +130,6 @@ def test_rigl_reads_the_gradient_that_a_closure_makes(name, as_keyword):
         true[:] = gradients(run)
         return loss
 
-    for _ in range(2):
+    for _ in range(3):
         run.optimizer.step(closure=closure) if as_keyword else run.optimizer.step(closure)
     assert_read(read, true)

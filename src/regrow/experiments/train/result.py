@@ -15,6 +15,7 @@ import torch
 import regrow
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.run import Metrics, Run
+from regrow.storage import sparse_weights
 
 __all__ = ["Result", "read_metrics", "read_result", "result_of"]
 
@@ -27,7 +28,9 @@ def result_of(run: Run) -> Result:
     """Evaluate a finished run on the test set, and return all that `result.json` holds."""
     config, summary, last = run.config, run.summary(), run.rows[-1]
     test_loss, test_accuracy = run.evaluate(run.data.test)
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    # As many as the dense network has, however its weights are stored.
+    dense = {id(weight.weight): weight.numel for weight in sparse_weights(run.model).values()}
+    parameters = sum(dense.get(id(parameter), parameter.numel()) for parameter in run.model.parameters())
     return {
         "preset": config.preset,
         "method": config.method,

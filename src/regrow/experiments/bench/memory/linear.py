@@ -28,7 +28,7 @@ KINDS = ("dense", "masked", "static", "candidates:2:1", "candidates:2:3", "windo
 """Dense training, masked storage, and sparse storage with no growth or with a source of growth."""
 
 # An update comes after the fourth step, and growth looks at absent weights in the two before.
-_EVERY, _STEPS = 4, 8
+_EVERY, _STEPS = 4, 9
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,9 @@ def _train(problem: Problem, kind: str) -> Memory:
         optimizer.zero_grad()
         # The input wants its gradient, as that of a layer within a network does.
         model(x.detach().requires_grad_()).square().mean().backward()
-        if step == _EVERY:  # between two windows
+        if step == _EVERY + 1:  # between two windows: steps _EVERY + 1 and 2 * _EVERY + 1 carry out updates
             quiet, memory = _alive(), _memory(kind, layer, optimizer)
-        if memory is not None and step == 2 * _EVERY - 1:
+        if memory is not None and step == 2 * _EVERY:
             memory = replace(memory, while_growth_looks=_alive() - quiet)
         optimizer.step()
     assert memory is not None
