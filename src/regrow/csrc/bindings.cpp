@@ -131,7 +131,8 @@ NB_MODULE(_kernels, module) {
                                  .rows = rows,
                                  .channels = channels,
                                  .channels_per_block = choice[0],
-                                 .sweep = choice[1] != 0};
+                                 .sweep = choice[1] != 0,
+                                 .unit = choice[2]};
             },
             nb::arg("order"), nb::arg("place"), nb::arg("segment_row"), nb::arg("segment_start"),
             nb::arg("block_start"), nb::arg("blocking"), nb::arg("nonzeros"), nb::arg("rows"), nb::arg("channels"));
@@ -139,7 +140,7 @@ NB_MODULE(_kernels, module) {
     module.def(
         "group",
         [](uintptr_t positions, bool wide, int64_t nonzeros, int64_t outputs, int64_t channels, int64_t taps,
-           int64_t groups, bool transposed, int64_t channels_per_block, uintptr_t phase, int64_t phases) {
+           int64_t groups, bool transposed, int64_t channels_per_block, uintptr_t phase, int64_t phases, int64_t unit) {
             const Grouping grouping{.outputs = outputs,
                                     .channels = channels,
                                     .taps = taps,
@@ -147,7 +148,8 @@ NB_MODULE(_kernels, module) {
                                     .transposed = transposed,
                                     .channels_per_block = channels_per_block,
                                     .phase = pointer<const int32_t>(phase),
-                                    .phases = phases};
+                                    .phases = phases,
+                                    .unit = unit};
             Groups made;
             {
                 nb::gil_scoped_release release;
@@ -160,7 +162,7 @@ NB_MODULE(_kernels, module) {
         },
         nb::arg("positions"), nb::arg("wide"), nb::arg("nonzeros"), nb::arg("outputs"), nb::arg("channels"),
         nb::arg("taps"), nb::arg("groups"), nb::arg("transposed"), nb::arg("channels_per_block"), nb::arg("phase"),
-        nb::arg("phases"),
+        nb::arg("phases"), nb::arg("unit") = 1,
         "Group the nonzeros at sorted positions: the tensors of regrow.pattern.Blocks but the last.");
 
     module.def(
@@ -168,7 +170,7 @@ NB_MODULE(_kernels, module) {
         [](uintptr_t order, int64_t orders, uintptr_t place, int64_t places, uintptr_t segment_row,
            int64_t segment_rows, uintptr_t segment_start, int64_t segment_starts, uintptr_t block_start,
            int64_t block_starts, int64_t values, int64_t rows, int64_t channels, int64_t channels_per_block,
-           int64_t taps, uintptr_t phase, int64_t phases) {
+           int64_t taps, uintptr_t phase, int64_t phases, int64_t unit) {
             const IndexTensors index{.order = {pointer<const int32_t>(order), orders},
                                      .tap_offset = {pointer<const int16_t>(place), places},
                                      .segment_row = {pointer<const int32_t>(segment_row), segment_rows},
@@ -180,14 +182,15 @@ NB_MODULE(_kernels, module) {
                                     .channels_per_block = channels_per_block,
                                     .taps = taps,
                                     .phase = pointer<const int32_t>(phase),
-                                    .phases = phases};
+                                    .phases = phases,
+                                    .unit = unit};
             nb::gil_scoped_release release;
             return fault_of(index, expected);
         },
         nb::arg("order"), nb::arg("orders"), nb::arg("place"), nb::arg("places"), nb::arg("segment_row"),
         nb::arg("segment_rows"), nb::arg("segment_start"), nb::arg("segment_starts"), nb::arg("block_start"),
         nb::arg("block_starts"), nb::arg("values"), nb::arg("rows"), nb::arg("channels"), nb::arg("channels_per_block"),
-        nb::arg("taps"), nb::arg("phase") = 0, nb::arg("phases") = 1,
+        nb::arg("taps"), nb::arg("phase") = 0, nb::arg("phases") = 1, nb::arg("unit") = 1,
         R"(Say in words what is wrong with an index; an empty string where a kernel may have it.
 
 Time is linear in the size of the index. Call it before a kernel sees an index that was loaded or handed in.
@@ -201,7 +204,8 @@ Args:
     channels_per_block: first element of `blocking`.
     taps: height times width of the kernel.
     phase: address of the phase of each tap, int32, as for `group`; 0 where there is one phase, or to leave it unchecked.
-    phases: how many phases the output has: the product of the strides in the transposed direction, else 1.)");
+    phases: how many phases the output has: the product of the strides in the transposed direction, else 1.
+    unit: output rows of an entry, third element of `blocking`.)");
 
     module.def(
         "gather",
@@ -213,6 +217,18 @@ Args:
         },
         nb::arg("geometry"), nb::arg("index"), nb::arg("values"), nb::arg("bias"), nb::arg("input"), nb::arg("output"),
         nb::arg("threads"));
+
+    module.def(
+        "input_gradient",
+        [](const Geometry& geometry, const Index& index, uintptr_t values, uintptr_t output_gradient,
+           uintptr_t input_gradient, int threads) {
+            nb::gil_scoped_release release;
+            must(kernels().input_gradient(geometry, index, pointer<const float>(values),
+                                          pointer<const float>(output_gradient), pointer<float>(input_gradient),
+                                          usable_threads(threads)));
+        },
+        nb::arg("geometry"), nb::arg("index"), nb::arg("values"), nb::arg("output_gradient"), nb::arg("input_gradient"),
+        nb::arg("threads"), "The gradient of the input, by an index of units and the geometry of the gather.");
 
     module.def(
         "values_gradient",

@@ -31,6 +31,7 @@ struct Expected {
     int64_t taps;
     const int32_t* phase;  // [taps] of the output that a tap belongs to; null where taps are not looked at
     int64_t phases;
+    int64_t unit;  // output rows of an entry
 };
 
 // What is wrong with an index, in words; empty where a kernel may have it. In time linear in its size.

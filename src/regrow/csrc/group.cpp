@@ -6,8 +6,9 @@ namespace regrow {
 
 namespace {
 
-// What is known of each nonzero, in the order of the positions.
+// What is known of each nonzero, or of the first of each unit, in the order of the positions.
 struct Nonzeros {
+    std::vector<int32_t> source;  // which position
     std::vector<int32_t> row;
     std::vector<int32_t> block;  // of all phases
     std::vector<int16_t> tap_offset;
@@ -16,9 +17,11 @@ struct Nonzeros {
 template <class Position>
 Nonzeros locate(const Grouping& g, const Position* positions, int64_t nonzeros) {
     const int64_t blocks = g.blocks(), per_output = g.channels * g.taps, outputs_of_group = g.outputs / g.groups;
-    Nonzeros result{.row = std::vector<int32_t>(nonzeros),
-                    .block = std::vector<int32_t>(nonzeros),
-                    .tap_offset = std::vector<int16_t>(nonzeros)};
+    Nonzeros result;
+    result.source.reserve(nonzeros / g.unit);
+    result.row.reserve(nonzeros / g.unit);
+    result.block.reserve(nonzeros / g.unit);
+    result.tap_offset.reserve(nonzeros / g.unit);
     // Positions ascend, so that most divisions by the sides of the weight are steps.
     int64_t output = 0, channel = 0, origin = 0;  // origin: the first position of that output and channel
     for (int64_t i = 0; i < nonzeros; ++i) {
@@ -33,12 +36,14 @@ Nonzeros locate(const Grouping& g, const Position* positions, int64_t nonzeros) 
             channel += more;
             origin += more * g.taps;
         }
+        if (g.unit > 1 && output % g.unit != 0) continue;  // the first of the unit stands for it
         const int64_t tap = position - origin;
         const int64_t input = g.groups > 1 ? output / outputs_of_group * g.channels + channel : channel;
         const int64_t column = g.transposed ? output : input, block = column / g.channels_per_block;
-        result.row[i] = static_cast<int32_t>(g.transposed ? input : output);
-        result.block[i] = static_cast<int32_t>((g.phase ? g.phase[tap] * blocks : 0) + block);
-        result.tap_offset[i] = static_cast<int16_t>((column - block * g.channels_per_block) * g.taps + tap);
+        result.source.push_back(static_cast<int32_t>(i));
+        result.row.push_back(static_cast<int32_t>(g.transposed ? input : output / g.unit));
+        result.block.push_back(static_cast<int32_t>((g.phase ? g.phase[tap] * blocks : 0) + block));
+        result.tap_offset.push_back(static_cast<int16_t>((column - block * g.channels_per_block) * g.taps + tap));
     }
     return result;
 }
@@ -83,12 +88,13 @@ void add_segments(std::vector<int32_t>& first, bool with_empty, Groups& groups) 
 template <class Position>
 Groups grouped(const Grouping& grouping, const Position* positions, int64_t count) {
     const Nonzeros nonzeros = locate(grouping, positions, count);
+    const int64_t entries = static_cast<int64_t>(nonzeros.source.size());
     const int64_t blocks = grouping.phases * grouping.blocks();
     std::vector<int64_t> start(blocks + 1);
     const std::vector<int32_t> source = by_block(nonzeros, start);
     Groups result;
-    result.order.reserve(count);
-    result.tap_offset.resize(count);
+    result.order.reserve(entries);
+    result.tap_offset.resize(entries);
     std::vector<int32_t> of_row(grouping.rows());  // number of entries, then where the next one goes
     for (int64_t block = 0; block < blocks; ++block) {
         result.block_start.push_back(static_cast<int32_t>(result.segment_row.size()));
@@ -98,12 +104,12 @@ Groups grouped(const Grouping& grouping, const Position* positions, int64_t coun
         result.order.resize(start[block + 1]);
         for (int64_t i = start[block]; i < start[block + 1]; ++i) {
             const int32_t at = of_row[nonzeros.row[source[i]]]++;
-            result.order[at] = source[i];
+            result.order[at] = nonzeros.source[source[i]];
             result.tap_offset[at] = nonzeros.tap_offset[source[i]];
         }
     }
     result.block_start.push_back(static_cast<int32_t>(result.segment_row.size()));
-    result.segment_start.push_back(static_cast<int32_t>(count));
+    result.segment_start.push_back(static_cast<int32_t>(entries));
     return result;
 }
 

@@ -8,6 +8,7 @@
 #include "rows.h"
 #include "sweep.h"
 #include "transpose.h"
+#include "units.h"
 
 namespace regrow::REGROW_VARIANT {
 namespace {
@@ -39,6 +40,22 @@ int64_t output_floats(const Geometry& geometry) {
     return geometry.batch * geometry.height.output * geometry.width.output;
 }
 
+// Calls body(unit, vectors) with what a driver of units takes as compile-time constants: as many vectors as the batch
+// fills.
+template <class Body>
+bool with_unit(const Geometry& geometry, const Index& index, Body&& body) {
+    using std::integral_constant;
+    const auto with_vectors = [&](auto unit) {
+        constexpr int kRun = kAccumulators / decltype(unit)::value;
+        if (kRun > 1 && geometry.batch <= kRun / 2 * kLanes)
+            return body(unit, integral_constant<int, (kRun > 1 ? kRun / 2 : 1)>());
+        return body(unit, integral_constant<int, kRun>());
+    };
+    if (index.unit == 2) return with_vectors(integral_constant<int, 2>());
+    if (index.unit == 4) return with_vectors(integral_constant<int, 4>());
+    return with_vectors(integral_constant<int, 8>());
+}
+
 // Without input channels, outputs are the bias.
 bool gather_nothing(const Geometry& geometry, int64_t rows, const float* bias, float* output) {
     const int64_t floats = output_floats(geometry);
@@ -49,7 +66,7 @@ bool gather_nothing(const Geometry& geometry, int64_t rows, const float* bias, f
 // Without input channels or without outputs there are no products to sum up.
 bool values_gradient_of_nothing(const Geometry& geometry, const Index& index, const float* output_gradient,
                                 float* gradient, float* bias_gradient) {
-    for (int64_t entry = 0; entry < index.nonzeros; ++entry) gradient[entry] = 0.0f;
+    for (int64_t value = 0; value < index.nonzeros * index.unit; ++value) gradient[value] = 0.0f;
     if (!bias_gradient) return true;
     const int64_t floats = output_floats(geometry);
     for (int64_t row = 0; row < index.rows; ++row) {
@@ -63,6 +80,15 @@ bool gather(const Geometry& geometry, const Index& index, const float* values, c
             float* output, int threads) {
     if (output_floats(geometry) == 0 || index.rows == 0) return true;
     if (index.channels == 0) return gather_nothing(geometry, index.rows, bias, output);
+    if (index.unit > 1 && few_samples(geometry)) {
+        const SingleWeights single(index);
+        return single && gather_rows(geometry, single.index(), values, bias, input, output, threads);
+    }
+    if (index.unit > 1)
+        return with_unit(geometry, index, [&](auto unit, auto vectors) {
+            return units_gather<decltype(unit)::value, decltype(vectors)::value>(geometry, index, values, bias, input,
+                                                                                 output, threads);
+        });
     if (few_samples(geometry)) return gather_rows(geometry, index, values, bias, input, output, threads);
     if (!sweeps(geometry, index)) return blocked_gather(geometry, index, values, bias, input, output, threads);
     bool complete = false;
@@ -73,10 +99,29 @@ bool gather(const Geometry& geometry, const Index& index, const float* values, c
     return complete;
 }
 
+bool input_gradient(const Geometry& geometry, const Index& index, const float* values, const float* output_gradient,
+                    float* input_gradient, int threads) {
+    const int64_t floats = geometry.batch * geometry.height.input * geometry.width.input * index.channels;
+    if (output_floats(geometry) == 0 || index.rows == 0) {
+        for (int64_t i = 0; i < floats; ++i) input_gradient[i] = 0.0f;
+        return true;
+    }
+    if (floats == 0) return true;
+    return with_unit(geometry, index, [&](auto unit, auto vectors) {
+        return units_input_gradient<decltype(unit)::value, decltype(vectors)::value>(
+            geometry, index, values, output_gradient, input_gradient, threads);
+    });
+}
+
 bool values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient, const float* input,
                      float* gradient, float* bias_gradient, int threads) {
     if (output_floats(geometry) == 0 || index.rows == 0 || index.channels == 0)
         return values_gradient_of_nothing(geometry, index, output_gradient, gradient, bias_gradient);
+    if (index.unit > 1)
+        return with_unit(geometry, index, [&](auto unit, auto vectors) {
+            return units_values_gradient<decltype(unit)::value, decltype(vectors)::value>(
+                geometry, index, output_gradient, input, gradient, bias_gradient, threads);
+        });
     if (!sweeps(geometry, index))
         return blocked_values_gradient(geometry, index, output_gradient, input, gradient, bias_gradient, threads);
     bool complete = false;
@@ -93,6 +138,7 @@ extern const Kernels kKernels;
 const Kernels kKernels = {
     .name = REGROW_NAME,
     .gather = gather,
+    .input_gradient = input_gradient,
     .values_gradient = values_gradient,
     .transpose = transpose,
     .normalise = normalise,

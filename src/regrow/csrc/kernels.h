@@ -31,17 +31,25 @@ struct Geometry {
 // The nonzeros of a weight, grouped for the cache: by phase of the output (transposed and strided only), then by
 // block of input channels, then by segment: the nonzeros of one output row within that block. The first block of a
 // phase has a segment for every row, if need be an empty one.
+//
+// An entry is one nonzero, or a unit of nonzeros: `unit` output rows, one after the other, at one input and tap. The
+// segments are then of such groups of rows, and there is one phase.
 struct Index {
-    const int32_t* order;          // [nonzeros] where the entry's value stands among the parameter's values
+    const int32_t* order;          // [nonzeros] where the entry's (first) value stands among the parameter's values
     const int16_t* tap_offset;     // [nonzeros] channel within the block * taps + tap
-    const int32_t* segment_row;    // [segments] output row
+    const int32_t* segment_row;    // [segments] output row, or group of rows
     const int32_t* segment_start;  // [segments + 1] first entry
     const int32_t* block_start;    // [phases * blocks + 1] first segment
-    int64_t nonzeros;
+    int64_t nonzeros;              // entries
     int64_t rows;
     int64_t channels;
     int32_t channels_per_block;
-    bool sweep;  // which driver: sweep.h or blocked.h
+    bool sweep;    // which driver: sweep.h or blocked.h
+    int32_t unit;  // output rows of an entry
+
+    int64_t groups() const { return rows / unit; }
+    int64_t blocks() const { return (channels + channels_per_block - 1) / channels_per_block; }  // of a phase
+    int64_t segments() const { return block_start[blocks()]; }                                   // of the first phase
 };
 
 // Which elements are dropped follows from the seed, the channel and the position within it (less than 2^32) alone.
@@ -89,6 +97,10 @@ struct Kernels {
     // output[row] = bias[row] + sum of value * shifted input[channel]; a null bias is zero. False: out of memory.
     bool (*gather)(const Geometry&, const Index&, const float* values, const float* bias, const float* input,
                    float* output, int threads);
+    // input_gradient[channel] = sum of value * shifted output_gradient[row], by an index of units and the geometry of
+    // the gather. (By any other, it is a gather over the transposed weight.)
+    bool (*input_gradient)(const Geometry&, const Index&, const float* values, const float* output_gradient,
+                           float* input_gradient, int threads);
     // gradient[order] = sum over batch and plane of output_gradient[row] * shifted input[channel]. The bias gradient, the
     // sum of output_gradient[row], may be null.
     bool (*values_gradient)(const Geometry&, const Index&, const float* output_gradient, const float* input,

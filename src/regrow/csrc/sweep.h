@@ -45,20 +45,53 @@ static inline SweepAxis sweep_axis(const Axis& axis, bool transposed, int32_t* t
     return plan;
 }
 
+// Which strips of output rows read the same rows of the input.
+//
+// Strips of one colour share none: in a scatter they may be computed at the same time, colour after colour.
+class Strips {
+   public:
+    // A strip reads `lines` rows from `lowest` on, the next one from `advance` further on.
+    Strips(int64_t count, int64_t advance, int64_t lowest, int64_t lines)
+        : count_(count), advance_(advance), lowest_(lowest), lines_(lines), cycle_(ceil_divide(lines, advance)) {}
+
+    int64_t colours() const { return smaller(cycle_, count_); }
+    int64_t of_colour(int64_t colour) const { return ceil_divide(count_ - colour, cycle_); }
+    int64_t strip(int64_t colour, int64_t number) const { return colour + number * cycle_; }
+
+    // Whether a strip of an earlier colour (or of a later one) reads a row that `strip` reads.
+    bool shared(int64_t strip, int64_t row, bool earlier) const {
+        const int64_t colour = strip % cycle_;
+        for (int64_t other = larger(0, strip - cycle_ + 1); other < smaller(count_, strip + cycle_); ++other) {
+            const int64_t first = other * advance_ + lowest_, its = other % cycle_;
+            if (row >= first && row < first + lines_ && (earlier ? its < colour : its > colour)) return true;
+        }
+        return false;
+    }
+
+   private:
+    int64_t count_;
+    int64_t advance_;
+    int64_t lowest_;
+    int64_t lines_;
+    int64_t cycle_;
+};
+
 // A tile of kRows rows and kRun vectors along the batch, and the ring that it reads.
 template <int kRows, int kRun>
 class Sweep {
    public:
     static constexpr int64_t kTileLanes = static_cast<int64_t>(kRun) * kLanes;
+    static constexpr int64_t kAheadChannels = 6;
 
-    Sweep(const Geometry& geometry, const Index& index, PlanMemory& memory)
-        : index_(index), batch_(geometry.batch),
+    // `rows` are those of a strip, which share packed lines: one tile of kRows, or several of one row.
+    Sweep(const Geometry& geometry, const Index& index, PlanMemory& memory, int64_t rows = kRows)
+        : index_(index), batch_(geometry.batch), rows_(rows),
           height_(sweep_axis(geometry.height, geometry.transposed, memory.height())),
           width_(sweep_axis(geometry.width, geometry.transposed, memory.width())), kernel_width_(geometry.width.kernel),
           taps_(static_cast<int64_t>(geometry.height.kernel) * geometry.width.kernel),
           blocks_(ceil_divide(index.channels, index.channels_per_block)),
-          lines_((kRows - 1) * height_.advance + height_.span), line_pitch_(width_.span * kTileLanes),
-          channel_pitch_(lines_ * line_pitch_), strips_(ceil_divide(height_.outputs(0), kRows)),
+          lines_((rows - 1) * height_.advance + height_.span), line_pitch_(width_.span * kTileLanes),
+          channel_pitch_(lines_ * line_pitch_), strips_(ceil_divide(height_.outputs(0), rows)),
           groups_(ceil_divide(batch_, kTileLanes)) {}
 
     int64_t rotations() const { return width_.span; }
@@ -107,14 +140,14 @@ class Sweep {
         number /= all_shares;
         const int64_t parts = cuts(threads), part = number % parts, strip = number / parts % strips_;
         const int64_t columns = width_.outputs(0);
-        return {number / parts / strips_ * kTileLanes, strip * kRows, columns * part / parts,
+        return {number / parts / strips_ * kTileLanes, strip * rows_, columns * part / parts,
                 columns * (part + 1) / parts,          share,         all_shares};
     }
 
     // One tile of one phase: some segments, and where their outputs stand.
     struct Tile {
         Segments segments;
-        int64_t rows;      // of kRows that exist
+        int64_t rows;      // of the strip that exist
         int64_t lanes;     // of kTileLanes that exist
         int64_t position;  // floats from the start of a channel of the output
         int64_t row_pitch;
@@ -126,16 +159,43 @@ class Sweep {
     // Packs column after column and calls body(tile) for every block and phase.
     template <class Body>
     void tiles(const Item& item, const float* input, float* ring, Body&& body) const {
-        const int64_t lanes = smaller(kTileLanes, batch_ - item.lane);
+        const int64_t lanes = lanes_of(item);
         for (int64_t block = 0; block < blocks_; ++block) {
             for (int64_t column = item.first_column; column < item.last_column; ++column) {
                 const int64_t left = column * width_.advance + width_.lowest;
-                const int64_t packed = column == item.first_column ? left : left + width_.span - width_.advance;
-                for (int64_t from = larger(left, packed); from < left + width_.span; ++from)
+                for (int64_t from = first_new(item, column); from < left + width_.span; ++from)
                     pack_column(block, item, from, lanes, input, ring);
                 for (int64_t phase = 0; phase < height_.phases * width_.phases; ++phase)
                     phase_tile(item, block, column, phase, lanes, modulo(left, width_.span), body);
             }
+        }
+    }
+
+    // Which strips may add to the inputs that they read at the same time.
+    Strips strips() const { return {strips_, rows_ * height_.advance, height_.lowest, lines_}; }
+
+    // Whether every input lies between those that some output reads.
+    bool covers_input() const { return covers(height_) && covers(width_); }
+
+    // In a scatter the strips of one colour, groups of lanes and blocks of channels have nothing in common.
+    int64_t scatter_items(int64_t colour) const { return strips().of_colour(colour) * groups_ * blocks_; }
+
+    // Clears column after column of one block, calls body(tile), which adds to the ring, and adds what leaves the ring to
+    // `output`, an activation in the shape of the input. Where `adds`, `output` holds numbers, else what earlier colours
+    // have left there.
+    template <class Body>
+    void scatter(int64_t colour, int64_t number, bool adds, bool streams, float* output, float* ring,
+                 Body&& body) const {
+        const int64_t block = number % blocks_, group = number / blocks_ % groups_;
+        const int64_t strip = strips().strip(colour, number / blocks_ / groups_);
+        const Item item{group * kTileLanes, strip * rows_, 0, width_.outputs(0), 0, 1};
+        for (int64_t column = 0; column < item.last_column; ++column) {
+            const int64_t left = column * width_.advance + width_.lowest, right = left + width_.span;
+            for (int64_t from = first_new(item, column); from < right; ++from) clear_column(from, ring);
+            phase_tile(item, block, column, 0, lanes_of(item), modulo(left, width_.span), body);
+            const int64_t end = column + 1 < item.last_column ? smaller(right, left + width_.advance) : right;
+            for (int64_t gone = left; gone < end; ++gone)
+                add_column(block, item, strip, gone, adds, streams, ring, output);
         }
     }
 
@@ -157,11 +217,24 @@ class Sweep {
    private:
     static int64_t modulo(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
 
+    static bool covers(const SweepAxis& axis) {
+        const int64_t end = (axis.outputs(0) - 1) * axis.advance + axis.lowest + axis.span;
+        return axis.advance <= axis.span && axis.lowest <= 0 && end >= axis.input;
+    }
+
+    int64_t lanes_of(const Item& item) const { return smaller(kTileLanes, batch_ - item.lane); }
+
+    // The first column that is not in the ring when a tile comes to an output's column.
+    int64_t first_new(const Item& item, int64_t column) const {
+        const int64_t left = column * width_.advance + width_.lowest;
+        return column == item.first_column ? left : left + larger(0, width_.span - width_.advance);
+    }
+
     template <class Body>
     void phase_tile(const Item& item, int64_t block, int64_t column, int64_t phase, int64_t lanes, int64_t rotation,
                     Body&& body) const {
         const int64_t down = phase / width_.phases, across = phase % width_.phases;
-        const int64_t rows = smaller(kRows, height_.outputs(down) - item.top);
+        const int64_t rows = smaller(rows_, height_.outputs(down) - item.top);
         if (rows <= 0 || column >= width_.outputs(across)) return;
         const int32_t* start = index_.block_start + phase * blocks_ + block;
         const int64_t row_pitch = height_.phases * width_.output * batch_;
@@ -202,7 +275,7 @@ class Sweep {
         const int64_t top = item.top * height_.advance + height_.lowest;
         const bool outside = column < 0 || column >= width_.input;
         // The columns that the next step packs are on their way while this one computes.
-        const int64_t ahead = column + width_.advance < width_.input ? width_.advance * batch_ : 0;
+        const int64_t ahead = kAheadChannels * input_pitch();
         float* slot = ring + modulo(column, width_.span) * kTileLanes;
         for (int64_t c = 0; c < channels; ++c, slot += channel_pitch_) {
             for (int64_t line = 0; line < lines_; ++line) {
@@ -215,14 +288,56 @@ class Sweep {
                 const float* from =
                     input + (channel + c) * input_pitch() + (row * width_.input + column) * batch_ + item.lane;
                 copy_in(to, from, kRun, lanes);
-                if (ahead)
+                if (c + kAheadChannels < channels)
                     for (int v = 0; v < kRun; ++v) __builtin_prefetch(from + ahead + v * kLanes, 0, 2);
             }
         }
     }
 
+    void clear_column(int64_t column, float* ring) const {
+        float* slot = ring + modulo(column, width_.span) * kTileLanes;
+        for (int64_t line = 0; line < index_.channels_per_block * lines_; ++line, slot += line_pitch_)
+            fill(slot, kRun, 0.0f);
+    }
+
+    void add_column(int64_t block, const Item& item, int64_t strip, int64_t column, bool adds, bool streams,
+                    const float* ring, float* output) const {
+        if (column < 0 || column >= width_.input) return;
+        const int64_t channel = block * index_.channels_per_block;
+        const int64_t channels = smaller(index_.channels_per_block, index_.channels - channel);
+        const int64_t lanes = lanes_of(item);
+        const Strips all = strips();
+        for (int64_t line = 0; line < lines_; ++line) {
+            const int64_t row = item.top * height_.advance + height_.lowest + line;
+            if (row < 0 || row >= height_.input) continue;
+            const bool add = adds || all.shared(strip, row, true);
+            const bool stream_line = streams && lanes == kTileLanes && !add && !all.shared(strip, row, false);
+            const float* from = ring + modulo(column, width_.span) * kTileLanes + line * line_pitch_;
+            float* to = output + channel * input_pitch() + (row * width_.input + column) * batch_ + item.lane;
+            const int64_t ahead = add ? kAheadChannels * input_pitch() : 0;
+            for (int64_t c = 0; c < channels; ++c, from += channel_pitch_, to += input_pitch()) {
+                if (ahead && c + kAheadChannels < channels)
+                    for (int v = 0; v < kRun; ++v) __builtin_prefetch(to + ahead + v * kLanes, 1, 2);
+                add_line(from, lanes, add, stream_line, to);
+            }
+        }
+    }
+
+    static void add_line(const float* from, int64_t lanes, bool add, bool streams, float* to) {
+        if (streams) {
+            for (int v = 0; v < kRun; ++v) stream(to + v * kLanes, load(from + v * kLanes));
+        } else if (lanes == kTileLanes && add) {
+            for (int v = 0; v < kRun; ++v) store(to + v * kLanes, load(to + v * kLanes) + load(from + v * kLanes));
+        } else if (add) {
+            for (int64_t lane = 0; lane < lanes; ++lane) to[lane] += from[lane];
+        } else {
+            copy_out(to, from, kRun, lanes);
+        }
+    }
+
     const Index& index_;
     int64_t batch_;
+    int64_t rows_;
     SweepAxis height_;
     SweepAxis width_;
     int64_t kernel_width_;

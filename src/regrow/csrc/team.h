@@ -35,19 +35,27 @@ static inline void look_up_offsets(const Index& index, const int32_t* packed_off
     for (int64_t entry = 0; entry < index.nonzeros; ++entry) offsets[entry] = packed_offset[index.tap_offset[entry]];
 }
 
+// steps[group] = how far apart the values of two rows of a unit stand: as many values as its rows have.
+static inline void unit_steps(const Index& index, int32_t* steps) {
+    std::memset(steps, 0, static_cast<size_t>(index.groups()) * sizeof(int32_t));
+    for (int64_t segment = 0; segment < index.segments(); ++segment)
+        steps[index.segment_row[segment]] += index.segment_start[segment + 1] - index.segment_start[segment];
+}
+
 // The gradients of the values and, where it is wanted, of the bias: each thread sums its part of the batch and the plane
 // for itself. At the end sums are added in the order of the threads, so that equal inputs give equal bits.
 class ThreadSums {
    public:
     // `bias_gradient` may be null; `threads` is the most that a team can have.
     ThreadSums(const Index& index, float* gradient, float* bias_gradient, int threads)
-        : index_(index), gradient_(gradient), bias_gradient_(bias_gradient), values_(index.nonzeros * threads),
+        : index_(index), gradient_(gradient), bias_gradient_(bias_gradient), count_(index.nonzeros * index.unit),
+          values_(count_ * threads), steps_(index.unit > 1 ? index.groups() : 0),
           rows_(bias_gradient ? index.rows * kLanes * threads : 0) {}
 
     // Whether there was memory for all.
-    explicit operator bool() const { return values_ && rows_; }
+    explicit operator bool() const { return values_ && steps_ && rows_; }
 
-    // The sums of one thread: a float for each value, and a vector for each row (null if nobody wants those).
+    // The sums of one thread: a float for each value (those of an entry one after the other), and a vector for each row (null if nobody wants those).
     struct Mine {
         float* values;
         float* rows;
@@ -56,8 +64,8 @@ class ThreadSums {
     // This thread's sums, set to zero.
     Mine start() {
         const int64_t thread = omp_get_thread_num(), lanes = index_.rows * kLanes;
-        Mine mine{values_.data() + thread * index_.nonzeros, nullptr};
-        std::memset(mine.values, 0, static_cast<size_t>(index_.nonzeros) * sizeof(float));
+        Mine mine{values_.data() + thread * count_, nullptr};
+        std::memset(mine.values, 0, static_cast<size_t>(count_) * sizeof(float));
         if (bias_gradient_) {
             mine.rows = rows_.data() + thread * lanes;
             std::memset(mine.rows, 0, static_cast<size_t>(lanes) * sizeof(float));
@@ -66,10 +74,14 @@ class ThreadSums {
     }
 
     // Writes the gradients once every thread is here.
-    void finish() const {
+    void finish() {
         const int64_t team = omp_get_num_threads();
-#pragma omp barrier
-        add_values(values_.data(), index_, team, gradient_);
+#pragma omp single
+        if (index_.unit > 1) unit_steps(index_, steps_.data());
+        if (index_.unit > 1)
+            add_units(team);
+        else
+            add_values(values_.data(), index_, team, gradient_);
         if (bias_gradient_) add_rows(rows_.data(), index_.rows, team, bias_gradient_);
     }
 
@@ -80,6 +92,20 @@ class ThreadSums {
             float sum = sums[entry];
             for (int64_t other = 1; other < team; ++other) sum += sums[other * index.nonzeros + entry];
             gradient[index.order[entry]] = sum;
+        }
+    }
+
+    void add_units(int64_t team) {
+#pragma omp for schedule(static)
+        for (int64_t segment = 0; segment < index_.segments(); ++segment) {
+            const int64_t step = steps_[index_.segment_row[segment]];
+            for (int64_t entry = index_.segment_start[segment]; entry < index_.segment_start[segment + 1]; ++entry)
+                for (int64_t row = 0; row < index_.unit; ++row) {
+                    float sum = 0.0f;
+                    for (int64_t thread = 0; thread < team; ++thread)
+                        sum += values_[thread * count_ + entry * index_.unit + row];
+                    gradient_[index_.order[entry] + row * step] = sum;
+                }
         }
     }
 
@@ -96,7 +122,9 @@ class ThreadSums {
     const Index& index_;
     float* gradient_;
     float* bias_gradient_;
+    int64_t count_;
     Buffer<float> values_;
+    Buffer<int32_t> steps_;
     Buffer<float> rows_;
 };
 

@@ -220,7 +220,8 @@ class SparseLayer(nn.Module, ABC):
         """Make the index structures that the kernels will ask for: `torch.compile` would not see through that."""
         if obstacle("conv2d", self.values.device, self.values.dtype) is None:
             self.pattern.forward_blocks(self.geometry)
-            self.pattern.transposed_blocks(self.geometry)
+            if self.pattern.rows_of_entry(self.geometry.groups) == 1:
+                self.pattern.transposed_blocks(self.geometry)
 
     @property
     def _pattern_shape(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from math import ceil, prod
 from typing import NamedTuple
 
-__all__ = ["Blocking", "choose_blocking"]
+__all__ = ["Blocking", "choose_blocking", "unit_blocking"]
 
 # What one block may take of a first-level cache of 48 KiB and a second-level cache of 1 MiB, beside sums and outputs.
 _FIRST_LEVEL_BYTES = 36 * 1024
@@ -24,6 +24,8 @@ _LINE_BYTES = 64
 _SWEEP_VECTORS = 8
 _TILE_VECTORS = 16
 _LINEAR_VECTORS = 4
+# Units compute strips of two rows one after the other, and share the second-level cache with their values.
+_STRIP_ROWS, _UNIT_BYTES = 2, 600 * 1024
 # Nanoseconds on one core (AMD Zen 5): for a nonzero of a tile (and in a block of twice the size), for a segment (with
 # sums that fit the second-level cache, and with more), for a packed line that no earlier tile read, for one that some
 # did, for a line of outputs, and for a line of sums that is read and written once more.
@@ -35,10 +37,11 @@ _NEAR_ROWS = 640
 
 
 class Blocking(NamedTuple):
-    """How many input channels share a block, and whether the sweep walks over them."""
+    """How many input channels share a block, whether the sweep walks over them, and how many outputs an entry has."""
 
     channels_per_block: int
     sweep: bool
+    unit: int = 1
 
 
 def choose_blocking(
@@ -59,9 +62,9 @@ def choose_blocking(
 
     Example:
         >>> choose_blocking(512, 512, 0.05 * 512 * 512 * 9, (3, 3), (1, 1), (1, 1))
-        Blocking(channels_per_block=16, sweep=False)
+        Blocking(channels_per_block=16, sweep=False, unit=1)
         >>> choose_blocking(64, 64, 0.05 * 64 * 64 * 9, (3, 3), (1, 1), (1, 1))
-        Blocking(channels_per_block=64, sweep=True)
+        Blocking(channels_per_block=64, sweep=True, unit=1)
     """
     offsets = _OFFSETS // prod(kernel)
     if linear:
@@ -103,3 +106,32 @@ def choose_blocking(
         + rows * _TILE_VECTORS * (_SWEEP_OUTPUT + (blocks - 1) * _SWEEP_SUM)
     )  # fmt: skip
     return Blocking(sweep, True) if most and sweep_time < blocked_time else Blocking(blocked, False)
+
+
+def unit_blocking(
+    channels: int,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    unit: int,
+    linear: bool = False,
+) -> Blocking:
+    """Return the grouping of units of several outputs: as many channels as the second-level cache holds.
+
+    Args:
+        channels: input channels.
+        kernel: height and width.
+        dilation: distance between taps, height and width.
+        stride: of the convolution, height and width.
+        unit: outputs of a unit.
+        linear: whether the plane has one position.
+
+    Example:
+        >>> unit_blocking(512, (3, 3), (1, 1), (1, 1), unit=4)
+        Blocking(channels_per_block=171, sweep=True, unit=4)
+    """
+    reach = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilation, strict=True)]
+    lines = 1 if linear else ((_STRIP_ROWS - 1) * stride[0] + reach[0]) * reach[1]
+    most = _UNIT_BYTES // (lines * _TILE_VECTORS // unit * _LINE_BYTES)
+    blocks = ceil(channels / max(1, min(most, _OFFSETS // prod(kernel))))
+    return Blocking(max(1, ceil(channels / max(1, blocks))), True, unit)

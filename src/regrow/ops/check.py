@@ -65,20 +65,24 @@ def check_index(
     known = _right[order] if order in _right else None  # noqa: SIM401 - its get() takes no default
     if known is not None and known[0] == fits and -1 not in versions and all(map(_is, known[1], index[1:])):
         return
-    check_that(len(blocking) == 2, "blocking of the index must be two numbers: channels of a block, and the driver")
-    per_block, sweep = blocking.tolist()
+    check_that(
+        len(blocking) == 3,
+        "blocking of the index must be three numbers: channels of a block, the driver, and the rows of an entry",
+    )
+    per_block, sweep, unit = blocking.tolist()
     # offsets have 16 bits
     most = max(1, min(channels, (1 << 15) // max(1, taps)))
     check_that(
         1 <= per_block <= most, f"a block of the index must have 1 to {most} of {channels} channels, not {per_block}"
     )
     check_that(sweep in (0, 1), f"the driver of the index must be 0 or 1, not {sweep}")
+    check_that(unit in (1, 2, 4, 8), f"an entry of the index must have 1, 2, 4 or 8 rows, not {unit}")
     sizes: list[int] = []
     for tensor in (order, *others):
         sizes += (tensor.data_ptr(), len(tensor))
     fault: str = kernels().check_index(
-        *sizes, len(order) if nonzeros is None else nonzeros, rows, channels, per_block, taps,
-        0 if phase is None else phase.data_ptr(), phases,
+        *sizes, len(order) * unit if nonzeros is None else nonzeros, rows, channels, per_block, taps,
+        0 if phase is None else phase.data_ptr(), phases, unit,
     )  # fmt: skip
     check_that(not fault, f"the index does not fit: {fault}")
     _right[order] = (fits, tuple(index[1:]))

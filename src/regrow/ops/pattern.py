@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from regrow.core.units import Units
-from regrow.ops.blocking import choose_blocking
+from regrow.ops.blocking import choose_blocking, unit_blocking
 from regrow.ops.native import kernels
 
 __all__ = ["Blocks", "Geometry", "Pattern"]
 
 # An offset within a block is stored in 16 bits.
 _OFFSETS = 1 << 15
+# How many outputs the kernels take as one entry.
+_UNITS = (2, 4, 8)
 
 _Kept = TypeVar("_Kept")
 
@@ -36,13 +38,16 @@ class Blocks(NamedTuple):
     length stand together, longest first, so that the processor predicts where each ends. In the first block of a
     phase every output row has a segment, if need be an empty one.
 
+    An entry is a nonzero, or a unit of nonzeros of some outputs that share an input; a segment is then of the rows of a
+    unit.
+
     Attributes:
-        order: for each entry, which of the parameter's values it is.
+        order: for each entry, which of the parameter's values it is; of a unit, which its first is.
         offset: for each entry, channel within the block * taps + tap.
-        segment_row: the output row of each segment.
+        segment_row: the output row of each segment, divided by the rows of an entry.
         segment_start: first entry of each segment, and the number of entries.
         block_start: first segment of each block of each phase, and the number of segments.
-        blocking: channels of a block, and 1 where the sweep walks over them.
+        blocking: channels of a block, 1 where the sweep walks over them, and the rows of an entry.
     """
 
     order: Tensor
@@ -161,6 +166,14 @@ class Pattern:
             self._cache[key] = self._group(geometry, transposed=True)
         return self._cache[key]
 
+    def rows_of_entry(self, groups: int) -> int:
+        """Return how many outputs the kernels take as one entry: those of a unit, or one.
+
+        Kernels for units have no transposed grouping.
+        """
+        rows, columns = self.unit
+        return rows if columns == 1 and rows in _UNITS and self.shape[0] // groups % rows == 0 else 1
+
     def keep(self, key: object, make: Callable[[], _Kept]) -> _Kept:
         """Return what a backend keeps with the pattern under a key; made when it is first asked for."""
         kept: _Kept | None = self._kept.get(key)
@@ -176,10 +189,13 @@ class Pattern:
         """Group the nonzeros by phase, block of channels and row."""
         inputs = self.shape[1] * geometry.groups
         rows, channels = (inputs, self.shape[0]) if transposed else (self.shape[0], inputs)
-        blocking = choose_blocking(
-            rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed,
-            linear=len(self.shape) == 2,
-        )  # fmt: skip
+        unit, linear = 1 if transposed else self.rows_of_entry(geometry.groups), len(self.shape) == 2
+        if unit > 1:
+            blocking = unit_blocking(channels, self.kernel, geometry.dilation, geometry.stride, unit, linear)
+        else:
+            blocking = choose_blocking(
+                rows, channels, self.nonzeros, self.kernel, geometry.dilation, geometry.stride, transposed, linear
+            )
         phase = geometry.phase(self.kernel) if transposed and geometry.stride != (1, 1) else None
         positions = self.positions.contiguous()
         made = kernels().group(
@@ -187,6 +203,7 @@ class Pattern:
             outputs=self.shape[0], channels=self.shape[1], taps=prod(self.kernel), groups=geometry.groups,
             transposed=transposed, channels_per_block=blocking.channels_per_block,
             phase=0 if phase is None else phase.data_ptr(), phases=1 if phase is None else prod(geometry.stride),
+            unit=unit,
         )  # fmt: skip
         order, offset, segment_row, segment_start, block_start = made
         choice = torch.tensor(blocking, dtype=torch.int32)

@@ -94,8 +94,7 @@ def _grid(part: str, device: str) -> tuple[TrainConfig, Mapping[str, Sequence[An
         raise UserError(f"there is no part {part!r}: choose among {', '.join(PARTS)}, page")
     model = "lenet5" if part.startswith("lenet5") else "lenet300-100"
     densities = tuple(density for density in _PUBLISHED[model] if density < 1)
-    # The momentum of absent weights is then that of a dense network, as in the paper.
-    base = override(preset(f"mnist-{model}"), {"device": device, "backend": "masked"})
+    base = override(preset(f"mnist-{model}"), {"device": device})
     if part in _LENET5_RATES:
         base = override(base, {"learning_rate": _LENET5_RATES[part]})
     if not part.startswith("methods"):

@@ -50,7 +50,9 @@ class Plan:
         self._kernel = tuple(weight_shape[2:])
         self._blocks = [blocks]  # whose addresses the kernels are given
         self.forward = None if blocks is None else _index(blocks, self.outputs, self.channels)
-        self.nonzeros = 0 if blocks is None else len(blocks.order)
+        # Outputs of an entry: kernels for units of several take the one index for all passes.
+        self.unit = 1 if blocks is None else int(blocks.blocking[2])
+        self.nonzeros = 0 if blocks is None else len(blocks.order) * self.unit
         self._sizes: dict[tuple[int, ...], _Sizes] = {}
         _plans.add(self)
 
@@ -109,11 +111,12 @@ def product(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, ge
     """Return the output of a convolution or, for an input of shape (N, C), of a linear layer."""
     if direct(x, values, bias):
         plan = pattern.keep(geometry, lambda: plan_of(pattern, geometry))
-        if plan.transposed is None and x.requires_grad and torch.is_grad_enabled():
+        if plan.transposed is None and plan.unit == 1 and x.requires_grad and torch.is_grad_enabled():
             plan.transpose(pattern.transposed_blocks(geometry))
         output: Tensor = _convolution(plan, x, values, bias)
         return output
-    wants_input_gradient = torch.is_grad_enabled() and x.requires_grad
+    single = pattern.rows_of_entry(geometry.groups) == 1
+    wants_input_gradient = torch.is_grad_enabled() and x.requires_grad and single
     transposed = list(pattern.transposed_blocks(geometry)) if wants_input_gradient else []
     traced: Tensor = _convolution.traced(
         x, values, bias, list(pattern.forward_blocks(geometry)), transposed, list(pattern.shape), flat(geometry)
@@ -191,11 +194,15 @@ def _gradients(
     made = []
     if wants_x:
         values = values.contiguous()
-        of_x = allocate_batch_last(input_shape)
-        kernels().gather(
-            plan.sizes(input_shape).transposed, plan.transposed, values.data_ptr(), 0, given.data_ptr(),
-            of_x.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+        of_x, sizes, threads = allocate_batch_last(input_shape), plan.sizes(input_shape), torch.get_num_threads()
+        if plan.unit > 1:
+            kernels().input_gradient(
+                sizes.forward, plan.forward, values.data_ptr(), given.data_ptr(), of_x.data_ptr(), threads
+            )
+        else:
+            kernels().gather(
+                sizes.transposed, plan.transposed, values.data_ptr(), 0, given.data_ptr(), of_x.data_ptr(), threads
+            )
         made.append(of_x)
     if wants_values and x is not None:
         of_bias = given.new_empty(plan.outputs) if wants_bias else None
@@ -316,7 +323,9 @@ def _gradient_operator(
     check_tensor("values", values)
     check_that(values.dim() == 1, f"values must have one dimension, not shape {tuple(values.shape)}")
     plan = plan_of_index(index, transposed_index, weight_shape, geometry, len(values))
-    check_that(not wants_x or transposed_index, "the input's gradient wants a transposed index")
+    check_that(
+        not wants_x or transposed_index or (index and plan.unit > 1), "the input's gradient wants a transposed index"
+    )
     check_that(not wants_values or (x is not None and index), "the values' gradient wants the input and the index")
     shape = tuple(input_shape)
     check_that(

@@ -1,0 +1,371 @@
+// The driver for units: blocks of kUnit outputs that share their input, of which all weights exist or none.
+//
+// One load of an input serves the multiply-adds of all outputs of a unit, so the kernel runs at the processor's peak
+// with its inputs in the second-level cache, and there is one offset for kUnit weights. It walks as the sweep does
+// (sweep.h), with a tile of kUnit outputs times kRun vectors along the batch at one position; the ring holds a strip of
+// rows, which are computed one after the other.
+//
+// The input gradient takes the same index. The ring then holds sums of the input's gradient: the tile of the output's
+// gradient stays in registers, and each unit adds to the lines that it names. A column that leaves the ring is written
+// to the gradient. Strips that share rows of the input are of different colours, which follow one another.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "sweep.h"
+
+namespace regrow::REGROW_VARIANT {
+
+// For every segment: the rows of its unit (+)= the sum of value * packed[offset]. Starts from the bias where `add` is
+// false.
+template <int kUnit, int kRun, Access kAccess>
+void gather_units(const Segments& segments, const float* values, const int32_t* offsets, const float* packed,
+                  const Rows<float>& targets, const float* bias, bool add) {
+    for (int64_t segment = segments.first; segment < segments.last; ++segment) {
+        const int64_t row = static_cast<int64_t>(segments.row[segment]) * kUnit;
+        float* const target = targets.first + row * targets.pitch;
+        Vector accumulator[kUnit][kRun];
+        for (int u = 0; u < kUnit; ++u)
+            for (int j = 0; j < kRun; ++j)
+                accumulator[u][j] =
+                    add ? read<kAccess>(target + u * targets.pitch + j * kLanes, targets.lanes - j * kLanes)
+                        : broadcast(bias ? bias[row + u] : 0.0f);
+        const int64_t end = segments.start[segment + 1];
+        for (int64_t entry = segments.start[segment]; entry < end; ++entry) {
+            const float* const line = packed + offsets[entry];
+            Vector input[kRun];
+            for (int j = 0; j < kRun; ++j) input[j] = load(line + j * kLanes);
+            for (int u = 0; u < kUnit; ++u) {
+                const Vector value = broadcast(values[entry * kUnit + u]);
+                for (int j = 0; j < kRun; ++j) accumulator[u][j] += value * input[j];
+            }
+        }
+        for (int u = 0; u < kUnit; ++u)
+            for (int j = 0; j < kRun; ++j)
+                write<kAccess>(target + u * targets.pitch + j * kLanes, accumulator[u][j], targets.lanes - j * kLanes);
+    }
+}
+
+// Asks for the rows of the output's gradient that segments to come will read.
+template <int kUnit, int kRun>
+static inline __attribute__((always_inline)) void ask_ahead(const Segments& segments, int64_t segment,
+                                                            const Rows<const float>& sources) {
+    constexpr int64_t kDistance = 2;
+    if (segment + kDistance >= segments.last) return;
+    const float* line = sources.first + segments.row[segment + kDistance] * (kUnit * sources.pitch);
+    for (int u = 0; u < kUnit; ++u, line += sources.pitch)
+        for (int j = 0; j < kRun; ++j) __builtin_prefetch(line + j * kLanes);
+}
+
+// packed[offset] += the sum of value * sources[row] over the rows of the unit, for every entry of every segment.
+template <int kUnit, int kRun, Access kAccess>
+void scatter_units(const Segments& segments, const float* values, const int32_t* offsets, float* packed,
+                   const Rows<const float>& sources) {
+    for (int64_t segment = segments.first; segment < segments.last; ++segment) {
+        const float* const source = sources.first + segments.row[segment] * (kUnit * sources.pitch);
+        ask_ahead<kUnit, kRun>(segments, segment, sources);
+        Vector factor[kUnit][kRun];
+        for (int u = 0; u < kUnit; ++u)
+            for (int j = 0; j < kRun; ++j)
+                factor[u][j] = read<kAccess>(source + u * sources.pitch + j * kLanes, sources.lanes - j * kLanes);
+        const int64_t end = segments.start[segment + 1];
+        for (int64_t entry = segments.start[segment]; entry < end; ++entry) {
+            float* const line = packed + offsets[entry];
+            Vector sum[kRun];
+            for (int j = 0; j < kRun; ++j) sum[j] = load(line + j * kLanes);
+            for (int u = 0; u < kUnit; ++u) {
+                const Vector value = broadcast(values[entry * kUnit + u]);
+                for (int j = 0; j < kRun; ++j) sum[j] += value * factor[u][j];
+            }
+            for (int j = 0; j < kRun; ++j) store(line + j * kLanes, sum[j]);
+        }
+    }
+}
+
+// The vectors of partial sums that wait in the first-level cache for the rows of a strip.
+constexpr int64_t kUnitPartials = 2 * kPartials;
+
+// gradient[entry][u] += the sum over the rows of a strip of sources[row u of the unit] * packed[offset], for every entry
+// of every segment; and, if not null, row_sums[row] += the rows of sources[row], lane by lane. `row_step` and
+// `sources.line_pitch` lead from one row of the strip to the next.
+//
+// Some entries are walked over for all rows of the strip, so that lanes are summed once for all.
+template <int kUnit, int kRun, Access kAccess>
+void values_units(const Segments& segments, const int32_t* offsets, const float* packed, int64_t row_step,
+                  const Rows<const float>& sources, int64_t rows, float* partials, float* gradient, float* row_sums) {
+    constexpr int64_t kEntries = kUnitPartials / kUnit;
+    for (int64_t segment = segments.first; segment < segments.last; ++segment) {
+        const int64_t group = segments.row[segment], end = segments.start[segment + 1];
+        int64_t first = segments.start[segment];
+        // A segment without entries still counts for the sums of its rows.
+        do {
+            const int64_t last = smaller(end, first + kEntries);
+            for (int64_t row = 0; row < rows; ++row) {
+                const float* const source = sources.first + group * (kUnit * sources.pitch) + row * sources.line_pitch;
+                Vector factor[kUnit][kRun];
+                for (int u = 0; u < kUnit; ++u)
+                    for (int j = 0; j < kRun; ++j)
+                        factor[u][j] =
+                            read<kAccess>(source + u * sources.pitch + j * kLanes, sources.lanes - j * kLanes);
+                if (row_sums && first == segments.start[segment]) {
+                    for (int u = 0; u < kUnit; ++u) {
+                        float* const row_sum = row_sums + (group * kUnit + u) * kLanes;
+                        Vector sum = load(row_sum);
+                        for (int j = 0; j < kRun; ++j) sum += factor[u][j];
+                        store(row_sum, sum);
+                    }
+                }
+                float* partial = partials;
+                for (int64_t entry = first; entry < last; ++entry, partial += kUnit * kLanes) {
+                    const float* const line = packed + row * row_step + offsets[entry];
+                    Vector input[kRun];
+                    for (int j = 0; j < kRun; ++j) input[j] = load(line + j * kLanes);
+                    for (int u = 0; u < kUnit; ++u) {
+                        Vector sum = row ? load(partial + u * kLanes) : Vector{};
+                        for (int j = 0; j < kRun; ++j) sum += factor[u][j] * input[j];
+                        store(partial + u * kLanes, sum);
+                    }
+                }
+            }
+            flush_partials(partials, (last - first) * kUnit, gradient + first * kUnit);
+            first = last;
+        } while (first < end);
+    }
+}
+
+// values_of_entry[entry][u], for every entry: the value of each row of its unit.
+template <int kUnit>
+static inline void look_up_units(const Index& index, const int32_t* steps, const float* values, float* table) {
+#pragma omp for schedule(static)
+    for (int64_t segment = 0; segment < index.segments(); ++segment) {
+        const int64_t step = steps[index.segment_row[segment]];
+        for (int64_t entry = index.segment_start[segment]; entry < index.segment_start[segment + 1]; ++entry)
+            for (int u = 0; u < kUnit; ++u) table[entry * kUnit + u] = values[index.order[entry] + u * step];
+    }
+}
+
+// Rows of a strip: the more, the fewer lines are packed twice, as long as the ring stands in the second-level cache.
+template <int kRun>
+static inline int64_t strip_rows(const Geometry& geometry, const Index& index) {
+    constexpr int64_t kBytes = int64_t{640} << 10;
+    const Axis &height = geometry.height, &width = geometry.width;
+    const int64_t column = ((width.kernel - 1) * int64_t{width.dilation} + 1) * kRun * kLanes * 4;
+    const int64_t most = kBytes / larger(1, column * index.channels_per_block);
+    const int64_t span = (height.kernel - 1) * int64_t{height.dilation} + 1;
+    int64_t rows = 1;
+    while (rows < height.output && (2 * rows - 1) * height.stride + span <= most) rows *= 2;
+    return rows;
+}
+
+// Calls body(access, row) for each row of a strip that exists.
+template <class Tile, class Body>
+static inline void visit_rows(const Tile& tile, int64_t tile_lanes, bool stream, Body&& body) {
+    using All = std::integral_constant<Access, Access::kAll>;
+    using Stream = std::integral_constant<Access, Access::kStream>;
+    using Some = std::integral_constant<Access, Access::kSome>;
+    for (int64_t row = 0; row < tile.rows; ++row) {
+        if (tile.lanes < tile_lanes)
+            body(Some(), row);
+        else if (stream)
+            body(Stream(), row);
+        else
+            body(All(), row);
+    }
+}
+
+template <int kUnit, int kRun>
+bool units_gather(const Geometry& geometry, const Index& index, const float* values, const float* bias,
+                  const float* input, float* output, int threads) {
+    using Plan = Sweep<1, kRun>;
+    PlanMemory memory(geometry);
+    if (!memory) return false;
+    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index));
+    Buffer<int32_t> steps(index.groups());
+    Buffer<float> table(index.nonzeros * kUnit);
+    Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
+    Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
+    if (!steps || !table || !offsets || !packed_offset) return false;
+    unit_steps(index, steps.data());
+    plan.tabulate_offsets(packed_offset.data());
+    const bool streams = streams_outputs(output, index.rows * plan.output_pitch(), geometry.batch);
+
+    bool complete = true;
+#pragma omp parallel num_threads(threads) reduction(&& : complete)
+    {
+        Buffer<float> ring(plan.buffer_size());
+        complete = static_cast<bool>(ring);
+        look_up_units<kUnit>(index, steps.data(), values, table.data());
+        for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation)
+            look_up_offsets(index, packed_offset.data() + rotation * plan.tap_offsets(),
+                            offsets.data() + rotation * index.nonzeros);
+        const int64_t team = omp_get_num_threads();
+        const auto gather_item = [&](int64_t number) {
+            plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
+                const int32_t* rotated = offsets.data() + tile.rotation * index.nonzeros;
+                visit_rows(tile, Plan::kTileLanes, streams && tile.last_block, [&](auto access, int64_t row) {
+                    const Rows<float> targets{output + tile.position + row * tile.row_pitch, plan.output_pitch(),
+                                              tile.row_pitch, tile.lanes};
+                    gather_units<kUnit, kRun, decltype(access)::value>(tile.segments, table.data(), rotated,
+                                                                       ring.data() + row * plan.row_step(), targets,
+                                                                       bias, !tile.first_block);
+                });
+            });
+        };
+        if (complete) for_share(plan.items(team), gather_item);
+        stream_fence();
+    }
+    return complete;
+}
+
+template <int kUnit, int kRun>
+bool units_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
+                           const float* input, float* gradient, float* bias_gradient, int threads) {
+    using Plan = Sweep<1, kRun>;
+    PlanMemory memory(geometry);
+    if (!memory) return false;
+    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index));
+    Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
+    Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
+    ThreadSums sums(index, gradient, bias_gradient, threads);
+    if (!offsets || !packed_offset || !sums) return false;
+    plan.tabulate_offsets(packed_offset.data());
+
+    bool complete = true;
+#pragma omp parallel num_threads(threads) reduction(&& : complete)
+    {
+        Buffer<float> ring(plan.buffer_size());
+        Buffer<float> partials(kUnitPartials * kLanes);
+        complete = ring && partials;
+        for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation)
+            look_up_offsets(index, packed_offset.data() + rotation * plan.tap_offsets(),
+                            offsets.data() + rotation * index.nonzeros);
+        const ThreadSums::Mine mine = sums.start();
+        const int64_t team = omp_get_num_threads();
+        const auto reduce_item = [&](int64_t number) {
+            plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
+                const int32_t* rotated = offsets.data() + tile.rotation * index.nonzeros;
+                const Rows<const float> sources{output_gradient + tile.position, plan.output_pitch(), tile.row_pitch,
+                                                tile.lanes};
+                const auto reduce = [&](auto access) {
+                    values_units<kUnit, kRun, decltype(access)::value>(
+                        tile.segments, rotated, ring.data(), plan.row_step(), sources, tile.rows, partials.data(),
+                        mine.values, tile.first_block ? mine.rows : nullptr);
+                };
+                if (tile.lanes < Plan::kTileLanes)
+                    reduce(std::integral_constant<Access, Access::kSome>());
+                else
+                    reduce(std::integral_constant<Access, Access::kAll>());
+            });
+        };
+        if (complete) for_share(plan.items(team), reduce_item);
+        sums.finish();
+    }
+    return complete;
+}
+
+template <int kUnit, int kRun>
+bool units_input_gradient(const Geometry& geometry, const Index& index, const float* values,
+                          const float* output_gradient, float* input_gradient, int threads) {
+    using Plan = Sweep<1, kRun>;
+    PlanMemory memory(geometry);
+    if (!memory) return false;
+    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index));
+    Buffer<int32_t> steps(index.groups());
+    Buffer<float> table(index.nonzeros * kUnit);
+    Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
+    Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
+    if (!steps || !table || !offsets || !packed_offset) return false;
+    unit_steps(index, steps.data());
+    plan.tabulate_offsets(packed_offset.data());
+    const int64_t floats = index.channels * plan.input_pitch();
+    // Inputs that no output reads have a gradient of zero.
+    const bool covers = plan.covers_input();
+    const bool streams = covers && streams_outputs(input_gradient, floats, geometry.batch);
+
+    bool complete = true;
+#pragma omp parallel num_threads(threads) reduction(&& : complete)
+    {
+        Buffer<float> ring(plan.buffer_size());
+        complete = static_cast<bool>(ring);
+        look_up_units<kUnit>(index, steps.data(), values, table.data());
+        for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation)
+            look_up_offsets(index, packed_offset.data() + rotation * plan.tap_offsets(),
+                            offsets.data() + rotation * index.nonzeros);
+        if (!covers) {
+#pragma omp for schedule(static)
+            for (int64_t channel = 0; channel < index.channels; ++channel)
+                std::memset(input_gradient + channel * plan.input_pitch(), 0,
+                            static_cast<size_t>(plan.input_pitch()) * sizeof(float));
+        }
+        const auto scatter_tile = [&](const typename Plan::Tile& tile) {
+            const int32_t* rotated = offsets.data() + tile.rotation * index.nonzeros;
+            visit_rows(tile, Plan::kTileLanes, false, [&](auto access, int64_t row) {
+                const Rows<const float> sources{output_gradient + tile.position + row * tile.row_pitch,
+                                                plan.output_pitch(), tile.row_pitch, tile.lanes};
+                scatter_units<kUnit, kRun, decltype(access)::value>(tile.segments, table.data(), rotated,
+                                                                    ring.data() + row * plan.row_step(), sources);
+            });
+        };
+        for (int64_t colour = 0; colour < plan.strips().colours(); ++colour) {
+            const auto scatter_item = [&](int64_t number) {
+                plan.scatter(colour, number, !covers, streams, input_gradient, ring.data(), scatter_tile);
+            };
+            if (complete) for_share(plan.scatter_items(colour), scatter_item);
+            stream_fence();
+#pragma omp barrier
+        }
+    }
+    return complete;
+}
+
+// The weights of an index of units one by one, for drivers that know no units.
+class SingleWeights {
+   public:
+    explicit SingleWeights(const Index& index)
+        : steps_(index.groups()), order_(index.nonzeros * index.unit), tap_offset_(index.nonzeros * index.unit),
+          segment_row_(index.segments() * index.unit), segment_start_(index.segments() * index.unit + 1),
+          block_start_(index.blocks() + 1) {
+        if (!*this) return;
+        unit_steps(index, steps_.data());
+        int64_t entries = 0, segments = 0;
+        for (int64_t segment = 0; segment < index.segments(); ++segment)
+            for (int64_t u = 0; u < index.unit; ++u) {
+                const int64_t row = index.segment_row[segment];
+                segment_row_[segments] = static_cast<int32_t>(row * index.unit + u);
+                segment_start_[segments++] = static_cast<int32_t>(entries);
+                for (int64_t n = index.segment_start[segment]; n < index.segment_start[segment + 1]; ++n) {
+                    order_[entries] = index.order[n] + static_cast<int32_t>(u) * steps_[row];
+                    tap_offset_[entries++] = index.tap_offset[n];
+                }
+            }
+        segment_start_[segments] = static_cast<int32_t>(entries);
+        for (int64_t block = 0; block <= index.blocks(); ++block)
+            block_start_[block] = index.block_start[block] * static_cast<int32_t>(index.unit);
+        index_ = index;
+        index_.order = order_.data();
+        index_.tap_offset = tap_offset_.data();
+        index_.segment_row = segment_row_.data();
+        index_.segment_start = segment_start_.data();
+        index_.block_start = block_start_.data();
+        index_.nonzeros = index.nonzeros * index.unit;
+        index_.unit = 1;
+    }
+
+    // Whether there was memory.
+    explicit operator bool() const {
+        return steps_ && order_ && tap_offset_ && segment_row_ && segment_start_ && block_start_;
+    }
+    const Index& index() const { return index_; }
+
+   private:
+    Buffer<int32_t> steps_;
+    Buffer<int32_t> order_;
+    Buffer<int16_t> tap_offset_;
+    Buffer<int32_t> segment_row_;
+    Buffer<int32_t> segment_start_;
+    Buffer<int32_t> block_start_;
+    Index index_{};
+};
+
+}  // namespace regrow::REGROW_VARIANT
