@@ -32,9 +32,9 @@ def times(monkeypatch):
     """
     layers, models, asked = {}, [], []
 
-    def time_layer(module, index, calls):
+    def time_layer(module, index, unit, calls):
         asked.append((module, len(index), list(calls)))
-        real(module, index, calls)
+        real(module, index, unit, calls)
         return choosing._Times(*layers.get(tuple(module.weight.shape), (1.0, 2.0)))
 
     def time_pair(dense, sparse, seconds):

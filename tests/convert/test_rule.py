@@ -1,6 +1,7 @@
 """backend="auto" without an example: the rule chooses for each weight; mappings of globs say it by hand."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +92,15 @@ def test_a_layer_that_a_distribution_leaves_dense_is_masked_among_sparse_ones():
     assert densities["0.weight"] > 0.5
     assert storages(model)["0.weight"] == "masked"
     assert storages(model)["3.weight"] == "sparse"
+
+
+def test_units_of_four_outputs_are_stored_sparsely_up_to_higher_densities():
+    for choose, layer in ((conv_choice, LayerShape(64, 64, 9, 0.55)), (linear_choice, LayerShape(4096, 4096, 1, 0.5))):
+        assert choose(layer, company=True).storage is Storage.MASKED
+        assert choose(replace(layer, unit=2), company=True).storage is Storage.MASKED
+        assert choose(replace(layer, unit=4), company=True).storage is Storage.SPARSE
+    assert set(storages(regrow.sparsify(convolutions(), 0.55, block=(4, 1))).values()) == {"masked", "sparse"}
+    assert set(storages(regrow.sparsify(convolutions(first=4), 0.55, block=(4, 2))).values()) == {"masked"}
 
 
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.2, 0.3, 0.5, 1.0])

@@ -12,6 +12,7 @@ from regrow.convert.choice import Choice
 from regrow.convert.choose import choose_by_time
 from regrow.convert.eligible import Slot
 from regrow.convert.rule import choose_by_rule
+from regrow.core.units import Units
 from regrow.storage import Storage
 
 __all__ = ["Backend", "check_backend", "decide"]
@@ -35,6 +36,7 @@ def decide(
     model: nn.Module,
     slots: Sequence[Slot],
     positions: Mapping[str, Tensor],
+    units: Mapping[str, Units],
     backend: Backend | Mapping[str, Backend],
     example: Any,
     *,
@@ -46,6 +48,7 @@ def decide(
         model: the model, still dense.
         slots: the weights that are to be sparse.
         positions: for each by name a bool tensor in its shape, true where the weight exists.
+        units: for each by name the units in which its topology changes.
         backend: name of a backend for all, or names by globs.
         example: a batch as the model takes it, to measure with; None lets the rule choose.
         batch_last: whether norms and pools between sparse convolutions are to follow their layout.
@@ -60,9 +63,9 @@ def decide(
         return storages, {}
     if example is None:
         asked = [slot for slot in slots if storages.get(slot.name) is Storage.SPARSE]
-        choices = choose_by_rule(model, free, positions, beside=asked)
+        choices = choose_by_rule(model, free, positions, units, beside=asked)
     else:
-        choices = choose_by_time(model, free, positions, example, batch_last=batch_last)
+        choices = choose_by_time(model, free, positions, units, example, batch_last=batch_last)
     return {**storages, **{name: choice.storage for name, choice in choices.items()}}, choices
 
 

@@ -25,6 +25,7 @@ from regrow.convert.choice import Choice
 from regrow.convert.eligible import Slot, slots_of
 from regrow.convert.exchange import sparse_form, store_sparsely, unserved
 from regrow.convert.follow_layout import follow_layout
+from regrow.core.units import Units
 from regrow.storage import Storage
 
 __all__ = ["LAYER_GAIN", "MODEL_GAIN", "choose_by_time"]
@@ -71,7 +72,13 @@ class _Times:
 
 
 def choose_by_time(
-    model: nn.Module, slots: Sequence[Slot], positions: Mapping[str, Tensor], example: Any, *, batch_last: bool = True
+    model: nn.Module,
+    slots: Sequence[Slot],
+    positions: Mapping[str, Tensor],
+    units: Mapping[str, Units],
+    example: Any,
+    *,
+    batch_last: bool = True,
 ) -> dict[str, Choice]:
     """Choose a storage for every weight; the model, its gradients and random generators stay as they are.
 
@@ -79,6 +86,7 @@ def choose_by_time(
         model: the model, still dense, in the mode and on the device in which it is to be used.
         slots: the weights that are to be sparse.
         positions: for each by name a bool tensor in its shape, true where the weight exists.
+        units: for each by name the units in which its topology changes.
         example: a batch as the model takes it: a tensor, or a tuple of arguments.
         batch_last: whether norms and pools between sparse convolutions are to follow their layout.
     """
@@ -95,12 +103,13 @@ def choose_by_time(
                 choices[slot.name] = Choice(Storage.MASKED, "the example input does not reach it")
                 continue
             index = positions[slot.name].reshape(-1).nonzero().squeeze(1)
-            key = (repr(slot.module), len(index), tuple(calls[slot.module]))
+            unit = units[slot.name].unit
+            key = (repr(slot.module), len(index), unit, tuple(calls[slot.module]))
             if key not in seen:
-                seen[key] = _time_layer(slot.module, index, calls[slot.module])
+                seen[key] = _time_layer(slot.module, index, unit, calls[slot.module])
             times[slot.name] = seen[key]
         gaining = [name for name, each in times.items() if each.gain >= LAYER_GAIN]
-        kept = _keep_what_pays(model, gaining, times, positions, arguments, batch_last)
+        kept = _keep_what_pays(model, gaining, times, positions, units, arguments, batch_last)
     for name, each in times.items():
         storage = Storage.SPARSE if name in kept else Storage.MASKED
         why = "" if name in kept or name not in gaining else "; but the whole model gains more without"
@@ -133,10 +142,10 @@ def _observe(
     return calls
 
 
-def _time_layer(module: nn.Module, index: Tensor, calls: Sequence[_Call]) -> _Times:
+def _time_layer(module: nn.Module, index: Tensor, unit: tuple[int, int], calls: Sequence[_Call]) -> _Times:
     """Time all calls of one layer in a step, in both forms."""
     dense = deepcopy(module)
-    sparse = sparse_form(module, index)
+    sparse = sparse_form(module, index, unit)
     for parameter in (*dense.parameters(), *sparse.parameters()):
         parameter.grad = None
     total = _Times(0.0, 0.0)
@@ -164,6 +173,7 @@ def _keep_what_pays(
     names: Sequence[str],
     times: Mapping[str, _Times],
     positions: Mapping[str, Tensor],
+    units: Mapping[str, Units],
     arguments: tuple[Any, ...],
     batch_last: bool,
 ) -> list[str]:
@@ -173,7 +183,7 @@ def _keep_what_pays(
     while kept:
         sparse = deepcopy(model)
         slots = {slot.name: slot for slot in slots_of(sparse)}
-        store_sparsely(sparse, [slots[name] for name in kept], positions)
+        store_sparsely(sparse, [slots[name] for name in kept], positions, units)
         if batch_last:
             follow_layout(sparse)
         step = _time_pair(_model_step(dense, arguments), _model_step(sparse, arguments), _SECONDS_MODEL)

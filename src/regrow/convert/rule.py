@@ -2,7 +2,8 @@
 
 The numbers are fitted to steps (forward, backward, SGD with momentum) of single layers in both storages, on one and two
 threads of an AMD EPYC with AVX2, PyTorch 2.13: layers of the CIFAR and MNIST networks, of ResNet-50, of transformers
-and of networks for speech, at densities from 0.02 to 1, with batches of 16 to 128. A slow test holds them against the
+and of networks for speech, at densities from 0.02 to 1, with batches of 16 to 128; those for units of several outputs
+to fewer layers, with AVX-512. A slow test holds them against the
 running machine. The batch is not known here: with fewer than about eight samples a step, dense convolutions win
 earlier, and an example input, with which layers are timed, says so.
 """
@@ -19,6 +20,8 @@ from torch.nn.modules.conv import _ConvNd
 from regrow.convert.choice import Choice
 from regrow.convert.eligible import Slot
 from regrow.convert.exchange import unserved
+from regrow.core.units import Units
+from regrow.ops.pattern import rows_of_entry
 from regrow.storage import Storage
 
 __all__ = ["LayerShape", "choose_by_rule", "conv_choice", "linear_choice"]
@@ -26,6 +29,8 @@ __all__ = ["LayerShape", "choose_by_rule", "conv_choice", "linear_choice"]
 # Linear layers: from so many weights on, up to which density. The larger the weight, the more of a step is the
 # optimizer's way through memory, which shrinks with the density.
 _LINEAR = ((1 << 22, 0.3), (1 << 17, 0.2), (1 << 14, 0.1))
+# Of units whose outputs the kernels take together: one load serves them all.
+_LINEAR_OF_UNITS = ((1 << 22, 0.6), (1 << 17, 0.4), (1 << 14, 0.2))
 # A linear layer with a shorter side does too little for each number that it reads and writes. But sparse linear layers
 # hand on the batch innermost, which a dense one with few outputs takes slowly: where at least half of a model's linear
 # layers are stored sparsely, it comes along up to this density.
@@ -35,6 +40,9 @@ _SHORTEST_SIDE, _LINEAR_IN_COMPANY = 32, 0.3
 # the first density, one of 1x1 kernels up to the second. If at least half of a model's convolutions are, the others
 # come along up to the third: the change of layout before and after would cost more than they do.
 _CONV, _CONV_OF_ONE_TAP, _CONV_IN_COMPANY = 0.5, 0.2, 0.5
+_CONV_OF_UNITS, _CONV_OF_UNITS_AND_ONE_TAP, _CONV_OF_UNITS_IN_COMPANY = 0.6, 0.4, 0.6
+# From so many outputs of a unit on.
+_LEAST_UNIT = 4
 # Among dense convolutions the change of layout must pay: up to which density, from how many inputs of an output on.
 _CONV_ALONE, _INPUTS_ALONE = 0.2, 512
 
@@ -50,16 +58,23 @@ class LayerShape:
         inputs: features of the input, or channels of it that one output sees.
         taps: positions of the kernel; 1 for a linear layer.
         density: share of the weights that exist.
+        unit: outputs that the kernels take together, as they exist or do not exist together.
     """
 
     outputs: int
     inputs: int
     taps: int
     density: float
+    unit: int = 1
 
 
 def choose_by_rule(
-    model: nn.Module, slots: Sequence[Slot], positions: Mapping[str, Tensor], *, beside: Sequence[Slot] = ()
+    model: nn.Module,
+    slots: Sequence[Slot],
+    positions: Mapping[str, Tensor],
+    units: Mapping[str, Units],
+    *,
+    beside: Sequence[Slot] = (),
 ) -> dict[str, Choice]:
     """Choose a storage for every weight; equal models, densities and machines give equal choices.
 
@@ -67,12 +82,14 @@ def choose_by_rule(
         model: the model, still dense, on the device on which it is to be used.
         slots: the weights that are to be sparse.
         positions: for each by name a bool tensor in its shape, true where the weight exists.
+        units: for each by name the units in which its topology changes.
         beside: weights that are stored sparsely whatever is chosen here.
     """
     if _processes_train_together():
         return {slot.name: Choice(Storage.MASKED, _TOGETHER) for slot in slots}
     unfit = unserved(model, slots)
-    shapes = {slot.name: _shape(slot, positions[slot.name]) for slot in slots if slot.name not in unfit}
+    fit = [slot for slot in slots if slot.name not in unfit]
+    shapes = {slot.name: _shape(slot, positions[slot.name], units[slot.name]) for slot in fit}
     convolutions = {slot.name for slot in slots if isinstance(slot.module, _ConvNd)} & shapes.keys()
     wanting = {name for name, shape in shapes.items() if _wants(shape, convolution=name in convolutions)}
     sparse = [slot.module for slot in (*slots, *beside) if slot.name in wanting or slot in beside]
@@ -102,7 +119,8 @@ def linear_choice(layer: LayerShape, *, company: bool) -> Choice:
         'a side below 32'
     """
     numel, short = layer.outputs * layer.inputs, min(layer.outputs, layer.inputs) < _SHORTEST_SIDE
-    limit = next((limit for least, limit in _LINEAR if numel >= least), None)
+    limits = _LINEAR_OF_UNITS if layer.unit >= _LEAST_UNIT else _LINEAR
+    limit = next((limit for least, limit in limits if numel >= least), None)
     if limit is None:
         return Choice(Storage.MASKED, f"below {_LINEAR[-1][0]:,} weights")
     if short and not company:
@@ -124,7 +142,7 @@ def conv_choice(layer: LayerShape, *, company: bool) -> Choice:
         'fewer than 512 inputs an output, among dense convolutions'
     """
     if company:
-        return _up_to(_CONV_IN_COMPANY, layer.density)
+        return _up_to(_CONV_OF_UNITS_IN_COMPANY if layer.unit >= _LEAST_UNIT else _CONV_IN_COMPANY, layer.density)
     if layer.density <= _CONV_ALONE and layer.inputs * layer.taps < _INPUTS_ALONE:
         return Choice(Storage.MASKED, f"fewer than {_INPUTS_ALONE} inputs an output, among dense convolutions")
     return _up_to(_CONV_ALONE, layer.density)
@@ -137,7 +155,10 @@ def _processes_train_together() -> bool:
 def _wants(layer: LayerShape, *, convolution: bool) -> bool:
     """Return whether a layer is for sparse storage whatever becomes of the others."""
     if convolution:
-        return layer.density <= (_CONV if layer.taps > 1 else _CONV_OF_ONE_TAP)
+        several, one = (
+            (_CONV_OF_UNITS, _CONV_OF_UNITS_AND_ONE_TAP) if layer.unit >= _LEAST_UNIT else (_CONV, _CONV_OF_ONE_TAP)
+        )
+        return layer.density <= (several if layer.taps > 1 else one)
     return linear_choice(layer, company=False).storage is Storage.SPARSE
 
 
@@ -151,8 +172,9 @@ def _up_to(limit: float, density: float) -> Choice:
     return Choice(Storage.MASKED, f"density above {limit:g}")
 
 
-def _shape(slot: Slot, positions: Tensor) -> LayerShape:
+def _shape(slot: Slot, positions: Tensor, units: Units) -> LayerShape:
     outputs, inputs, *kernel = slot.weight.shape
+    rows = rows_of_entry(units.shape, units.unit, getattr(slot.module, "groups", 1))
     # A density of 0.3 of the user's may be a weight more in a layer.
     density = round(int(positions.count_nonzero()) / positions.numel(), 3)
-    return LayerShape(outputs, inputs, prod(kernel), density)
+    return LayerShape(outputs, inputs, prod(kernel), density, rows)

@@ -108,7 +108,7 @@ def sparsify(
     else:
         assert density is not None
         positions = _draw(slots, units, density, distribution, seed)
-    storages, choices = decide(model, slots, positions, backend, example_input, batch_last=batch_last)
+    storages, choices = decide(model, slots, positions, units, backend, example_input, batch_last=batch_last)
     stored_sparsely = [slot for slot in slots if storages[slot.name] is Storage.SPARSE]
     check_storable(model, stored_sparsely)
     for slot in slots:

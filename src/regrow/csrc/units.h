@@ -17,6 +17,16 @@
 
 namespace regrow::REGROW_VARIANT {
 
+// Asks for the lines that a segment to come will read: they lie far apart, so the processor does not foresee them.
+template <int kUnit, int kRun, class Float>
+static inline __attribute__((always_inline)) void ask_ahead(const Segments& segments, int64_t segment, int64_t distance,
+                                                            const Rows<Float>& sources) {
+    if (segment + distance >= segments.last) return;
+    const float* line = sources.first + segments.row[segment + distance] * (kUnit * sources.pitch);
+    for (int u = 0; u < kUnit; ++u, line += sources.pitch)
+        for (int j = 0; j < kRun; ++j) __builtin_prefetch(line + j * kLanes);
+}
+
 // For every segment: the rows of its unit (+)= the sum of value * packed[offset]. Starts from the bias where `add` is
 // false.
 template <int kUnit, int kRun, Access kAccess>
@@ -25,6 +35,7 @@ void gather_units(const Segments& segments, const float* values, const int32_t* 
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const int64_t row = static_cast<int64_t>(segments.row[segment]) * kUnit;
         float* const target = targets.first + row * targets.pitch;
+        if (add) ask_ahead<kUnit, kRun>(segments, segment, 2, targets);
         Vector accumulator[kUnit][kRun];
         for (int u = 0; u < kUnit; ++u)
             for (int j = 0; j < kRun; ++j)
@@ -47,24 +58,13 @@ void gather_units(const Segments& segments, const float* values, const int32_t* 
     }
 }
 
-// Asks for the rows of the output's gradient that segments to come will read.
-template <int kUnit, int kRun>
-static inline __attribute__((always_inline)) void ask_ahead(const Segments& segments, int64_t segment,
-                                                            const Rows<const float>& sources) {
-    constexpr int64_t kDistance = 2;
-    if (segment + kDistance >= segments.last) return;
-    const float* line = sources.first + segments.row[segment + kDistance] * (kUnit * sources.pitch);
-    for (int u = 0; u < kUnit; ++u, line += sources.pitch)
-        for (int j = 0; j < kRun; ++j) __builtin_prefetch(line + j * kLanes);
-}
-
 // packed[offset] += the sum of value * sources[row] over the rows of the unit, for every entry of every segment.
 template <int kUnit, int kRun, Access kAccess>
 void scatter_units(const Segments& segments, const float* values, const int32_t* offsets, float* packed,
                    const Rows<const float>& sources) {
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const float* const source = sources.first + segments.row[segment] * (kUnit * sources.pitch);
-        ask_ahead<kUnit, kRun>(segments, segment, sources);
+        ask_ahead<kUnit, kRun>(segments, segment, 2, sources);
         Vector factor[kUnit][kRun];
         for (int u = 0; u < kUnit; ++u)
             for (int j = 0; j < kRun; ++j)
@@ -102,7 +102,9 @@ void values_units(const Segments& segments, const int32_t* offsets, const float*
         do {
             const int64_t last = smaller(end, first + kEntries);
             for (int64_t row = 0; row < rows; ++row) {
-                const float* const source = sources.first + group * (kUnit * sources.pitch) + row * sources.line_pitch;
+                const Rows<const float> its{sources.first + row * sources.line_pitch, sources.pitch, 0, 0};
+                const float* const source = its.first + group * (kUnit * sources.pitch);
+                if (last == end) ask_ahead<kUnit, kRun>(segments, segment, 1, its);
                 Vector factor[kUnit][kRun];
                 for (int u = 0; u < kUnit; ++u)
                     for (int j = 0; j < kRun; ++j)

@@ -8,7 +8,7 @@ transposed weight, whose rows are the input channels. A `Pattern` builds each gr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +20,7 @@ from regrow.core.units import Units
 from regrow.ops.blocking import choose_blocking, unit_blocking
 from regrow.ops.native import kernels
 
-__all__ = ["Blocks", "Geometry", "Pattern"]
+__all__ = ["Blocks", "Geometry", "Pattern", "rows_of_entry"]
 
 # An offset within a block is stored in 16 bits.
 _OFFSETS = 1 << 15
@@ -171,8 +171,7 @@ class Pattern:
 
         Kernels for units have no transposed grouping.
         """
-        rows, columns = self.unit
-        return rows if columns == 1 and rows in _UNITS and self.shape[0] // groups % rows == 0 else 1
+        return rows_of_entry(self.shape, self.unit, groups)
 
     def keep(self, key: object, make: Callable[[], _Kept]) -> _Kept:
         """Return what a backend keeps with the pattern under a key; made when it is first asked for."""
@@ -208,3 +207,19 @@ class Pattern:
         order, offset, segment_row, segment_start, block_start = made
         choice = torch.tensor(blocking, dtype=torch.int32)
         return Blocks(order, offset, segment_row, segment_start, block_start, choice)
+
+
+def rows_of_entry(shape: Sequence[int], unit: tuple[int, int], groups: int = 1) -> int:
+    """Return how many outputs the kernels take as one entry: those of a unit, or one.
+
+    Args:
+        shape: shape of the dense weight, outputs first.
+        unit: outputs and inputs of a unit.
+        groups: blocks into which the channels are divided; a unit must not lie across them.
+
+    Example:
+        >>> rows_of_entry((64, 32, 3, 3), (4, 1)), rows_of_entry((64, 32, 3, 3), (4, 2))
+        (4, 1)
+    """
+    rows, columns = unit
+    return rows if columns == 1 and rows in _UNITS and shape[0] // groups % rows == 0 else 1
