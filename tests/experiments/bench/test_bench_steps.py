@@ -15,6 +15,7 @@ import regrow
 from regrow.experiments import data
 from regrow.experiments.bench.common.machine import describe
 from regrow.experiments.bench.steps import check as step_check
+from regrow.experiments.bench.steps import contenders
 from regrow.experiments.bench.steps import measure as training_steps
 from regrow.experiments.bench.steps import training as stepping
 from regrow.experiments.bench.steps.check import check
@@ -23,7 +24,7 @@ from regrow.experiments.bench.steps.measure import measure
 from regrow.experiments.bench.steps.peer_networks import PEERS
 from regrow.experiments.bench.steps.report import FILE, Report, Settings, step_configs
 from regrow.experiments.bench.steps.state import state_of
-from regrow.experiments.bench.steps.tables import markdown, speed_points, tables
+from regrow.experiments.bench.steps.tables import markdown, sentence, speed_points, tables
 from regrow.experiments.bench.steps.training import (
     dense_model,
     dense_training,
@@ -33,8 +34,9 @@ from regrow.experiments.bench.steps.training import (
     steps_per_epoch,
     update_interval,
 )
-from regrow.experiments.bench.steps.update_cost import cost_per_step, looking_steps
+from regrow.experiments.bench.steps.update_cost import UpdateCost, cost_per_step, looking_steps, settle
 from regrow.experiments.errors import WrongResultError
+from regrow.experiments.train.config import override
 from regrow.experiments.train.presets import preset
 
 CONFIG = tiny(density=0.3, batch_size=16, growth="window:3")
@@ -169,7 +171,7 @@ def test_the_faster_form_of_dense_stands_beside(monkeypatch):
         step = training.step
         return replace(training, step=lambda: time.sleep(0.05) or step())
 
-    monkeypatch.setattr(training_steps, "compile_training", slow)
+    monkeypatch.setattr(contenders, "compile_training", slow)
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     found = measure(config, replace(QUICK, compile_seconds=1))
     assert found.dense_form == "eager"
@@ -182,7 +184,7 @@ def test_what_is_left_out_is_told(monkeypatch):
     def fails(training, config, batches, seconds, *, bfloat16):
         raise CompileError(f"no compiler for {'half' if bfloat16 else 'full'}")
 
-    monkeypatch.setattr(training_steps, "compile_training", fails)
+    monkeypatch.setattr(contenders, "compile_training", fails)
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     found = measure(config, replace(QUICK, compile_seconds=1))
     assert found.left_out == {
@@ -235,7 +237,79 @@ def test_what_auto_chose_is_told(backend, why):
 def test_everything_stored_sparsely_is_timed_beside():
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     found = measure(config, replace(QUICK, backend="auto", all_sparse=True))
-    assert found.ratio["cpu, window:22"].median > 0
+    assert found.beside["cpu, window:22"].ratio.median > 0
+
+
+def test_units_are_timed_beside_with_their_own_updates(tmp_path):
+    (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
+    found = measure(config, replace(QUICK, blocks=((4, 1), (2, 1))))
+    assert list(found.milliseconds) == ["dense", "sparse", "block 4x1", "block 2x1", "bfloat16"]
+    assert set(found.ratio) == {"dense", "bfloat16"}
+    for name, each in found.beside.items():
+        without = found.milliseconds[name].median
+        assert each.sparse_step == pytest.approx(without / (1 - each.updates.share))
+        assert each.updates.looking_steps == 3
+        assert [layer.storage for layer in each.layers] == ["sparse"] * 3
+        assert found.state[name].total < found.state["dense"].total
+        assert sum(found.breakdown[name].values()) > 0
+    ratio = found.beside["block 4x1"].ratio
+    shown = tables([found])[0]
+    cells = dict(zip(shown.columns, shown.rows[0], strict=True))
+    assert cells["dense / block 4x1"] == ratio.text("{:.2f}".format, unit="x")
+    assert "block 2x1 ms" in cells
+    assert f"dense / block 4x1 {cells['dense / block 4x1']}" in sentence(found)
+    points = speed_points([found])
+    assert list(points) == ["digits-mlp", "digits-mlp, block 4x1", "digits-mlp, block 2x1"]
+    assert points["digits-mlp, block 4x1"] == [(0.3, ratio.median, ratio.low, ratio.high)]
+    assert all(len(cells) == len(table.columns) for table in tables([found]) for cells in table.rows)
+    FILE.save(Report(describe(), replace(QUICK, blocks=((4, 1), (2, 1))), [found]), tmp_path / "steps.json")
+    assert FILE.load(tmp_path / "steps.json").rows == [found]
+
+
+def test_the_ratio_of_units_pays_for_their_updates(monkeypatch):
+    (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
+    # as if updates took half of the time of units, and nothing of that of single weights
+    shares = iter((0.0, 0.5))
+    monkeypatch.setattr(training_steps, "update_cost", lambda *_: UpdateCost(10.0, 3, 1.0, 1.0, next(shares)))
+    monkeypatch.setattr(training_steps, "take_turns", lambda steps, *_: {name: [2.0, 2.0] for name in steps})
+    found = measure(config, replace(QUICK, blocks=((4, 1),)))
+    assert (found.ratio["dense"].median, found.beside["block 4x1"].ratio.median) == (1.0, 0.5)
+
+
+def test_whole_units_exist_from_the_start_and_after_updates():
+    config = override(CONFIG, {"block": "4x1"})
+    batches, _, sparse = networks(config)
+    training = sparse_training(config, sparse, batches)
+    settle(training, config, 1)
+    for name, mask in regrow.masks(sparse).items():
+        rows = 2 if name == "fc3.weight" else 4  # ten outputs
+        blocks = mask.view(-1, rows, mask.shape[1])
+        assert torch.equal(blocks.any(1), blocks.all(1))
+
+
+def test_wrong_units_are_not_timed(monkeypatch):
+    made = stepping.sparse_model
+
+    def wrong(config, *arguments):
+        network = made(config, *arguments)
+        if config.block:
+            with torch.no_grad():
+                network.fc2.values.mul_(1.2)
+        return network
+
+    monkeypatch.setattr(contenders, "sparse_model", wrong)
+    (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
+    with pytest.raises(WrongResultError, match=r"digits-mlp at 0\.3, block 4x1: the loss is"):
+        measure(config, replace(QUICK, blocks=((4, 1),)))
+
+
+def test_bfloat16_can_be_left_out():
+    (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
+    found = measure(config, replace(QUICK, bfloat16=False))
+    assert set(found.milliseconds) == {"dense", "sparse"}
+    assert set(found.ratio) == {"dense"}
+    assert (found.bfloat16_form, found.bfloat16_forms) == ("", {})
+    assert not [name for name in tables([found])[0].columns if "bfloat16" in name]
 
 
 def test_where_everything_is_masked_growth_reads_all():
@@ -322,14 +396,16 @@ def test_the_command_measures_writes_and_goes_on(tmp_path, monkeypatch):
     assert [each.density for each in FILE.load(out).rows] == [0.3, 0.5]
     monkeypatch.setattr(training_steps, "measure", None)
     assert command(*call, "--densities", "0.3,0.5").exit_code == 0
-    other = command(*call[:3], "--batch", 8, "--out", out)
-    assert "another --out" in other.stderr
+    for others in (("--batch", 8), ("--blocks", "4x1"), ("--no-bfloat16",)):
+        assert "another --out" in command(*call, *others).stderr
 
 
 def test_mistakes_are_one_line():
     refused(command("bench", "train", "cifar10-vgg"), "there is no preset 'cifar10-vgg'")
     refused(command("bench", "train", "digits-mlp", "--densities", "2"), "densities must lie in (0, 1]")
     refused(command("bench", "train", "digits-mlp", "--method", "dense"), "name a sparse --method")
+    for blocks in ("4", "4x0", "4x1,", "4x1;8x1"):
+        refused(command("bench", "train", "digits-mlp", "--blocks", blocks), "--blocks", "outputs x inputs")
     done = command("bench", "train", "digits-mlp", "--backend", "magic", "--compile-seconds", 0)
     assert done.exit_code == 2
     assert "there is no backend 'magic'" in done.stderr

@@ -73,4 +73,5 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 
 def _wrong(config: TrainConfig, what: str) -> WrongResultError:
-    return WrongResultError(f"{config.preset} at {config.density:g}: {what}; not timed")
+    block = "" if config.block is None else f", block {config.block}"
+    return WrongResultError(f"{config.preset} at {config.density:g}{block}: {what}; not timed")

@@ -38,6 +38,7 @@ def bench_train(
     all_sparse: Annotated[
         bool, typer.Option("--all-sparse", help="Beside it, in the same rounds: backend=cpu, growth=window:22.")
     ] = False,
+    blocks: options.Blocks = "",
     method: options.Method = None,
     growth: options.Growth = "own",
     redistribute: Annotated[
@@ -52,6 +53,7 @@ def bench_train(
     compile_seconds: Annotated[
         float, typer.Option(min=0, help="How long torch.compile may take, for each precision; 0: not at all.")
     ] = 300,
+    bfloat16: Annotated[bool, typer.Option(help="Also dense in bfloat16, slow without instructions for it.")] = True,
     peaks: Annotated[
         bool, typer.Option(help="Also the peak memory of each contender, in some more steps in processes of their own.")
     ] = True,
@@ -66,7 +68,7 @@ def bench_train(
         settings = Settings(
             backend, batch, method, options.read_growth(growth), rounds, seconds, compile_seconds,
             peers=tuple(PEERS) if peers else (), peaks=peaks, redistribute=redistribute, updates=updates,
-            all_sparse=all_sparse,
+            all_sparse=all_sparse, blocks=options.read_blocks(blocks), bfloat16=bfloat16,
         )  # fmt: skip
         given = options.read_densities(densities) if densities else ()
         configs = step_configs(presets or (), given, settings)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -13,36 +11,20 @@ from torch import nn
 
 import regrow
 from regrow.experiments.bench.common.progress import Progress
-from regrow.experiments.bench.common.spreads import ratios, spread
-from regrow.experiments.bench.common.turns import FEWEST_ROUNDS, take_turns
+from regrow.experiments.bench.common.spreads import Spread, ratios, spread
+from regrow.experiments.bench.common.turns import take_turns
 from regrow.experiments.bench.steps.breakdown import profile
-from regrow.experiments.bench.steps.check import check
-from regrow.experiments.bench.steps.compile import CompileError, compile_training
+from regrow.experiments.bench.steps.contenders import Contenders, Sparse, prepare
 from regrow.experiments.bench.steps.estimate import estimate, observe
 from regrow.experiments.bench.steps.peak import peaks
-from regrow.experiments.bench.steps.peer_networks import PEERS
-from regrow.experiments.bench.steps.report import COMPILED, EAGER, FILE, Report, Row, Settings, Stored
+from regrow.experiments.bench.steps.report import EAGER, FILE, Beside, Report, Row, Settings, Stored
 from regrow.experiments.bench.steps.state import state_of
-from regrow.experiments.bench.steps.training import (
-    BFLOAT16,
-    DENSE,
-    SPARSE,
-    Batches,
-    Training,
-    dense_model,
-    dense_training,
-    make_batches,
-    recipe_of,
-    sparse_model,
-    sparse_training,
-)
-from regrow.experiments.bench.steps.update_cost import settle, update_cost
-from regrow.experiments.train.config import TrainConfig, override
+from regrow.experiments.bench.steps.training import BFLOAT16, DENSE, SPARSE, dense_model, make_batches, recipe_of
+from regrow.experiments.bench.steps.update_cost import UpdateCost, settle, update_cost
+from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.growth import growth_name
 
 __all__ = ["measure", "run"]
-
-_BESIDE_GROWTH = "window:22"
 
 
 def run(report: Report, configs: Sequence[TrainConfig], *, out: Path | None, progress: Progress[Row]) -> None:
@@ -74,65 +56,63 @@ def measure(config: TrainConfig, settings: Settings) -> Row:
         settings: how to measure.
 
     Raises:
-        WrongResultError: if the sparse network computes another loss than masked storage.
+        WrongResultError: if a sparse network computes another loss than masked storage.
         ValueError: if the storage cannot hold the network.
     """
     batches = make_batches(config)
-    model = dense_model(config)
-    sparse_net = sparse_model(config, model, batches, settings.backend)
-    check(model, sparse_net, batches, config)
-    if not any(layer.storage == SPARSE for layer in regrow.summary(sparse_net).layers):
-        config = override(config, {"growth": "exact"})  # masked storage has all that growth reads
-    dense = dense_training(config, deepcopy(model), batches)
-    full = _faster(dense, config, batches, settings)
-    half = _faster(
-        dense_training(config, deepcopy(model), batches, bfloat16=True), config, batches, settings, bfloat16=True
-    )
-    others, left_out = _others(config, model, sparse_net, batches, settings)
-    left_out = {**full.left_out, **half.left_out, **left_out}
-    sparse = sparse_training(config, sparse_net, batches)
-    updated = settle(sparse, config, settings.updates)
-    layers = _stored(sparse_net)
-    contenders = {DENSE: full.training, SPARSE: sparse, BFLOAT16: half.training, **others}
-    times = take_turns({name: each.step for name, each in contenders.items()}, settings.rounds, settings.seconds)
-    breakdown = {
-        SPARSE: profile(sparse.step, settings.profiled),
-        f"{DENSE} {EAGER}": profile(dense.step, settings.profiled),
-    }
-    state = {SPARSE: state_of(sparse), DENSE: state_of(dense)}
-    estimated = estimate(observe(dense.model, sparse_net, batches.images[0]))
-    updates = update_cost(sparse, config)
-    factor = 1 / (1 - updates.share)
-    peak: dict[str, int] = {}
-    if settings.peaks:
-        peak, failed = peaks(config, (SPARSE, DENSE, BFLOAT16), settings.backend)
-        left_out |= {f"peak memory, {name}": why for name, why in failed.items()}
+    contenders = prepare(config, dense_model(config), batches, settings)
+    dense, sparse = contenders.dense, contenders.sparse
+    updated = {name: settle(each.training, each.config, settings.updates) for name, each in sparse.items()}
+    layers = {name: _stored(each.training.model) for name, each in sparse.items()}
+    steps = {name: each.step for name, each in contenders.trainings.items()}
+    times = take_turns(steps, settings.rounds, settings.seconds)
+    eager, main = dense[DENSE].eager, sparse[SPARSE]
+    breakdown = {name: profile(each.training.step, settings.profiled) for name, each in sparse.items()}
+    breakdown[f"{DENSE} {EAGER}"] = profile(eager.step, settings.profiled)
+    state = {**{name: state_of(each.training) for name, each in sparse.items()}, DENSE: state_of(eager)}
+    estimated = estimate(observe(eager.model, main.training.model, batches.images[0]))
+    own = {name: _beside(name, each, layers[name], times) for name, each in sparse.items()}
+    first = own.pop(SPARSE)
+    peak, unmeasured = _peaks(contenders) if settings.peaks else ({}, {})
+    half = dense.get(BFLOAT16)
     return Row(
         preset=config.preset,
         density=config.density,
         batch=config.batch_size,
         method=config.method + ("" if config.redistribute == "method" else f", {config.redistribute}"),
-        growth=growth_name(recipe_of(config).growth),
-        updates_before=updated,
-        layers=layers,
-        dense_form=full.form,
-        dense_forms=full.milliseconds,
+        growth=growth_name(recipe_of(main.config).growth),
+        updates_before=updated[SPARSE],
+        layers=first.layers,
+        dense_form=dense[DENSE].form,
+        dense_forms=dense[DENSE].milliseconds,
         milliseconds={name: spread(each) for name, each in times.items()},
-        sparse_step=median(times[SPARSE]) * factor,
+        sparse_step=first.sparse_step,
         ratio={
-            name: ratios(each, times[SPARSE], 1.0 if name in others else factor)
-            for name, each in times.items()
-            if name != SPARSE
+            **{name: _ratio(times[name], times[SPARSE], first.updates) for name in dense},
+            **{name: ratios(times[name], times[SPARSE]) for name in contenders.peers},
         },
-        updates=updates,
+        updates=first.updates,
         breakdown=breakdown,
         state=state,
         estimated=estimated,
-        left_out=left_out,
-        bfloat16_form=half.form,
-        bfloat16_forms=half.milliseconds,
+        left_out={**contenders.left_out, **unmeasured},
+        bfloat16_form=half.form if half else "",
+        bfloat16_forms=half.milliseconds if half else {},
         peak=peak,
+        beside=own,
     )
+
+
+def _beside(name: str, sparse: Sparse, layers: tuple[Stored, ...], times: Mapping[str, Sequence[float]]) -> Beside:
+    """Time the updates of a sparse training, and return its step with their share."""
+    updates = update_cost(sparse.training, sparse.config)
+    ratio = _ratio(times[DENSE], times[name], updates)
+    return Beside(layers, median(times[name]) / (1 - updates.share), ratio, updates)
+
+
+def _ratio(times: Sequence[float], sparse: Sequence[float], updates: UpdateCost) -> Spread:
+    """Return the spread of times over those of the sparse steps with their share of updates, round by round."""
+    return ratios(times, sparse, 1 / (1 - updates.share))
 
 
 def _stored(model: nn.Module) -> tuple[Stored, ...]:
@@ -142,44 +122,18 @@ def _stored(model: nn.Module) -> tuple[Stored, ...]:
     )
 
 
-def _others(
-    config: TrainConfig, model: nn.Module, sparse: nn.Module, batches: Batches, settings: Settings
-) -> tuple[dict[str, Training], dict[str, str]]:
-    """Return the trainings beside, all stored sparsely and of other libraries, and for those that cannot, why."""
-    found, left_out = {}, {}
-    if settings.all_sparse:
-        beside = override(config, {"growth": _BESIDE_GROWTH})
-        all_sparse = sparse_training(beside, sparse_model(beside, model, batches, "cpu"), batches)
-        settle(all_sparse, beside, settings.updates)
-        found[f"cpu, {_BESIDE_GROWTH}"] = all_sparse
-    for peer in settings.peers:
-        try:
-            found[peer] = PEERS[peer](config, model, regrow.masks(sparse), batches)
-        except (ImportError, RuntimeError, ValueError) as error:
-            left_out[peer] = " ".join(str(error).split())[:160]
+def _peaks(contenders: Contenders) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the peak memory of each contender by name, and of what could not be measured, why."""
+    found: dict[str, int] = {}
+    left_out: dict[str, str] = {}
+    for name, each in contenders.sparse.items():
+        kinds = (SPARSE, *contenders.dense) if name == SPARSE else (SPARSE,)
+        measured, failed = peaks(each.config, kinds, each.backend)
+        found |= {_renamed(kind, name): size for kind, size in measured.items()}
+        left_out |= {f"peak memory, {_renamed(kind, name)}": why for kind, why in failed.items()}
     return found, left_out
 
 
-@dataclass(frozen=True)
-class _Faster:
-    """The faster form of a dense training: its name, the milliseconds of each form, and what was left out, and why."""
-
-    form: str
-    training: Training
-    milliseconds: dict[str, float]
-    left_out: dict[str, str]
-
-
-def _faster(
-    eager: Training, config: TrainConfig, batches: Batches, settings: Settings, *, bfloat16: bool = False
-) -> _Faster:
-    forms, left_out = {EAGER: eager}, {}
-    if settings.compile_seconds > 0:
-        try:
-            forms[COMPILED] = compile_training(eager, config, batches, settings.compile_seconds, bfloat16=bfloat16)
-        except CompileError as error:
-            left_out[f"{BFLOAT16 if bfloat16 else DENSE} compiled"] = str(error)
-    times = take_turns({name: each.step for name, each in forms.items()}, FEWEST_ROUNDS, 0)
-    medians = {name: median(each) for name, each in times.items()}
-    form = min(medians, key=lambda name: medians[name])
-    return _Faster(form, forms[form], medians, left_out)
+def _renamed(kind: str, name: str) -> str:
+    """Return the name of a peak with the contender's own in the place of `sparse`."""
+    return kind.replace(SPARSE, name, 1)

@@ -16,7 +16,7 @@ from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.methods import check_method
 from regrow.experiments.train.presets import preset as find_preset
 
-__all__ = ["COMPILED", "EAGER", "FILE", "TARGETS", "Report", "Row", "Settings", "Stored", "step_configs"]
+__all__ = ["COMPILED", "EAGER", "FILE", "TARGETS", "Beside", "Report", "Row", "Settings", "Stored", "step_configs"]
 
 TARGETS: Mapping[str, float] = {
     "cifar10-vgg16-d": 0.05,
@@ -49,6 +49,8 @@ class Settings:
         redistribute: `method`, or `keep` for layers that keep the number of their weights.
         updates: topology updates before anything is timed: they move weights between layers that cost differently.
         all_sparse: also the same training with everything stored sparsely and a window of 22 steps, in the same rounds.
+        blocks: also the same training with units of so many outputs and inputs each, in the same rounds.
+        bfloat16: whether dense bfloat16 runs too: without instructions for it, it is slow.
     """
 
     backend: str = "auto"
@@ -64,6 +66,8 @@ class Settings:
     redistribute: str = "method"
     updates: int = 1
     all_sparse: bool = False
+    blocks: tuple[tuple[int, int], ...] = ()
+    bfloat16: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,23 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A further sparse training of a row, in the same rounds.
+
+    Attributes:
+        layers: how each weight is stored, with its density in the steps that were timed.
+        sparse_step: milliseconds of a step with its share of updates and looking.
+        ratio: time of a dense step over that, round by round.
+        updates: what topology updates cost.
+    """
+
+    layers: tuple[Stored, ...]
+    sparse_step: float
+    ratio: Spread
+    updates: UpdateCost
+
+
+@dataclass(frozen=True)
 class Row:
     """One preset at one density.
 
@@ -99,19 +120,20 @@ class Row:
         layers: how each weight is stored, with its density in the steps that were timed.
         dense_form: which form of dense float32 was the faster, and stands beside the sparse network.
         dense_forms: milliseconds of each form that ran.
-        milliseconds: of a step of each contender; the sparse one without updates.
+        milliseconds: of a step of each contender; sparse ones without updates.
         sparse_step: milliseconds of a sparse step with its share of updates and looking.
-        ratio: time of each contender over that of the sparse step with its share, round by round; of other libraries,
-            which update nothing, over that of the sparse step without.
+        ratio: time of each dense contender over that of the sparse step with its share, round by round; of other
+            libraries, which update nothing, over that of the sparse step without.
         updates: what topology updates cost.
-        breakdown: milliseconds of each kind of operation, of the sparse and of the eager dense step under the profiler.
+        breakdown: milliseconds of each kind of operation under the profiler, of sparse steps and the eager dense one.
         state: what each training holds between steps.
         estimated: the speed-ups that the paper's way of estimating gives.
         left_out: what was not measured, and why.
-        bfloat16_form: which form of dense bfloat16 was the faster.
+        bfloat16_form: which form of dense bfloat16 was the faster; empty if it was not measured.
         bfloat16_forms: milliseconds of each form that ran.
         peak: the most bytes that each contender's own process held in ordinary steps beyond what it held before the
             model was made, dense ones not compiled; `sparse, update` around an update.
+        beside: further sparse trainings by name: with units of several weights, or everything stored sparsely.
     """
 
     preset: str
@@ -134,6 +156,7 @@ class Row:
     bfloat16_form: str = EAGER
     bfloat16_forms: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
+    beside: dict[str, Beside] = field(default_factory=dict)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from regrow.experiments.bench.common.spreads import Spread, short
 from regrow.experiments.bench.common.tables import Table, mib
-from regrow.experiments.bench.steps.report import COMPILED, EAGER, Report, Row
+from regrow.experiments.bench.steps.report import COMPILED, EAGER, Beside, Report, Row, Stored
 from regrow.experiments.bench.steps.training import BFLOAT16, DENSE, SPARSE
 
 __all__ = ["headline", "markdown", "sentence", "speed_points", "tables"]
@@ -16,7 +16,8 @@ def tables(rows: Iterable[Row]) -> list[Table]:
     """Return all tables: steps, estimates, updates, kinds of operation, memory, and what `auto` chose."""
     rows = list(rows)
     peaks = [_peaks(rows)] if any(row.peak for row in rows) else []
-    chosen = [_layers(row) for row in rows if any(layer.reason for layer in row.layers)]
+    chosen = [_layers(row, name, each.layers) for row in rows for name, each in _sparse(row).items()]
+    chosen = [table for table in chosen if any(why for *_, why in table.rows)]
     forms = [_forms(rows)] if any(len(each) > 1 for row in rows for each in _forms_of(row).values()) else []
     return [headline(rows), *forms, _estimates(rows), _updates(rows), _breakdown(rows), _state(rows), *peaks, *chosen]
 
@@ -24,34 +25,27 @@ def tables(rows: Iterable[Row]) -> list[Table]:
 def headline(rows: Iterable[Row]) -> Table:
     """Return what a step takes, the ratios, the share of updates, and the share of memory."""
     rows = list(rows)
-    others = list(dict.fromkeys(name for row in rows for name in row.ratio if name not in (DENSE, BFLOAT16)))
+    half = [BFLOAT16] if any(BFLOAT16 in row.ratio for row in rows) else []
+    over = [DENSE, *half, *dict.fromkeys(name for row in rows for name in row.ratio if name not in (DENSE, BFLOAT16))]
+    beside = list(dict.fromkeys(name for row in rows for name in row.beside))
     columns = (
-        *(
-            "preset",
-            "density",
-            "batch",
-            "method",
-            "growth",
-            "updates before",
-            "stored sparsely",
-            "dense ms",
-            "form",
-            "bfloat16 ms",
-            "form",
-            "sparse ms",
-        ),
-        *("dense / sparse", "bfloat16 / sparse", *(f"{name} / sparse" for name in others)),
+        *("preset", "density", "batch", "method", "growth", "updates before", "stored sparsely", "dense ms", "form"),
+        *(("bfloat16 ms", "form") if half else ()),
+        *("sparse ms", *(f"{name} ms" for name in beside)),
+        *(*(f"{name} / sparse" for name in over), *(f"dense / {name}" for name in beside)),
         *("share of updates", "model state of dense"),
     )
 
     def cells(row: Row) -> tuple[str, ...]:
+        found = [row.beside.get(name) for name in beside]
         return (
             *(row.preset, f"{row.density:.3g}", str(row.batch), row.method, row.growth, str(row.updates_before)),
             f"{sum(layer.storage == SPARSE for layer in row.layers)} of {len(row.layers)}",
             *(short(row.milliseconds[DENSE].median), row.dense_form),
-            *(short(row.milliseconds[BFLOAT16].median), row.bfloat16_form),
-            short(row.sparse_step),
-            *(_factor(row.ratio[name]) if name in row.ratio else "-" for name in (DENSE, BFLOAT16, *others)),
+            *(cell for name in half for cell in (_step(row, name), row.bfloat16_form or "-")),
+            *(short(row.sparse_step), *("-" if each is None else short(each.sparse_step) for each in found)),
+            *(_factor(row.ratio[name]) if name in row.ratio else "-" for name in over),
+            *("-" if each is None else _factor(each.ratio) for each in found),
             f"{row.updates.share:.1%}",
             f"{row.state[SPARSE].total / row.state[DENSE].total:.1%}",
         )
@@ -71,7 +65,7 @@ def markdown(reports: Sequence[Report], command: str) -> str:
     lines = [
         f"`{command}`",
         "",
-        f"{reports[0].machine}; {'; '.join(ways)}. Ratios are times over that of the sparse step of the same round "
+        f"{reports[0].machine}; {'; '.join(ways)}. Ratios are times over that of a sparse step of the same round "
         "with its share of topology updates; of other libraries, which update nothing, over the step without. The "
         "estimates are those of the paper's method: convolutions alone, nothing for skipping.",
         "",
@@ -85,7 +79,7 @@ def markdown(reports: Sequence[Report], command: str) -> str:
 def speed_points(rows: Iterable[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
     """Return for each preset its points: density, and median and quartiles of dense over sparse.
 
-    Where rows differ in method, growth, updates or batch, that is part of the name.
+    Where rows differ in method, growth, updates or batch, that is part of the name; so is what was timed beside.
     """
     rows = list(rows)
     methods, growths = len({row.method for row in rows}) > 1, len({row.growth for row in rows}) > 1
@@ -95,17 +89,28 @@ def speed_points(rows: Iterable[Row]) -> dict[str, list[tuple[float, float, floa
         name = row.preset + (f", {row.method}" if methods else "") + (f", {row.growth}" if growths else "")
         name += f", {row.updates_before} updates before" if befores else ""
         name += f", batch {row.batch}" if batches else ""
-        ratio = row.ratio[DENSE]
-        points.setdefault(name, []).append((row.density, ratio.median, ratio.low, ratio.high))
+        for beside, each in _sparse(row).items():
+            line, ratio = name if beside == SPARSE else f"{name}, {beside}", each.ratio
+            points.setdefault(line, []).append((row.density, ratio.median, ratio.low, ratio.high))
     return points
 
 
 def sentence(row: Row) -> str:
     """Return one row in a line, for the progress."""
-    return (
-        f"{row.preset} at {row.density:.3g}: {short(row.milliseconds[DENSE].median)} ms dense ({row.dense_form}), "
-        f"{short(row.sparse_step)} ms sparse; dense / sparse {_factor(row.ratio[DENSE])}"
-    )
+    sparse = _sparse(row)
+    steps = "".join(f", {short(each.sparse_step)} ms {name}" for name, each in sparse.items())
+    ratios = ", ".join(f"dense / {name} {_factor(each.ratio)}" for name, each in sparse.items())
+    dense = f"{short(row.milliseconds[DENSE].median)} ms dense ({row.dense_form})"
+    return f"{row.preset} at {row.density:.3g}: {dense}{steps}; {ratios}"
+
+
+def _sparse(row: Row) -> dict[str, Beside]:
+    """Return the sparse trainings of a row by name, `sparse` first."""
+    return {SPARSE: Beside(row.layers, row.sparse_step, row.ratio[DENSE], row.updates), **row.beside}
+
+
+def _step(row: Row, name: str) -> str:
+    return short(row.milliseconds[name].median) if name in row.milliseconds else "-"
 
 
 def _forms_of(row: Row) -> dict[str, dict[str, float]]:
@@ -113,11 +118,12 @@ def _forms_of(row: Row) -> dict[str, dict[str, float]]:
 
 
 def _forms(rows: Iterable[Row]) -> Table:
-    names = ((kind, form) for kind in (DENSE, BFLOAT16) for form in (EAGER, COMPILED))
-    columns = ("preset", "density", *(f"{kind} {form}" for kind, form in names))
+    rows = list(rows)
+    kinds = [kind for kind in (DENSE, BFLOAT16) if any(_forms_of(row)[kind] for row in rows)]
+    columns = ("preset", "density", *(f"{kind} {form}" for kind in kinds for form in (EAGER, COMPILED)))
 
     def cells(row: Row) -> tuple[str, ...]:
-        times = (each.get(form) for each in _forms_of(row).values() for form in (EAGER, COMPILED))
+        times = (_forms_of(row)[kind].get(form) for kind in kinds for form in (EAGER, COMPILED))
         return (row.preset, f"{row.density:.3g}", *("-" if time is None else short(time) for time in times))
 
     return Table(
@@ -138,20 +144,21 @@ def _estimates(rows: Iterable[Row]) -> Table:
 
 def _updates(rows: Iterable[Row]) -> Table:
     columns = (
-        *("preset", "density", "step without ms", "looking ms", "steps that look", "update ms", "steps between"),
+        *("network", "step without ms", "looking ms", "steps that look", "update ms", "steps between"),
         *("a step with its share ms", "share"),
     )
 
-    def cells(row: Row) -> tuple[str, ...]:
-        updates = row.updates
-        figures = (short(updates.looking), str(updates.looking_steps), short(updates.update))
-        every = "none" if updates.every is None else f"{updates.every:.0f}"
-        return (
-            *(row.preset, f"{row.density:.3g}", short(row.milliseconds[SPARSE].median), *figures, every),
-            *(short(row.sparse_step), f"{updates.share:.1%}"),
-        )
+    def cells(row: Row) -> Iterable[tuple[str, ...]]:
+        for name, each in _sparse(row).items():
+            updates = each.updates
+            figures = (short(updates.looking), str(updates.looking_steps), short(updates.update))
+            every = "none" if updates.every is None else f"{updates.every:.0f}"
+            yield (
+                *(f"{row.preset} {row.density:.3g} {name}", _step(row, name), *figures, every),
+                *(short(each.sparse_step), f"{updates.share:.1%}"),
+            )
 
-    return Table("Topology updates", columns, tuple(map(cells, rows)))
+    return Table("Topology updates", columns, tuple(cell for row in rows for cell in cells(row)))
 
 
 def _breakdown(rows: Iterable[Row]) -> Table:
@@ -159,9 +166,10 @@ def _breakdown(rows: Iterable[Row]) -> Table:
     kinds = list(dict.fromkeys(kind for row in rows for times in row.breakdown.values() for kind in times))
 
     def cells(row: Row) -> Iterable[tuple[str, ...]]:
+        sparse = _sparse(row)
         for name, times in row.breakdown.items():
             # An update is no part of the steps under the profiler: its share is that of the mean step.
-            update = row.sparse_step * row.updates.share if name == SPARSE else 0.0
+            update = sparse[name].sparse_step * sparse[name].updates.share if name in sparse else 0.0
             yield (
                 f"{row.preset} {row.density:.3g} {name}",
                 *(short(times.get(kind, 0.0)) for kind in kinds),
@@ -200,13 +208,12 @@ def _peaks(rows: Iterable[Row]) -> Table:
     return Table(title, columns, tuple(cell for row in rows for cell in cells(row)))
 
 
-def _layers(row: Row) -> Table:
+def _layers(row: Row, name: str, layers: Iterable[Stored]) -> Table:
     return Table(
-        f"{row.preset} at {row.density:.3g}: how each weight is stored",
+        f"{row.preset} at {row.density:.3g}{'' if name == SPARSE else f', {name}'}: how each weight is stored",
         ("weight", "storage", "density", "gain alone", "why"),
         tuple(
-            (layer.name, layer.storage, f"{layer.density:.3f}", _times(layer.gain), layer.reason)
-            for layer in row.layers
+            (layer.name, layer.storage, f"{layer.density:.3f}", _times(layer.gain), layer.reason) for layer in layers
         ),
     )
 

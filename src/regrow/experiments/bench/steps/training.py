@@ -139,6 +139,7 @@ def sparse_model(config: TrainConfig, dense: nn.Module, batches: Batches, backen
     return regrow.sparsify(
         deepcopy(dense),
         config.density,
+        block=config.block_shape,
         distribution=recipe_of(config).distribution,
         keep_dense=config.keep_dense,
         backend="auto" if backend == MEASURED else backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
