@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from importlib import import_module
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from runs import command, refused
 
 import regrow
+from regrow.core.units import fitting_unit
 from regrow.experiments.bench.common.machine import Machine
 from regrow.experiments.bench.common.spreads import Spread
 from regrow.experiments.bench.layers import command as layers_command
@@ -26,6 +28,7 @@ from regrow.experiments.bench.layers.contenders import (
     Contender,
     NotApplicableError,
     Prepared,
+    units,
 )
 from regrow.experiments.bench.layers.floor import Floor
 from regrow.experiments.bench.layers.measure import Row, Timing, measure
@@ -34,7 +37,7 @@ from regrow.experiments.bench.layers.problem import PASSES, Problem, Shape
 from regrow.experiments.bench.layers.rates import Rates
 from regrow.experiments.bench.layers.report import FILE, Report, Settings, run
 from regrow.experiments.bench.layers.shapes import shapes
-from regrow.experiments.bench.layers.tables import markdown, means, tables
+from regrow.experiments.bench.layers.tables import markdown, means, sentence, tables
 from regrow.experiments.errors import UserError, WrongResultError
 
 RATES = Rates(operations=1e11, bytes=1e10)
@@ -94,6 +97,64 @@ def test_wrong_kernels_are_not_timed(which, monkeypatch):
     monkeypatch.setattr(measuring, "SPARSE", replace(SPARSE, prepare=wrong(which)))
     with pytest.raises(WrongResultError, match=f"vgg16-d .*wrong results: {which} "):
         measured(CONVOLUTION)
+
+
+@pytest.mark.parametrize("block", [(2, 1), (4, 1), (3, 5)], ids=str)
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_units_exist_whole_at_the_same_density(shape, block):
+    pattern = Problem(shape, 0.3, block).pattern
+    outputs, inputs = fitting_unit((shape.outputs, shape.inputs), block)
+    assert pattern.unit == (outputs, inputs)
+    mask = torch.zeros(prod(shape.weight_shape), dtype=torch.bool)
+    mask[pattern.positions] = True
+    blocks = mask.view(shape.outputs // outputs, outputs, shape.inputs // inputs, inputs, -1)
+    assert torch.equal(blocks.amax((1, 3)), blocks.amin((1, 3)))
+    assert abs(int(mask.sum()) - 0.3 * mask.numel()) <= outputs * inputs / 2
+
+
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_units_are_compared_with_dense_of_their_own_weight(shape):
+    row = measured(shape, units((2, 1)), units((4, 1)))
+    assert row.left_out == {}
+    assert set(row.timings) == {"dense", "regrow", "block 2x1", "block 4x1"}
+    assert row.timings["regrow"].dense == {}
+    assert set(row.timings["block 4x1"].dense) == {*PASSES, "backward", "total"}
+
+
+@pytest.mark.parametrize("which", PASSES)
+def test_wrong_units_are_not_timed(which):
+    with pytest.raises(WrongResultError, match=f"linear 20-30 at 0.3, block 2x1: wrong results: {which} "):
+        measured(LINEAR, replace(units((2, 1)), prepare=wrong(which)))
+
+
+def test_the_ratio_of_units_is_that_of_dense_in_the_same_round():
+    seconds = {"dense": 8.0, "regrow": 4.0, "block 2x1": 1.0}
+    now = 0.0
+
+    def slow(contender):
+        def prepare(problem):
+            prepared = contender.prepare(problem)
+
+            def run(name):
+                def timed():
+                    nonlocal now
+                    now += seconds[contender.name]
+                    return prepared.passes[name]()
+
+                return timed
+
+            return replace(prepared, passes={name: run(name) for name in prepared.passes})
+
+        return replace(contender, prepare=prepare)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "DENSE", slow(DENSE))
+        patch.setattr(measuring, "SPARSE", slow(SPARSE))
+        problem = Problem(LINEAR, 0.3)
+        found = measure(problem, [slow(units((2, 1)))], RATES, rounds=3, seconds=60, clock=lambda: now)
+    assert found.timings["dense"].ratio["total"].median == 2
+    assert found.timings["block 2x1"].ratio["total"].median == 0.25
+    assert found.timings["block 2x1"].dense["total"].median == 8
 
 
 def test_a_rival_that_is_wrong_fails_or_cannot_is_left_out_with_the_reason():
@@ -163,6 +224,21 @@ def row(shape, density, ratio):
     return Row(shape, density, 10, timings, {"other": "it cannot"}, floor)
 
 
+def test_units_have_their_ratios_to_dense_in_the_tables():
+    of_units = {name: Spread(6, 6, 6) for name in (*PASSES, "backward", "total")}
+    made = row(LINEAR, 0.05, 2)
+    timing = replace(made.timings["regrow"], dense=of_units)
+    made = replace(made, timings={**made.timings, "block 4x1": timing})
+    shown = {table.title: table for table in tables(report(made, rivals=(), blocks=((4, 1),)))}
+    over = "forward and both gradients: geometric mean (layers)"
+    assert shown[f"block 4x1 over regrow, {over}"].rows == (("linear", "1.00 (1)"),)
+    assert shown[f"dense over block 4x1, {over}"].rows == (("linear", "6.00 (1)"),)
+    found = shown["Density 0.05: units, dense's times over theirs"]
+    ratio = "6.00 (6.00-6.00)"
+    assert found.rows == (("linear 20-30 block 4x1", "2.00", "1.00", ratio, ratio, ratio, ratio),)
+    assert "dense / block 4x1 6.00" in sentence(made)
+
+
 def report(*rows, **changes):
     settings = Settings(rounds=3, seconds=1.0, clock="wall", rivals=("other",))
     return Report(Machine("a processor", 2, "avx2", {}), RATES, replace(settings, **changes), {}, list(rows))
@@ -225,11 +301,12 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 def test_the_command_measures_writes_and_shows(tmp_path, monkeypatch):
     monkeypatch.setattr(layers_command, "measure_rates", lambda clock: RATES)
     out, page = tmp_path / "bench.json", tmp_path / "bench.md"
-    options = ("--layers", "lenet300-100 100-10", "--densities", "0.1,0.5", "--rounds", 2)
+    options = ("--layers", "lenet300-100 100-10", "--densities", "0.1,0.5", "--rounds", 2, "--blocks", "2x1")
     done = command("bench", "layers", *options, "--out", out, "--markdown", page)
     assert done.exit_code == 0, done.output
     assert [row["density"] for row in json.loads(out.read_text())["rows"]] == [0.1, 0.5]
     assert "| lenet300-100 100-10 |" in page.read_text()
+    assert "| lenet300-100 100-10 block 2x1 |" in page.read_text()
     shown = command("bench", "show", out)
     assert shown.stdout.splitlines()[1:] == done.stdout.splitlines()[1:]
 
@@ -244,6 +321,7 @@ def _threads_as_before():
 @pytest.mark.usefixtures("_threads_as_before")
 def test_mistakes_in_the_call_are_one_line(tmp_path):
     refused(command("bench", "layers", "--densities", "0,1"), "densities must lie in (0, 1]")
+    refused(command("bench", "layers", "--blocks", "four"), "--blocks four: write outputs x inputs")
     refused(command("bench", "layers", "--network", "vgg"), "no network is called vgg")
     refused(command("bench", "show", tmp_path / "none.json"), "no measurement of layers")
     refused(command("bench", "layers", "--cpu-time", "--threads", 2), "one alone")

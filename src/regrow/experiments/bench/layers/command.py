@@ -36,6 +36,7 @@ def bench_layers(
     network: _Network = None,
     layers: _Layers = "",
     densities: options.Densities = "0.01,0.02,0.05,0.1,0.2,0.3",
+    blocks: options.Blocks = "",
     rounds: options.Rounds = 15,
     seconds: options.Seconds = 10,
     threads: options.Threads = None,
@@ -54,7 +55,8 @@ def bench_layers(
         found, missing = find_peers() if peers else ([], {})
         rivals = [*([] if only_dense else [BFLOAT16, CSR]), *found]
         clock = "processor" if cpu_time else "wall"
-        settings = Settings(rounds, seconds, clock, tuple(rival.name for rival in rivals))
+        units = options.read_blocks(blocks)
+        settings = Settings(rounds, seconds, clock, tuple(rival.name for rival in rivals), units)
         chosen, values = shapes(network or (), layers), options.read_densities(densities)
         machine = describe(tuple(rival.name for rival in found))
         for name, reason in missing.items():

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regrow.experiments.bench.common.options import block_name
 from regrow.experiments.bench.layers.problem import (
     Passes,
     Problem,
@@ -26,7 +27,7 @@ from regrow.experiments.bench.layers.problem import (
     values_at,
 )
 
-__all__ = ["BFLOAT16", "CSR", "DENSE", "SPARSE", "Contender", "NotApplicableError", "Prepared"]
+__all__ = ["BFLOAT16", "CSR", "DENSE", "SPARSE", "Contender", "NotApplicableError", "Prepared", "units"]
 
 _LARGEST_UNFOLDED = 1 << 30  # bytes
 
@@ -57,12 +58,16 @@ class Contender:
         prepare: makes a problem ready to run.
         tolerance: largest relative error that its numbers may have.
         pause: seconds to wait after it ran, where its own idle threads would disturb the next.
+        block: outputs and inputs of a unit of the weight that it computes with.
+        own: whether it is regrow's: then wrong results are an error, and it takes part in every round.
     """
 
     name: str
     prepare: Callable[[Problem], Prepared]
     tolerance: float = 1e-4
     pause: float = 0.0
+    block: tuple[int, int] = (1, 1)
+    own: bool = False
 
 
 def _dense(problem: Problem) -> Prepared:
@@ -112,6 +117,15 @@ def _csr(problem: Problem) -> Prepared:
 
 
 DENSE = Contender("dense", _dense)
-SPARSE = Contender("regrow", _sparse)
+SPARSE = Contender("regrow", _sparse, own=True)
 BFLOAT16 = Contender("bfloat16", _bfloat16, tolerance=2e-2)
 CSR = Contender("torch.sparse", _csr)
+
+
+def units(block: tuple[int, int]) -> Contender:
+    """Return the sparse kernels on a weight of as many units as make the density.
+
+    Args:
+        block: outputs and inputs of a unit.
+    """
+    return Contender(block_name(block), _sparse, block=block, own=True)

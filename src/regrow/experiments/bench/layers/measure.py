@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -30,11 +30,13 @@ class Timing:
         milliseconds: for each pass that it has, for `backward` (input and weight) and for the `total`.
         ratio: its time over that of regrow in the same round, for the passes that both have.
         rounds: how many rounds it ran.
+        dense: the time of dense over its own, likewise; of units only.
     """
 
     milliseconds: dict[str, Spread]
     ratio: dict[str, Spread]
     rounds: int
+    dense: dict[str, Spread] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,12 @@ def measure(
 ) -> Row:
     """Check and time one problem.
 
-    Dense and regrow run one after the other in every round, in alternating order; a slow rival leaves the rounds
-    when it has used its part of the time.
+    Dense and regrow, with units or without, run one after the other in every round, each first in turn; a slow rival
+    leaves the rounds when it has used its part of the time.
 
     Args:
         problem: what to compute.
-        rivals: who computes it beside regrow and dense.
+        rivals: who computes it beside regrow and dense; those with a block compute with units at the same density.
         rates: what the machine can do.
         rounds: how many rounds at most.
         seconds: no new round begins after so many, once there were three.
@@ -86,43 +88,50 @@ def measure(
     contenders = {contender.name: contender for contender in (DENSE, SPARSE, *rivals)}
     ready, left_out = _checked(problem, contenders)
     times = _time(contenders, ready, rounds, seconds, clock)
+    timings = {name: _timing(each, times[SPARSE.name]) for name, each in times.items()}
+    for name, timing in timings.items():
+        if contenders[name].block != (1, 1):
+            timings[name] = replace(timing, dense=_timing(times[DENSE.name], times[name]).ratio)
     return Row(
         shape=problem.shape,
         density=problem.density,
         nonzeros=problem.pattern.nonzeros,
-        timings={name: _timing(each, times[SPARSE.name]) for name, each in times.items()},
+        timings=timings,
         left_out=left_out,
         floor=floors(problem, rates, times[SPARSE.name]),
     )
 
 
 def _checked(problem: Problem, contenders: Mapping[str, Contender]) -> tuple[dict[str, Prepared], dict[str, str]]:
-    """Prepare every contender and compare it with float32 dense, pass by pass."""
+    """Prepare every contender and compare it with float32 dense of the same weight, pass by pass."""
     ready, left_out = {}, {}
-    expected: dict[str, Tensor] = {}
+    problems = {problem.block: problem}
+    expected: dict[tuple[int, int], dict[str, Tensor]] = {}
     for name, contender in contenders.items():
+        block = contender.block
+        own = problems.setdefault(block, replace(problem, block=block))
         try:
-            prepared = contender.prepare(problem)
+            prepared = contender.prepare(own)
             results = _results(prepared)
+            if block not in expected:  # dense, which comes first, stands for itself
+                expected[block] = results if name == DENSE.name else _results(DENSE.prepare(own))
         except NotApplicableError as reason:
             left_out[name] = str(reason)
             continue
         except (RuntimeError, ValueError, TypeError) as error:
-            if name in (DENSE.name, SPARSE.name):
+            if name == DENSE.name or contender.own:
                 raise
             left_out[name] = f"fails: {' '.join(str(error).split())[:200]}"
             continue
-        expected = expected or results
-        errors = {one: relative_error(results[one].float(), expected[one]) for one in results}
+        errors = {one: relative_error(results[one].float(), expected[block][one]) for one in results}
         wrong = too_large(errors, contender.tolerance)
         if not wrong:
             ready[name] = prepared
             continue
         what = ", ".join(f"{one} (relative error {error:.1e})" for one, error in wrong.items())
-        if name == SPARSE.name:
-            raise WrongResultError(
-                f"{problem.shape.network} {problem.shape} at {problem.density:g}: wrong results: {what}; not timed"
-            )
+        if contender.own:
+            case = f"{problem.shape.network} {problem.shape} at {problem.density:g}"
+            raise WrongResultError(f"{case}, {name}: wrong results: {what}; not timed")
         left_out[name] = f"wrong results: {what}"
     return ready, left_out
 
@@ -144,14 +153,15 @@ def _time(
     """Return for each contender and round the milliseconds of its passes."""
     times: dict[str, list[dict[str, float]]] = {name: [] for name in ready}
     used = dict.fromkeys(ready, 0.0)
-    others = [name for name in ready if name not in (DENSE.name, SPARSE.name)]
-    for number, pair in enumerate(turns((DENSE.name, SPARSE.name), rounds, seconds)):
+    always = [name for name in ready if name == DENSE.name or contenders[name].own]
+    others = [name for name in ready if name not in always]
+    for number, order in enumerate(turns(always, rounds, seconds)):
         # A rival that is slow has its few rounds; those that matter go on.
         rest = [name for name in others if number < FEWEST_ROUNDS or used[name] < seconds / len(ready)]
-        for name in (*pair, *rest):
+        for name in (*order, *rest):
             times[name].append({})
         for one in _RUNS:
-            for name in (*pair, *rest):
+            for name in (*order, *rest):
                 run = ready[name].passes.get(one)
                 if run is None:
                     continue

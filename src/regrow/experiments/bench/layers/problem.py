@@ -90,17 +90,26 @@ class Problem:
     Attributes:
         shape: the layer.
         density: share of the weights that exist.
+        block: outputs and inputs of a unit, of whose weights all exist or none.
     """
 
     shape: Shape
     density: float
+    block: tuple[int, int] = (1, 1)
 
     @cached_property
     def pattern(self) -> Pattern:
-        """Where weights exist: drawn uniformly."""
+        """Where weights exist: units drawn uniformly. Sides that a block does not divide have the next smaller ones."""
         numel = prod(self.shape.weight_shape)
-        exists = torch.randperm(numel, generator=_generator(0))[: max(1, round(self.density * numel))]
-        return Pattern(self.shape.weight_shape, exists.sort().values)
+        if self.block == (1, 1):
+            exists = torch.randperm(numel, generator=_generator(0))[: max(1, round(self.density * numel))]
+            return Pattern(self.shape.weight_shape, exists.sort().values)
+        from regrow.core.units import Units, fitting_unit  # which not every revision has
+
+        unit = fitting_unit((self.shape.outputs, self.shape.inputs), self.block)
+        units = Units(self.shape.weight_shape, unit)
+        chosen = torch.randperm(units.count, generator=_generator(0))[: max(1, round(self.density * units.count))]
+        return Pattern(self.shape.weight_shape, units.positions_of(chosen).sort().values, unit)
 
     @cached_property
     def values(self) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from regrow.experiments.bench.common.machine import Machine
 from regrow.experiments.bench.common.progress import Progress
 from regrow.experiments.bench.common.report_file import ReportFile
-from regrow.experiments.bench.layers.contenders import Contender
+from regrow.experiments.bench.layers.contenders import Contender, units
 from regrow.experiments.bench.layers.measure import Row, measure
 from regrow.experiments.bench.layers.problem import Problem, Shape
 from regrow.experiments.bench.layers.rates import Rates
@@ -28,12 +28,14 @@ class Settings:
         seconds: no new round begins after so many.
         clock: `wall`, or `processor` for the processor time of a single thread.
         rivals: who computes beside regrow and dense.
+        blocks: units that regrow computes with too, outputs and inputs of each.
     """
 
     rounds: int
     seconds: float
     clock: str
     rivals: tuple[str, ...]
+    blocks: tuple[tuple[int, int], ...] = ()
 
     @property
     def read_clock(self) -> Callable[[], float]:
@@ -84,7 +86,7 @@ def run(
         report: gets the rows.
         shapes: the layers.
         densities: shares of the weights that exist.
-        rivals: who computes them beside regrow and dense.
+        rivals: who computes them beside regrow and dense; units are those of the settings.
         out: JSON file that is written after every row; None writes none.
         progress: told of each row.
 
@@ -95,7 +97,8 @@ def run(
 
     def measured(shape: Shape, density: float) -> Row:
         problem, clock = Problem(shape, density), settings.read_clock
-        return measure(problem, rivals, report.rates, rounds=settings.rounds, seconds=settings.seconds, clock=clock)
+        beside = [*map(units, settings.blocks), *rivals]
+        return measure(problem, beside, report.rates, rounds=settings.rounds, seconds=settings.seconds, clock=clock)
 
     cases = {
         f"{shape.network} {shape} at {density:.3g}": (

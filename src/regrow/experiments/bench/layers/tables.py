@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import geometric_mean
 
+from regrow.experiments.bench.common.options import block_name
 from regrow.experiments.bench.common.spreads import short
 from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.bench.layers.contenders import DENSE, SPARSE
@@ -18,30 +19,42 @@ _WIDE = 64
 
 
 def tables(report: Report) -> list[Table]:
-    """Return all tables: geometric means first, then for each density the ratios, the times and the floor."""
+    """Return all tables: geometric means, then for each density the ratios, the times with the floor, and units."""
     densities = sorted({row.density for row in report.rows})
     of_density = [[row for row in report.rows if row.density == density] for density in densities]
+    blocks = _blocks(report)
     return [
         *means(report),
-        *(table for rows in of_density for table in (_ratios(rows, _rivals(report)), _times(rows))),
+        *(
+            table
+            for rows in of_density
+            for table in (_ratios(rows, _rivals(report)), _times(rows), *([_units(rows, blocks)] if blocks else []))
+        ),
     ]
 
 
 def means(report: Report) -> list[Table]:
-    """Return for each rival the geometric means of its time over regrow's, by group of layers and density."""
+    """Return for each rival the geometric means of its time over regrow's, by group of layers and density.
+
+    Of units also the means of dense's time over theirs.
+    """
+    kinds = [
+        *((f"{name} over regrow", name, False) for name in _rivals(report)),
+        *((f"{DENSE.name} over {name}", name, True) for name in _blocks(report)),
+    ]
     densities = sorted({row.density for row in report.rows})
     return [
         Table(
-            f"{name} over regrow, forward and both gradients: geometric mean (layers)",
+            f"{title}, forward and both gradients: geometric mean (layers)",
             ("layers", *(f"{density:.3g}" for density in densities)),
             tuple(
-                (group, *(_mean([row for row in report.rows if row.density == density and holds(row.shape)], name)
-                          for density in densities))
+                (group, *(_mean([row for row in report.rows if row.density == each and holds(row.shape)], name, dense)
+                          for each in densities))
                 for group, holds in _groups(report)
                 if any(holds(row.shape) and name in row.timings for row in report.rows)
             ),
         )
-        for name in _rivals(report)
+        for title, name, dense in kinds
     ]  # fmt: skip
 
 
@@ -58,7 +71,8 @@ def markdown(report: Report, command: str) -> str:
         f"`{command}`",
         "",
         f"{report.machine}. The machine's rates: {report.rates}. Medians with quartiles of at most "
-        f"{settings.rounds} rounds, {clock}. Ratios are times over regrow's, in the same round.",
+        f"{settings.rounds} rounds, {clock}. Ratios are times over regrow's, or dense's over those of units, in the "
+        "same round.",
         "",
         *(f"{name} {reason}.\n" for name, reason in report.missing.items()),
         *_left_out(report),
@@ -74,12 +88,21 @@ def sentence(row: Row) -> str:
     ratios = "  ".join(
         f"{name} {timing.ratio['total'].text()}" for name, timing in row.timings.items() if name != SPARSE.name
     )
+    ratios += "".join(
+        f"  {DENSE.name} / {name} {timing.dense['total'].text()}"
+        for name, timing in row.timings.items()
+        if timing.dense
+    )
     times = f"{dense.milliseconds['total'].median:.1f} ms dense, {sparse.milliseconds['total'].median:.1f} ms sparse"
     return f"{row.shape.network} {row.shape} at {row.density:.3g}: {times}; {ratios}"
 
 
 def _rivals(report: Report) -> list[str]:
-    return [DENSE.name, *report.settings.rivals]
+    return [DENSE.name, *_blocks(report), *report.settings.rivals]
+
+
+def _blocks(report: Report) -> list[str]:
+    return [block_name(block) for block in report.settings.blocks]
 
 
 def _groups(report: Report) -> list[tuple[str, Callable[[Shape], bool]]]:
@@ -96,8 +119,9 @@ def _groups(report: Report) -> list[tuple[str, Callable[[Shape], bool]]]:
     ]
 
 
-def _mean(rows: Sequence[Row], rival: str) -> str:
-    ratios = [row.timings[rival].ratio["total"].median for row in rows if rival in row.timings]
+def _mean(rows: Sequence[Row], rival: str, dense: bool) -> str:
+    timings = [row.timings[rival] for row in rows if rival in row.timings]
+    ratios = [(timing.dense if dense else timing.ratio)["total"].median for timing in timings]
     return f"{geometric_mean(ratios):.2f} ({len(ratios)})" if ratios else "-"
 
 
@@ -134,6 +158,23 @@ def _times(rows: Sequence[Row]) -> Table:
         f"Density {rows[0].density:.3g}: milliseconds, and shares of the floor (a: arithmetic, m: memory)",
         ("layer", "dense total", *passes, "total", "of the floor"),
         tuple(tuple(cells(row)) for row in rows),
+    )
+
+
+def _units(rows: Sequence[Row], blocks: Sequence[str]) -> Table:
+    passes = (*PASSES, "total")
+    return Table(
+        f"Density {rows[0].density:.3g}: units, dense's times over theirs",
+        ("layer", "dense ms", "ms", *(f"dense / units {name}" for name in passes)),
+        tuple(
+            (
+                f"{row.shape.network} {row.shape} {name}",
+                *(short(row.timings[each].milliseconds["total"].median) for each in (DENSE.name, name)),
+                *(row.timings[name].dense[one].text() for one in passes),
+            )
+            for row in rows
+            for name in blocks
+        ),
     )
 
 
