@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-__all__ = ["ImageShape", "after_window", "kaiming_convolutions", "with_head"]
+__all__ = ["ImageShape", "after_window", "kaiming_convolutions", "scaled", "with_head"]
 
 ImageShape: TypeAlias = tuple[int, int, int]
 """Channels, height and width."""
@@ -38,6 +38,26 @@ def kaiming_convolutions(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def scaled(planes: int, width: float) -> int:
+    """Return how many planes are left of some in a network of another width.
+
+    Args:
+        planes: those of the network as published.
+        width: what they are multiplied by; halves go to the even number.
+
+    Raises:
+        ValueError: if none is left.
+
+    Example:
+        >>> scaled(64, 0.5)
+        32
+    """
+    found = round(planes * width)
+    if found < 1:
+        raise ValueError(f"width {width:g} leaves none of {planes} planes: take a larger one; 1 is the network itself")
+    return found
 
 
 def with_head(layers: OrderedDict[str, nn.Module], channels: int, classes: int, *, pool: str = "pool") -> nn.Sequential:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-from regrow.experiments.models.layers import ImageShape, after_window
+from regrow.experiments.models.layers import ImageShape, after_window, scaled
 
 __all__ = ["vgg16"]
 
@@ -14,7 +14,9 @@ _GROUPS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 _HIDDEN = 512
 
 
-def vgg16(variant: Literal["c", "d", "like"], /, *, image_shape: ImageShape, classes: int) -> nn.Sequential:
+def vgg16(
+    variant: Literal["c", "d", "like"], /, *, image_shape: ImageShape, classes: int, width: float = 1.0
+) -> nn.Sequential:
     """Build a VGG-16 with norms and a small classifier: (N, C, H, W) to (N, classes).
 
     Thirteen convolutions with bias, each followed by a norm and ReLU, then hidden layers of 512, each
@@ -26,10 +28,16 @@ def vgg16(variant: Literal["c", "d", "like"], /, *, image_shape: ImageShape, cla
             a 1x1 convolution; `like` is `d` with one hidden layer.
         image_shape: channels, height and width of one input; `d` and `like` need at least 32x32.
         classes: the number of logits.
+        width: what the planes of every convolution and the hidden layers are multiplied by.
+
+    Raises:
+        ValueError: if the images are too small, or the width leaves no planes.
     """
-    channels, height, width = image_shape
+    channels, size = image_shape[0], image_shape[1:]
+    hidden = scaled(_HIDDEN, width)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for group, (planes, count) in enumerate(_GROUPS, start=1):
+    for group, (published, count) in enumerate(_GROUPS, start=1):
+        planes = scaled(published, width)
         for index in range(1, count + 1):
             # C pads its 1x1 convolutions too, as published: they widen the map by 2, so a 32x32 image ends as
             # 2x2 (8, 10, pool 5, 7, pool 3, 5, pool 2) where the other variants end as 1x1.
@@ -37,17 +45,17 @@ def vgg16(variant: Literal["c", "d", "like"], /, *, image_shape: ImageShape, cla
             layers[f"conv{group}_{index}"] = nn.Conv2d(channels, planes, kernel, padding=1)
             layers[f"bn{group}_{index}"] = nn.BatchNorm2d(planes)
             layers[f"relu{group}_{index}"] = nn.ReLU()
-            height, width = after_window((height, width), kernel=kernel, padding=1)
+            size = after_window(size, kernel=kernel, padding=1)
             channels = planes
         layers[f"pool{group}"] = nn.MaxPool2d(2)
-        height, width = after_window((height, width), kernel=2, stride=2)
+        size = after_window(size, kernel=2, stride=2)
     layers["flatten"] = nn.Flatten()
-    features = channels * height * width
+    features = channels * size[0] * size[1]
     last = 7 if variant == "like" else 8
     for index in range(6, last):
-        layers[f"fc{index}"] = nn.Linear(features, _HIDDEN)
+        layers[f"fc{index}"] = nn.Linear(features, hidden)
         layers[f"relu{index}"] = nn.ReLU()
-        layers[f"bn{index}"] = nn.BatchNorm1d(_HIDDEN)
-        features = _HIDDEN
+        layers[f"bn{index}"] = nn.BatchNorm1d(hidden)
+        features = hidden
     layers[f"fc{last}"] = nn.Linear(features, classes)
     return nn.Sequential(layers)

@@ -15,13 +15,14 @@ from regrow.experiments.study.growth import GROWTH_STUDY
 from regrow.experiments.study.methods import DENSITY_STUDY, METHODS_STUDY
 from regrow.experiments.study.mnist import PARTS, run_part, write_page
 from regrow.experiments.study.study import Study, run_study
+from regrow.experiments.study.units import UNITS_STUDY
 from regrow.experiments.terminal import ERR, OUT, one_line_errors
 from regrow.experiments.train.config import override
 from regrow.experiments.train.presets import preset as find_preset
 
 __all__ = ["STUDIES", "command_of", "study_app"]
 
-STUDIES = (DENSITY_STUDY, METHODS_STUDY, GROWTH_STUDY)
+STUDIES = (DENSITY_STUDY, METHODS_STUDY, GROWTH_STUDY, UNITS_STUDY)
 """Every study that is a command of its own."""
 
 study_app = typer.Typer(help="Many runs, resumable, one table and one plot.", no_args_is_help=True)

@@ -12,7 +12,7 @@ from regrow.experiments.study.study import Axis, Cell, Figure, Study
 from regrow.experiments.terminal import parse_densities
 from regrow.experiments.train.methods import METHODS
 
-__all__ = ["DENSITY", "DENSITY_STUDY", "METHODS_STUDY"]
+__all__ = ["DENSITY", "DENSITY_STUDY", "METHOD", "METHODS_STUDY"]
 
 
 def _percent(density: float) -> str:
@@ -32,7 +32,7 @@ DENSITY = Axis(
 )
 """How many weights exist; an axis of any study."""
 
-_METHODS = Axis(
+METHOD = Axis(
     name="method",
     option="methods",
     default=",".join(METHODS),
@@ -41,7 +41,7 @@ _METHODS = Axis(
     parse=split_names,
     title="method",
 )
-
+"""How weights are dropped and grown; an axis of any study."""
 
 _ERROR = Figure("test error", lambda cell: cell.error_with(cell.standard_error), unit="%")
 
@@ -53,7 +53,7 @@ def _plot(cells: Sequence[Cell], path: Path, title: str) -> None:
 METHODS_STUDY = Study(
     name="methods",
     about="Compare several methods at several densities.",
-    axes=(_METHODS, DENSITY),
+    axes=(METHOD, DENSITY),
     figures=(_ERROR,),
     note="mean ± standard error",
     plot=_plot,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -62,15 +62,22 @@ class Cell:
     Attributes:
         key: the value of each axis.
         rows: what is known of each run.
+        reference: the point that it is compared with; None where the study compares with none, or has not run it.
     """
 
     key: tuple[Any, ...]
     rows: tuple[Mapping[str, Any], ...]
+    reference: Cell | None = None
 
     @cached_property
     def errors(self) -> tuple[float, ...]:
         """Test error of each seed in percent."""
         return tuple(100 * (1 - row["test_accuracy"]) for row in self.rows)
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """Test accuracy in percent by seed."""
+        return {row["seed"]: 100 * row["test_accuracy"] for row in self.rows}
 
     @property
     def mean(self) -> float:
@@ -147,6 +154,7 @@ class Study:
         check: refuses settings that do not fit, with a `UserError`.
         make_run: makes a run from its settings and the folder with the data sets.
         read: what is read of a finished run's folder beside its result.
+        reference: the key of the point that a point is compared with, by its own key; None compares nothing.
         plot: draws the points into a PNG file, under a title; None draws nothing.
     """
 
@@ -159,6 +167,7 @@ class Study:
     check: Callable[[TrainConfig], None] = _no_check
     make_run: MakeRun = Run
     read: Callable[[Path], Mapping[str, Any]] = _nothing_more
+    reference: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
     plot: Callable[[Sequence[Cell], Path, str], None] | None = None
 
     def runs(self, base: TrainConfig, values: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> dict[str, Planned]:
@@ -187,7 +196,7 @@ class Study:
         return runs
 
     def collect(self, rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
-        """Group runs by their point of the grid, in the order in which they first appear.
+        """Group runs by their point of the grid, in the order in which they first appear, each with its reference.
 
         Args:
             rows: of each run its result, with the value of each axis by its name.
@@ -195,7 +204,10 @@ class Study:
         cells: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for row in rows:
             cells.setdefault(tuple(row[axis.name] for axis in self.axes), []).append(row)
-        return [Cell(key, tuple(members)) for key, members in cells.items()]
+        found = {key: Cell(key, tuple(members)) for key, members in cells.items()}
+        if self.reference is None:
+            return list(found.values())
+        return [replace(cell, reference=found.get(self.reference(key))) for key, cell in found.items()]
 
     def table(self, cells: Sequence[Cell], title: str) -> Table:
         """Return a table for the terminal: a row for each point."""
