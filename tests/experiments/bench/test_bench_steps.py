@@ -303,6 +303,21 @@ def test_wrong_units_are_not_timed(monkeypatch):
         measure(config, replace(QUICK, blocks=((4, 1),)))
 
 
+def test_peaks_bear_the_name_of_their_contender(monkeypatch):
+    asked = []
+
+    def peaks(config, kinds, backend):
+        asked.append((config.block, kinds, backend))
+        return {**dict.fromkeys(kinds, 1), "sparse, update": 2}, {"sparse": "it cannot"} if config.block else {}
+
+    monkeypatch.setattr(training_steps, "peaks", peaks)
+    (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
+    found = measure(config, replace(QUICK, blocks=((4, 1),), peaks=True, bfloat16=False))
+    assert asked == [(None, ("sparse", "dense"), "cpu"), ("4x1", ("sparse",), "cpu")]
+    assert found.peak == {"sparse": 1, "dense": 1, "sparse, update": 2, "block 4x1": 1, "block 4x1, update": 2}
+    assert found.left_out == {"peak memory, block 4x1": "it cannot"}
+
+
 def test_bfloat16_can_be_left_out():
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     found = measure(config, replace(QUICK, bfloat16=False))
