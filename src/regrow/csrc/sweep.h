@@ -83,18 +83,20 @@ class Sweep {
     static constexpr int64_t kTileLanes = static_cast<int64_t>(kRun) * kLanes;
     static constexpr int64_t kAheadChannels = 6;
 
-    // `rows` are those of a strip, which share packed lines: one tile of kRows, or several of one row.
-    Sweep(const Geometry& geometry, const Index& index, PlanMemory& memory, int64_t rows = kRows)
+    // `rows` are those of a strip, which share packed lines: one tile of kRows, or several of one row. Where `ahead`, the
+    // ring has room for the columns of the next tile, which are packed while a tile is computed.
+    Sweep(const Geometry& geometry, const Index& index, PlanMemory& memory, int64_t rows = kRows, bool ahead = false)
         : index_(index), batch_(geometry.batch), rows_(rows),
           height_(sweep_axis(geometry.height, geometry.transposed, memory.height())),
           width_(sweep_axis(geometry.width, geometry.transposed, memory.width())), kernel_width_(geometry.width.kernel),
           taps_(static_cast<int64_t>(geometry.height.kernel) * geometry.width.kernel),
           blocks_(ceil_divide(index.channels, index.channels_per_block)),
-          lines_((rows - 1) * height_.advance + height_.span), line_pitch_(width_.span * kTileLanes),
-          channel_pitch_(lines_ * line_pitch_), strips_(ceil_divide(height_.outputs(0), rows)),
-          groups_(ceil_divide(batch_, kTileLanes)) {}
+          lines_((rows - 1) * height_.advance + height_.span), slots_(width_.span + (ahead ? width_.advance : 0)),
+          line_pitch_(slots_ * kTileLanes), channel_pitch_(lines_ * line_pitch_),
+          strips_(ceil_divide(height_.outputs(0), rows)), groups_(ceil_divide(batch_, kTileLanes)) {}
 
-    int64_t rotations() const { return width_.span; }
+    int64_t rows() const { return rows_; }
+    int64_t rotations() const { return slots_; }
     int64_t buffer_size() const { return index_.channels_per_block * channel_pitch_; }
     int64_t input_pitch() const { return height_.input * width_.input * batch_; }
     int64_t output_pitch() const { return height_.output * width_.output * batch_; }
@@ -108,7 +110,7 @@ class Sweep {
         for (int64_t rotation = 0; rotation < rotations(); ++rotation)
             for (int64_t channel = 0; channel < index_.channels_per_block; ++channel)
                 for (int64_t tap = 0; tap < taps_; ++tap) {
-                    const int64_t slot = (rotation + width_.tap_line[tap % kernel_width_]) % width_.span;
+                    const int64_t slot = (rotation + width_.tap_line[tap % kernel_width_]) % slots_;
                     *packed_offset++ =
                         static_cast<int32_t>(channel * channel_pitch_ +
                                              height_.tap_line[tap / kernel_width_] * line_pitch_ + slot * kTileLanes);
@@ -166,7 +168,100 @@ class Sweep {
                 for (int64_t from = first_new(item, column); from < left + width_.span; ++from)
                     pack_column(block, item, from, lanes, input, ring);
                 for (int64_t phase = 0; phase < height_.phases * width_.phases; ++phase)
-                    phase_tile(item, block, column, phase, lanes, modulo(left, width_.span), body);
+                    phase_tile(item, block, column, phase, lanes, modulo(left, slots_), body);
+            }
+        }
+    }
+
+    // The columns that the next tile reads beyond those of this one, packed a few lines at a time while this one computes:
+    // reading them is then no time of its own.
+    class Coming {
+       public:
+        Coming(const Sweep& plan, int64_t block, const Item& item, int64_t column, int64_t steps, const float* input,
+               float* ring)
+            : plan_(plan), item_(item), first_channel_(block * plan.index_.channels_per_block),
+              channels_(smaller(plan.index_.channels_per_block, plan.index_.channels - first_channel_)), input_(input),
+              ring_(ring) {
+            const int64_t left = column * plan.width_.advance + plan.width_.lowest;
+            end_ = left + plan.width_.advance + plan.width_.span;
+            column_ =
+                column + 1 < item.last_column ? larger(left + plan.width_.span, left + plan.width_.advance) : end_;
+            share_ = ceil_divide((end_ - column_) * channels_ * plan.lines_, larger(steps, 1));
+            if (column_ < end_) begin_column();
+        }
+
+        __attribute__((always_inline)) void step(int64_t) { pack(share_); }
+        void finish() { pack(INT64_MAX); }
+
+       private:
+        void begin_column() {
+            const int64_t top = item_.top * plan_.height_.advance + plan_.height_.lowest;
+            const bool outside = column_ < 0 || column_ >= plan_.width_.input;
+            // The lines of a channel that are inputs; the others are padding.
+            first_ = outside ? plan_.lines_ : larger(0, -top);
+            last_ = outside ? 0 : smaller(plan_.lines_, plan_.height_.input - top);
+            to_ = ring_ + modulo(column_, plan_.slots_) * kTileLanes;
+            from_ = input_ + first_channel_ * plan_.input_pitch() +
+                    (top * plan_.width_.input + column_) * plan_.batch_ + item_.lane;
+            channel_ = line_ = 0;
+        }
+
+        __attribute__((noinline)) void pack(int64_t count) {
+            const int64_t lanes = plan_.lanes_of(item_), pitch = plan_.width_.input * plan_.batch_;
+            for (; count > 0 && column_ < end_; --count) {
+                float* to = to_ + line_ * plan_.line_pitch_;
+                if (line_ < first_ || line_ >= last_) {
+                    fill(to, kRun, 0.0f);
+                } else {
+                    const float* from = from_ + line_ * pitch;
+                    if (channel_ + kAhead < channels_)
+                        for (int v = 0; v < kRun; ++v)
+                            __builtin_prefetch(from + kAhead * plan_.input_pitch() + v * kLanes, 0, 2);
+                    copy_in(to, from, kRun, lanes);
+                }
+                if (++line_ < plan_.lines_) continue;
+                line_ = 0;
+                to_ += plan_.channel_pitch_;
+                from_ += plan_.input_pitch();
+                if (++channel_ == channels_ && ++column_ < end_) begin_column();
+            }
+        }
+
+        static constexpr int64_t kAhead = 3;
+
+        const Sweep& plan_;
+        const Item& item_;
+        int64_t first_channel_;
+        int64_t channels_;
+        const float* input_;
+        float* ring_;
+        int64_t column_;
+        int64_t end_;
+        int64_t share_;
+        int64_t first_ = 0;
+        int64_t last_ = 0;
+        int64_t channel_ = 0;
+        int64_t line_ = 0;
+        float* to_ = nullptr;
+        const float* from_ = nullptr;
+    };
+
+    // Calls body(tile, coming) for every tile of every block; the body lets the coming columns step, `visits` times for each
+    // segment.
+    template <class Body>
+    void tiles_ahead(const Item& item, int64_t visits, const float* input, float* ring, Body&& body) const {
+        const int64_t lanes = lanes_of(item);
+        for (int64_t block = 0; block < blocks_; ++block) {
+            const int64_t segments = index_.block_start[block + 1] - index_.block_start[block];
+            for (int64_t column = item.first_column; column < item.last_column; ++column) {
+                const int64_t left = column * width_.advance + width_.lowest;
+                if (column == item.first_column)
+                    for (int64_t from = left; from < left + width_.span; ++from)
+                        pack_column(block, item, from, lanes, input, ring);
+                Coming coming(*this, block, item, column, segments * visits / item.shares, input, ring);
+                phase_tile(item, block, column, 0, lanes, modulo(left, slots_),
+                           [&](const Tile& tile) { body(tile, coming); });
+                coming.finish();
             }
         }
     }
@@ -192,7 +287,7 @@ class Sweep {
         for (int64_t column = 0; column < item.last_column; ++column) {
             const int64_t left = column * width_.advance + width_.lowest, right = left + width_.span;
             for (int64_t from = first_new(item, column); from < right; ++from) clear_column(from, ring);
-            phase_tile(item, block, column, 0, lanes_of(item), modulo(left, width_.span), body);
+            phase_tile(item, block, column, 0, lanes_of(item), modulo(left, slots_), body);
             const int64_t end = column + 1 < item.last_column ? smaller(right, left + width_.advance) : right;
             for (int64_t gone = left; gone < end; ++gone)
                 add_column(block, item, strip, gone, adds, streams, ring, output);
@@ -276,7 +371,7 @@ class Sweep {
         const bool outside = column < 0 || column >= width_.input;
         // The columns that the next step packs are on their way while this one computes.
         const int64_t ahead = kAheadChannels * input_pitch();
-        float* slot = ring + modulo(column, width_.span) * kTileLanes;
+        float* slot = ring + modulo(column, slots_) * kTileLanes;
         for (int64_t c = 0; c < channels; ++c, slot += channel_pitch_) {
             for (int64_t line = 0; line < lines_; ++line) {
                 float* to = slot + line * line_pitch_;
@@ -295,7 +390,7 @@ class Sweep {
     }
 
     void clear_column(int64_t column, float* ring) const {
-        float* slot = ring + modulo(column, width_.span) * kTileLanes;
+        float* slot = ring + modulo(column, slots_) * kTileLanes;
         for (int64_t line = 0; line < index_.channels_per_block * lines_; ++line, slot += line_pitch_)
             fill(slot, kRun, 0.0f);
     }
@@ -312,7 +407,7 @@ class Sweep {
             if (row < 0 || row >= height_.input) continue;
             const bool add = adds || all.shared(strip, row, true);
             const bool stream_line = streams && lanes == kTileLanes && !add && !all.shared(strip, row, false);
-            const float* from = ring + modulo(column, width_.span) * kTileLanes + line * line_pitch_;
+            const float* from = ring + modulo(column, slots_) * kTileLanes + line * line_pitch_;
             float* to = output + channel * input_pitch() + (row * width_.input + column) * batch_ + item.lane;
             const int64_t ahead = add ? kAheadChannels * input_pitch() : 0;
             for (int64_t c = 0; c < channels; ++c, from += channel_pitch_, to += input_pitch()) {
@@ -344,6 +439,7 @@ class Sweep {
     int64_t taps_;
     int64_t blocks_;
     int64_t lines_;  // packed rows
+    int64_t slots_;  // packed columns
     int64_t line_pitch_;
     int64_t channel_pitch_;
     int64_t strips_;

@@ -29,13 +29,14 @@ static inline __attribute__((always_inline)) void ask_ahead(const Segments& segm
 
 // For every segment: the rows of its unit (+)= the sum of value * packed[offset]. Starts from the bias where `add` is
 // false.
-template <int kUnit, int kRun, Access kAccess>
+template <int kUnit, int kRun, Access kAccess, class Coming>
 void gather_units(const Segments& segments, const float* values, const int32_t* offsets, const float* packed,
-                  const Rows<float>& targets, const float* bias, bool add) {
+                  const Rows<float>& targets, const float* bias, bool add, Coming& coming) {
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const int64_t row = static_cast<int64_t>(segments.row[segment]) * kUnit;
         float* const target = targets.first + row * targets.pitch;
         if (add) ask_ahead<kUnit, kRun>(segments, segment, 2, targets);
+        coming.step(segment);
         Vector accumulator[kUnit][kRun];
         for (int u = 0; u < kUnit; ++u)
             for (int j = 0; j < kRun; ++j)
@@ -91,9 +92,10 @@ constexpr int64_t kUnitPartials = 2 * kPartials;
 // `sources.line_pitch` lead from one row of the strip to the next.
 //
 // Some entries are walked over for all rows of the strip, so that lanes are summed once for all.
-template <int kUnit, int kRun, Access kAccess>
+template <int kUnit, int kRun, Access kAccess, class Coming>
 void values_units(const Segments& segments, const int32_t* offsets, const float* packed, int64_t row_step,
-                  const Rows<const float>& sources, int64_t rows, float* partials, float* gradient, float* row_sums) {
+                  const Rows<const float>& sources, int64_t rows, float* partials, float* gradient, float* row_sums,
+                  Coming& coming) {
     constexpr int64_t kEntries = kUnitPartials / kUnit;
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const int64_t group = segments.row[segment], end = segments.start[segment + 1];
@@ -104,6 +106,7 @@ void values_units(const Segments& segments, const int32_t* offsets, const float*
             for (int64_t row = 0; row < rows; ++row) {
                 const Rows<const float> its{sources.first + row * sources.line_pitch, sources.pitch, 0, 0};
                 const float* const source = its.first + group * (kUnit * sources.pitch);
+                if (last == end) coming.step(segment);
                 if (last == end) ask_ahead<kUnit, kRun>(segments, segment, 1, its);
                 Vector factor[kUnit][kRun];
                 for (int u = 0; u < kUnit; ++u)
@@ -149,10 +152,11 @@ static inline void look_up_units(const Index& index, const int32_t* steps, const
 
 // Rows of a strip: the more, the fewer lines are packed twice, as long as the ring stands in the second-level cache.
 template <int kRun>
-static inline int64_t strip_rows(const Geometry& geometry, const Index& index) {
-    constexpr int64_t kBytes = int64_t{640} << 10;
+static inline int64_t strip_rows(const Geometry& geometry, const Index& index, int64_t more_columns) {
+    constexpr int64_t kBytes = int64_t{800} << 10;
     const Axis &height = geometry.height, &width = geometry.width;
-    const int64_t column = ((width.kernel - 1) * int64_t{width.dilation} + 1) * kRun * kLanes * 4;
+    const int64_t columns = (width.kernel - 1) * int64_t{width.dilation} + 1 + more_columns * width.stride;
+    const int64_t column = columns * kRun * kLanes * 4;
     const int64_t most = kBytes / larger(1, column * index.channels_per_block);
     const int64_t span = (height.kernel - 1) * int64_t{height.dilation} + 1;
     int64_t rows = 1;
@@ -182,7 +186,7 @@ bool units_gather(const Geometry& geometry, const Index& index, const float* val
     using Plan = Sweep<1, kRun>;
     PlanMemory memory(geometry);
     if (!memory) return false;
-    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index));
+    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 1), true);
     Buffer<int32_t> steps(index.groups());
     Buffer<float> table(index.nonzeros * kUnit);
     Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
@@ -203,16 +207,18 @@ bool units_gather(const Geometry& geometry, const Index& index, const float* val
                             offsets.data() + rotation * index.nonzeros);
         const int64_t team = omp_get_num_threads();
         const auto gather_item = [&](int64_t number) {
-            plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
-                const int32_t* rotated = offsets.data() + tile.rotation * index.nonzeros;
-                visit_rows(tile, Plan::kTileLanes, streams && tile.last_block, [&](auto access, int64_t row) {
-                    const Rows<float> targets{output + tile.position + row * tile.row_pitch, plan.output_pitch(),
-                                              tile.row_pitch, tile.lanes};
-                    gather_units<kUnit, kRun, decltype(access)::value>(tile.segments, table.data(), rotated,
-                                                                       ring.data() + row * plan.row_step(), targets,
-                                                                       bias, !tile.first_block);
+            plan.tiles_ahead(
+                plan.item(number, team), plan.rows(), input, ring.data(),
+                [&](const typename Plan::Tile& tile, typename Plan::Coming& coming) {
+                    const int32_t* rotated = offsets.data() + tile.rotation * index.nonzeros;
+                    visit_rows(tile, Plan::kTileLanes, streams && tile.last_block, [&](auto access, int64_t row) {
+                        const Rows<float> targets{output + tile.position + row * tile.row_pitch, plan.output_pitch(),
+                                                  tile.row_pitch, tile.lanes};
+                        gather_units<kUnit, kRun, decltype(access)::value>(tile.segments, table.data(), rotated,
+                                                                           ring.data() + row * plan.row_step(), targets,
+                                                                           bias, !tile.first_block, coming);
+                    });
                 });
-            });
         };
         if (complete) for_share(plan.items(team), gather_item);
         stream_fence();
@@ -226,7 +232,7 @@ bool units_values_gradient(const Geometry& geometry, const Index& index, const f
     using Plan = Sweep<1, kRun>;
     PlanMemory memory(geometry);
     if (!memory) return false;
-    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index));
+    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 1), true);
     Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
     Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
     ThreadSums sums(index, gradient, bias_gradient, threads);
@@ -245,20 +251,21 @@ bool units_values_gradient(const Geometry& geometry, const Index& index, const f
         const ThreadSums::Mine mine = sums.start();
         const int64_t team = omp_get_num_threads();
         const auto reduce_item = [&](int64_t number) {
-            plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
-                const int32_t* rotated = offsets.data() + tile.rotation * index.nonzeros;
-                const Rows<const float> sources{output_gradient + tile.position, plan.output_pitch(), tile.row_pitch,
-                                                tile.lanes};
-                const auto reduce = [&](auto access) {
-                    values_units<kUnit, kRun, decltype(access)::value>(
-                        tile.segments, rotated, ring.data(), plan.row_step(), sources, tile.rows, partials.data(),
-                        mine.values, tile.first_block ? mine.rows : nullptr);
-                };
-                if (tile.lanes < Plan::kTileLanes)
-                    reduce(std::integral_constant<Access, Access::kSome>());
-                else
-                    reduce(std::integral_constant<Access, Access::kAll>());
-            });
+            plan.tiles_ahead(plan.item(number, team), plan.rows(), input, ring.data(),
+                             [&](const typename Plan::Tile& tile, typename Plan::Coming& coming) {
+                                 const int32_t* rotated = offsets.data() + tile.rotation * index.nonzeros;
+                                 const Rows<const float> sources{output_gradient + tile.position, plan.output_pitch(),
+                                                                 tile.row_pitch, tile.lanes};
+                                 const auto reduce = [&](auto access) {
+                                     values_units<kUnit, kRun, decltype(access)::value>(
+                                         tile.segments, rotated, ring.data(), plan.row_step(), sources, tile.rows,
+                                         partials.data(), mine.values, tile.first_block ? mine.rows : nullptr, coming);
+                                 };
+                                 if (tile.lanes < Plan::kTileLanes)
+                                     reduce(std::integral_constant<Access, Access::kSome>());
+                                 else
+                                     reduce(std::integral_constant<Access, Access::kAll>());
+                             });
         };
         if (complete) for_share(plan.items(team), reduce_item);
         sums.finish();
@@ -272,7 +279,7 @@ bool units_input_gradient(const Geometry& geometry, const Index& index, const fl
     using Plan = Sweep<1, kRun>;
     PlanMemory memory(geometry);
     if (!memory) return false;
-    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index));
+    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 0));
     Buffer<int32_t> steps(index.groups());
     Buffer<float> table(index.nonzeros * kUnit);
     Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
