@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from regrow.convert.choice import in_one_line, remembered
-from regrow.convert.uses import Uses, samples_of
+from regrow.convert.uses import positions_of_sample
 from regrow.nn.batch_last import BatchLast
 from regrow.storage import Storage, Weight, sparse_weights
 
@@ -183,7 +182,8 @@ def summary(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -
     """  # noqa: E501
     weights = sparse_weights(model)
     counted = weights and example is not None
-    positions = _positions_a_sample(model, weights, example) if counted else dict.fromkeys(weights, 1.0)
+    arguments = example if isinstance(example, tuple) else (example,)
+    positions = positions_of_sample(model, weights, arguments) if counted else dict.fromkeys(weights, 1.0)
     sparse = {id(weight.weight) for weight in weights.values()}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in sparse]
     layers = tuple(_layer(weight, positions[name]) for name, weight in weights.items())
@@ -217,24 +217,6 @@ def _layer(weight: Weight, positions: float) -> LayerSummary:
         unit=weight.units.unit,
         nonzero_absent=nonzero_absent,
     )
-
-
-def _positions_a_sample(model: nn.Module, weights: dict[str, Weight], example: Any) -> dict[str, float]:
-    """Run `example` through the model and return for each weight the positions it is applied at, a sample."""
-    arguments = example if isinstance(example, tuple) else (example,)
-    if not samples_of(arguments):
-        raise ValueError("the example has no samples: give a batch as the model takes it, a tensor or a tuple of them")
-    uses = Uses(model, weights)
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(*arguments)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        uses.close()
-    return {name: used / uses.samples for name, used in uses.positions().items()}
 
 
 def _figures(of: LayerSummary | Summary) -> tuple[str, ...]:

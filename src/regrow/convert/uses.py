@@ -14,7 +14,7 @@ from regrow.convert.eligible import slots_of
 from regrow.nn.sparse_conv import SparseConv
 from regrow.storage import Weight
 
-__all__ = ["Uses", "samples_of"]
+__all__ = ["Uses", "positions_of_sample"]
 
 # What `costs` takes the cost of a weight to be whose module was not called, while the model was: used once.
 _ONCE = 1.0
@@ -115,7 +115,7 @@ class Uses:
 
     def _count_samples(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._is_counted(module):
-            self._samples.add(samples_of((args, kwargs)))
+            self._samples.add(_samples((args, kwargs)))
 
     def _count_positions(
         self,
@@ -137,7 +137,35 @@ class Uses:
         return (module.training or torch.is_grad_enabled()) and torch._C._current_graph_task_id() == -1
 
 
-def samples_of(arguments: Any) -> int:
+def positions_of_sample(
+    model: nn.Module, weights: Mapping[str, Weight], arguments: tuple[Any, ...]
+) -> dict[str, float]:
+    """Run a batch through a model, in evaluation mode, and return the positions at which a sample uses each weight.
+
+    Args:
+        model: the model; each of its modules stays in its mode.
+        weights: its sparse weights, by name.
+        arguments: the batch, as the model takes it.
+
+    Raises:
+        ValueError: if no argument is a tensor with a batch dimension.
+    """
+    if not _samples(arguments):
+        raise ValueError("the example has no samples: give a batch as the model takes it, a tensor or a tuple of them")
+    uses = Uses(model, weights)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(*arguments)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        uses.close()
+    return {name: used / uses.samples for name, used in uses.positions().items()}
+
+
+def _samples(arguments: Any) -> int:
     """Return the first dimension of the first tensor among the arguments of a model, at any depth; 0 without any."""
     leaves = tree_leaves(arguments)
     return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 0)

@@ -327,8 +327,7 @@ class TopologyUpdater:
         groups = groups_of(self._optimizer)
         taking_part = self._training & self._names_that_train()
         sources = [source for source in self._sources if source.weight.name in taking_part]
-        costs = (self._uses.costs() if self._uses else None) or {}
-        layers = {}
+        costs, layers = self._costs(), {}
         for source in sources:
             weight = source.weight
             gradient = self._gradients.get(weight.name)
@@ -345,6 +344,10 @@ class TopologyUpdater:
         self._index_versions = self._versions()
         if self._on_update is not None:
             self._on_update(self._step, changes)
+
+    def _costs(self) -> dict[str, float]:
+        """Return the cost of a weight of each layer; nothing where the recipe reads none, or no pass was seen."""
+        return (self._uses.costs() if self._uses else None) or {}
 
     def _look_ahead(self) -> None:
         self._training = self._names_that_train()
