@@ -138,7 +138,7 @@ ERRORS = {
     "unknown needs": (
         lambda: dataclasses.replace(method("set").recipe(), needs=("hessian",)),
         "unknown information ['hessian']",
-        "choose among ('gradient', 'momentum')",
+        "choose among ('gradient', 'momentum', 'cost')",
     ),
     "not in needs": (
         lambda: step(dataclasses.replace(method("rigl").recipe(), needs=())),

@@ -9,7 +9,7 @@ import reference
 import regrow
 from cases import method
 from regrow import Entries, LayerState, Recipe
-from regrow.redistribute import by_mean, keep, spare_full
+from regrow.redistribute import by_mean, keep, spare_full, within, within_rates
 from regrow.score import gradient, magnitude, momentum, random
 
 
@@ -39,6 +39,14 @@ def rates_by_momentum(layers, rate):
         ({"grow": lambda e: e.momentum * e.grad}, ("gradient", "momentum"), ("gradient", "momentum")),
         ({"grow": lambda e: e.momentum if e.holds_momentum else e.weight}, ("momentum",), ("momentum",)),
         ({"rates": rates_by_momentum}, ("momentum",), ()),
+        ({"redistribute": within(2, keep)}, ("cost",), ()),
+        ({"rates": within_rates(2, rates_by_momentum)}, ("momentum", "cost"), ()),
+        (
+            {"redistribute": within(2, by_mean(gradient)), "grow": momentum},
+            ("gradient", "momentum", "cost"),
+            ("momentum",),
+        ),
+        ({"grow": gradient, "needs": ("gradient", "cost")}, ("gradient", "cost"), ("gradient",)),
         ({"grow": gradient, "needs": ("momentum",)}, ("momentum",), ("momentum",)),
         ({"grow": gradient, "needs": ()}, (), ()),
     ],

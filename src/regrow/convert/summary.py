@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from regrow.convert.choice import in_one_line, remembered
-from regrow.convert.eligible import slots_of
+from regrow.convert.uses import positions_of_sample
 from regrow.nn.batch_last import BatchLast
-from regrow.nn.sparse_conv import SparseConv
 from regrow.storage import Storage, Weight, sparse_weights
 
 __all__ = ["LayerSummary", "Summary", "summary"]
@@ -185,7 +181,9 @@ def summary(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -
         110 more parameters are dense; 2,210 in all
     """  # noqa: E501
     weights = sparse_weights(model)
-    positions = _output_positions(model, weights, example) if example is not None else dict.fromkeys(weights, 1.0)
+    counted = weights and example is not None
+    arguments = example if isinstance(example, tuple) else (example,)
+    positions = positions_of_sample(model, weights, arguments) if counted else dict.fromkeys(weights, 1.0)
     sparse = {id(weight.weight) for weight in weights.values()}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in sparse]
     layers = tuple(_layer(weight, positions[name]) for name, weight in weights.items())
@@ -219,58 +217,6 @@ def _layer(weight: Weight, positions: float) -> LayerSummary:
         unit=weight.units.unit,
         nonzero_absent=nonzero_absent,
     )
-
-
-def _output_positions(model: nn.Module, weights: dict[str, Weight], example: Any) -> dict[str, float]:
-    """Run `example` through the model and count for each weight the positions it is applied at, a sample."""
-    arguments = example if isinstance(example, tuple) else (example,)
-    samples = next((leaf.shape[0] for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.dim()), None)
-    if not samples:
-        raise ValueError("the example has no samples: give a batch as the model takes it, a tensor or a tuple of them")
-    counts = dict.fromkeys(weights, 0.0)
-
-    def count(names: list[str]) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            for name in names:
-                counts[name] += _positions(module, inputs[0], output) / samples
-
-        return hook
-
-    name_of = {id(weight.weight): name for name, weight in weights.items()}
-    # Attention computes its output projection itself, without calling the module of it.
-    caller: dict[nn.Module, nn.Module] = {
-        module.out_proj: module for module in model.modules() if isinstance(module, nn.MultiheadAttention)
-    }
-    used: dict[nn.Module, list[str]] = {}
-    for slot in slots_of(model):  # a shared weight at each of its places
-        if id(slot.weight) in name_of:
-            used.setdefault(caller.get(slot.module, slot.module), []).append(name_of[id(slot.weight)])
-    hooks = [module.register_forward_hook(count(names)) for module, names in used.items()]
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(*arguments)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for hook in hooks:
-            hook.remove()
-    return counts
-
-
-def _positions(module: nn.Module, entered: Tensor, output: Any) -> float:
-    """Return at how many positions of the batch the module's weight is applied."""
-    left: Tensor = output[0] if isinstance(output, tuple) else output
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | SparseConv):
-        return left.numel() / module.out_channels
-    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        # every input position is multiplied with the whole kernel
-        return entered.numel() / module.in_channels
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return 0.0  # looked up, not multiplied
-    # linear, attention and recurrent layers: features come last
-    return entered.numel() / entered.shape[-1]
 
 
 def _figures(of: LayerSummary | Summary) -> tuple[str, ...]:

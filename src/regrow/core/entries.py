@@ -306,6 +306,7 @@ class LayerState:
         numel: number of elements of the dense weight.
         shape: shape of the dense weight.
         unit: outputs and inputs of a unit, which is dropped and grown whole. The weights of a unit follow one another.
+        cost: multiply-adds that one weight takes in the forward pass of a sample; None where it is not known.
     """
 
     active: Entries
@@ -313,6 +314,7 @@ class LayerState:
     numel: int
     shape: tuple[int, ...]
     unit: tuple[int, int] = (1, 1)
+    cost: float | None = None
 
     @property
     def unit_size(self) -> int:

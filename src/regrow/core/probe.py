@@ -1,8 +1,10 @@
-"""What the parts of a recipe read of gradient and momentum, found by trying them once."""
+"""What the parts of a recipe read of gradient, momentum and costs, found by trying them once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ def what_is_read(
     grow: Score,
     rates: Callable[[Mapping[str, LayerState], float], Mapping[str, float]] | None,
 ) -> tuple[set[str], set[str]]:
-    """Return what is read of any weight and what is read of absent weights: "gradient", "momentum".
+    """Return what is read of any weight and what is read of absent weights: "gradient", "momentum", "cost".
 
     Args:
         drop: the score of the active weights, as in a `Recipe`, and likewise the others.
@@ -38,7 +40,9 @@ def what_is_read(
     # Scores may draw numbers of their own: the trial must not move the generator that the training uses.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         generator = torch.Generator().manual_seed(0)
-        layers = {f"{number}.weight": _layer(generator, everywhere, of_absent) for number in range(2)}
+        layers: dict[str, LayerState] = {
+            f"{number}.weight": _layer(generator, everywhere, of_absent, cost) for number, cost in enumerate((9.0, 1.0))
+        }
         try:
             if rates is not None:
                 rates(layers, 0.5)
@@ -54,7 +58,19 @@ def what_is_read(
     return everywhere | of_absent, of_absent
 
 
-def _layer(generator: torch.Generator, active: set[str], absent: set[str]) -> LayerState:
+@dataclass(frozen=True)
+class _Noting(LayerState):
+    """A layer that notes when its cost is read."""
+
+    noted: set[str] = field(default_factory=set)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "cost":
+            object.__getattribute__(self, "noted").add("cost")
+        return object.__getattribute__(self, name)
+
+
+def _layer(generator: torch.Generator, active: set[str], absent: set[str], cost: float) -> LayerState:
     numel = _SHAPE[0] * _SHAPE[1]
     order = torch.randperm(numel, generator=generator)
 
@@ -69,6 +85,11 @@ def _layer(generator: torch.Generator, active: set[str], absent: set[str]) -> La
         return Entries(index, weight, numbers("gradient"), numbers("momentum"), generator)
 
     exists, free = order[:_ACTIVE].sort().values, order[_ACTIVE:].sort().values
-    return LayerState(
-        entries(exists, torch.randn(len(exists)), active), entries(free, torch.zeros(len(free)), absent), numel, _SHAPE
+    return _Noting(
+        entries(exists, torch.randn(len(exists)), active),
+        entries(free, torch.zeros(len(free)), absent),
+        numel,
+        _SHAPE,
+        cost=cost,
+        noted=active,
     )

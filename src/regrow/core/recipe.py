@@ -15,7 +15,7 @@ from regrow.core.score import Score
 
 __all__ = ["Information", "Recipe", "ResetState", "Rounding", "check_rate"]
 
-Information = Literal["gradient", "momentum"]
+Information = Literal["gradient", "momentum", "cost"]
 
 ResetState = Literal["keep", "zero", "warm"]
 Rounding = Literal["up", "down"]
@@ -39,8 +39,8 @@ class Recipe:
         fraction: share of a layer's nonzeros that is dropped, a function of the step, in [0, 1].
         update_at: whether an update is due after a step. The next step carries it out, so that what looks at the
             network between the two sees it as it was trained.
-        needs: the information that is read: "gradient" (at the update), "momentum" (of the optimizer). Inferred where
-            it is not given.
+        needs: the information that is read: "gradient" (at the update), "momentum" (of the optimizer), "cost" (of a
+            weight of each layer, observed in training). Inferred where it is not given.
         reset_state: the optimizer state of a grown weight. "keep" leaves it the momentum that made it grow. "zero" sets
             all of it to zero. "warm" does that too, but where the optimizer divides by an average of squares (the Adam
             family, RMSprop), that starts at the mean over the active weights of the layer: from zero, the first steps
@@ -60,7 +60,8 @@ class Recipe:
             is changed by that step.
         distribution: how the nonzeros are spread over layers at the start, for
             `regrow.sparsify(..., distribution=recipe.distribution)`.
-        needs_of_absent: the part of `needs` that is read of absent weights; all of it where `needs` is given.
+        needs_of_absent: the part of `needs` that is read of absent weights; where `needs` is given, all but the cost,
+            which is that of a layer.
 
     Raises:
         ValueError: if `needs` holds an unknown name, the first fraction or density lies outside [0, 1], or the trial
@@ -114,7 +115,7 @@ class Recipe:
             every, absent = what_is_read(self.drop, self.redistribute, self.grow, self.rates)
             object.__setattr__(self, "needs", _Inferred(name for name in get_args(Information) if name in every))
         else:
-            absent = set(self.needs)
+            absent = set[str](self.needs) - {"cost"}
         object.__setattr__(self, "needs_of_absent", tuple(name for name in self.needs if name in absent))
 
     def updates_in(self, step: int) -> bool:

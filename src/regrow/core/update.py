@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def update(
 
 def _with_generator(layer: LayerState, generator: torch.Generator) -> LayerState:
     active, candidates = layer.active.with_generator(generator), layer.candidates.with_generator(generator)
-    return LayerState(active, candidates, layer.numel, layer.shape, layer.unit)
+    return replace(layer, active=active, candidates=candidates)
 
 
 def _check_units(name: str, layer: LayerState) -> None:

@@ -1,13 +1,22 @@
 """Sparse momentum: drop by magnitude, redistribute and grow by momentum."""
 
-from regrow.core import redistribute, schedule, score
+from regrow.core import budget, redistribute, schedule, score
 from regrow.core.growth import Growth
 from regrow.core.recipe import Recipe
 
 __all__ = ["sparse_momentum"]
 
+_FILL = 0.99
 
-def sparse_momentum(every: int, steps: int, *, prune_rate: float = 0.5, growth: Growth | None = None) -> Recipe:
+
+def sparse_momentum(
+    every: int,
+    steps: int,
+    *,
+    prune_rate: float = 0.5,
+    compute: float | None = None,
+    growth: Growth | None = None,
+) -> Recipe:
     """Sparse momentum: grow where the momentum of absent weights is largest.
 
     **What it does.** Every `every` steps each layer drops the `ceil(p * nonzeros)` weights of smallest
@@ -28,7 +37,9 @@ def sparse_momentum(every: int, steps: int, *, prune_rate: float = 0.5, growth: 
 
     **Settings.** An update an epoch, uniform initial density, prune rate 0.5 (MNIST, CIFAR-10) or 0.2 (ImageNet).
     The paper finds rates from 0.2 to 0.7 and a linear decay much alike:
-    `dataclasses.replace(recipe, fraction=regrow.schedule.linear(0.5, steps))`.
+    `dataclasses.replace(recipe, fraction=regrow.schedule.linear(0.5, steps))`. Momentum moves weights to early
+    layers, where each takes more multiply-adds: several times a uniform spread's in a network that narrows its planes.
+    `compute` bounds that: `regrow.redistribute.within`.
 
     **Watch for.** Momentum factors of 0.99 and above made dense and sparse networks alike fail in the paper.
 
@@ -39,6 +50,8 @@ def sparse_momentum(every: int, steps: int, *, prune_rate: float = 0.5, growth: 
         every: optimizer steps between updates, usually an epoch.
         steps: optimizer steps of the whole training.
         prune_rate: share of each layer's weights that the first update would drop.
+        compute: how many times the multiply-adds of a uniform spread the sparse layers may take after an update, above
+            0; None is the paper's rule, without a bound.
         growth: where the momentum of absent weights comes from; None as `Recipe.growth` says.
 
     Example:
@@ -46,13 +59,17 @@ def sparse_momentum(every: int, steps: int, *, prune_rate: float = 0.5, growth: 
         >>> recipe.fraction(0), recipe.fraction(54_000)
         (0.5, 0.005)
     """
+    shared = redistribute.by_mean(score.momentum, at_least=1, fill=_FILL, overflow="equal")
+    rates = redistribute.spare_full(score.momentum)
+    if compute is not None:
+        shared, rates = budget.within(compute, shared, fill=_FILL), budget.within_rates(compute, rates)
     return Recipe(
         drop=score.magnitude,
-        redistribute=redistribute.by_mean(score.momentum, at_least=1, fill=0.99, overflow="equal"),
+        redistribute=shared,
         grow=score.momentum,
         fraction=schedule.cosine(prune_rate, steps, end=min(0.005, prune_rate)),
         update_at=schedule.every(every, until=steps),
         keep_returning=True,
         growth=growth,
-        rates=redistribute.spare_full(score.momentum),
+        rates=rates,
     )

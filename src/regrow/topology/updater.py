@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from regrow.convert.uses import Uses
 from regrow.core.entries import Change
 from regrow.core.growth import or_default
 from regrow.core.recipe import Recipe
@@ -43,6 +46,9 @@ class TopologyUpdater:
     `recipe.growth` gathers, they have one for each absent weight that is looked at too: whatever the loop does to
     gradients then counts for both alike. Where a parameter changes its size, its gradient goes along. Processes that
     train together would each see their own batches: use masked storage for that.
+
+    Where the recipe needs the cost of weights, as under a bound on compute, it is observed in the training passes of
+    `model`, as a mean over the samples so far. Processes that train together must then be given samples of equal sizes.
 
     Layers may be frozen and unfrozen at any time. Absent weights stay zero in all of them. In an update takes part what
     trains: weights of the optimizer with `requires_grad`, then and after the step before, so that growth has seen
@@ -117,6 +123,10 @@ class TopologyUpdater:
             optimizer.register_step_post_hook(self._after_step),
         )
         self._ends = enforce_after(given, optimizer, self.enforce)
+        self._uses: Uses | None = None
+        if "cost" in recipe.needs:
+            self._uses = Uses(model, {weight.name: weight for weight in self._weights}, training_only=True)
+            self._ends.append(weakref.finalize(self, self._uses.close))
         hold([weight.module for weight in self._weights], self)
         self._watch = Watch(self._weights, optimizer, self)
 
@@ -142,7 +152,7 @@ class TopologyUpdater:
         release([weight.module for weight in self._weights], self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the steps taken, the state of the random generator and what growth has gathered.
+        """Return the steps taken, the state of the random generator, what growth has gathered and uses of weights.
 
         Where weights exist is in the model's own state.
         """
@@ -153,6 +163,7 @@ class TopologyUpdater:
             "units": {weight.name: list(weight.units.unit) for weight in self._weights},
             "growth": {source.weight.name: source.state_dict() for source in self._sources},
             "training": {weight.name: weight.name in self._training for weight in self._weights},
+            "uses": self._uses.state_dict() if self._uses else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -177,6 +188,8 @@ class TopologyUpdater:
         for source in self._sources:
             source.load_state_dict(state["growth"][source.weight.name])
         self._training = {name for name, trains in state["training"].items() if trains}
+        if self._uses and state["uses"]:
+            self._uses.load_state_dict(state["uses"])
         self._index_versions = self._versions()
 
     def _source(self, weight: Weight) -> Source:
@@ -314,13 +327,14 @@ class TopologyUpdater:
         groups = groups_of(self._optimizer)
         taking_part = self._training & self._names_that_train()
         sources = [source for source in self._sources if source.weight.name in taking_part]
-        layers = {}
+        costs, layers = self._costs(), {}
         for source in sources:
             weight = source.weight
             gradient = self._gradients.get(weight.name)
             if gradient is None and "gradient" in self._recipe.needs:
                 gradient = _gradient(weight)
-            layers[weight.name] = source.layer_state(gradient, groups[id(weight.weight)], self._step)
+            layer = source.layer_state(gradient, groups[id(weight.weight)], self._step)
+            layers[weight.name] = replace(layer, cost=costs.get(weight.name))
         self._gradients = {}
         changes = update(self._recipe, layers, due, self._generator) if layers else {}
         # What a layer's numbers are cut from may be as large as the dense weight, and new index structures come.
@@ -330,6 +344,10 @@ class TopologyUpdater:
         self._index_versions = self._versions()
         if self._on_update is not None:
             self._on_update(self._step, changes)
+
+    def _costs(self) -> dict[str, float]:
+        """Return the cost of a weight of each layer; nothing where the recipe reads none, or no pass was seen."""
+        return (self._uses.costs() if self._uses else None) or {}
 
     def _look_ahead(self) -> None:
         self._training = self._names_that_train()

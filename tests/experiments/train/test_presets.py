@@ -17,8 +17,9 @@ from regrow.experiments.data.batches import Normalise, TensorBatches
 from regrow.experiments.train.config import TrainConfig, override, parse_settings, read_config
 from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.methods import METHODS, make_recipe, run_name
+from regrow.experiments.train.optimizer import make_optimizer
 from regrow.experiments.train.presets import PRESETS, preset
-from regrow.experiments.train.run import Run, make_optimizer
+from regrow.experiments.train.run import Run
 
 CIFAR10 = (
     *("alexnet-s", "alexnet-b", "vgg16-c", "vgg16-d", "vgg16-like", "vgg-small"),
@@ -198,6 +199,7 @@ def other_value(name, value):
         "growth": "window:44",
         "keep_returning": False,
         "distribution": "erdos-renyi",
+        "compute": 2.0,
         "block": "4x1",
     }
     if name in choices:

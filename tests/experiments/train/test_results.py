@@ -33,6 +33,8 @@ CONTRACT = {
     "seconds_per_step": float,
     "peak_memory_bytes": int,
     "model_bytes": int,
+    "multiply_adds_train": int,
+    "multiply_adds_train_dense": int,
     "flops_per_step": int,
     "nonzeros_by_layer": dict,
     "versions": dict,
@@ -72,6 +74,10 @@ def test_the_result_is_consistent(run):
     assert 0 < result["seconds_train"] < 600
     assert result["peak_memory_bytes"] > result["model_bytes"] >= 4 * (result["nnz"] + BIASES)
     assert result["flops_per_step"] == 3 * 2 * result["nnz"] * 128
+    assert result["compute"] is None
+    # every weight is used once a sample; the number of weights never changes
+    assert result["multiply_adds_train"] == 3 * 3 * 1237 * result["nnz"]
+    assert result["multiply_adds_train_dense"] == 3 * 3 * 1237 * weights
     assert result["versions"]["torch"] == version("torch")
     assert result["versions"]["regrow"] == regrow.__version__
     last = metrics(out)[-1]

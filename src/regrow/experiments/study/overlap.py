@@ -78,7 +78,7 @@ class ComparedUpdater(regrow.TopologyUpdater):
     def _layers(self) -> dict[str, regrow.LayerState]:
         """Return every layer with the momentum of all its absent weights."""
         groups = groups_of(self._compared_optimizer)
-        layers = {}
+        costs, layers = self._costs(), {}
         for name, weight in sparse_weights(self._model).items():
             numbers = momentum(self._compared_optimizer, weight.weight, groups[id(weight.weight)])
             parameter, index = weight.weight.detach(), weight.index()
@@ -87,7 +87,8 @@ class ComparedUpdater(regrow.TopologyUpdater):
             def entries(at: Tensor, of: Tensor = parameter, numbers: Tensor = numbers) -> regrow.Entries:
                 return regrow.Entries(at, of.reshape(-1)[at], momentum=numbers.reshape(-1)[at])
 
-            layers[name] = regrow.LayerState(entries(index), entries(positions), weight.numel, weight.shape)
+            both, cost = (entries(index), entries(positions)), costs.get(name)
+            layers[name] = regrow.LayerState(*both, weight.numel, weight.shape, cost=cost)
         return layers
 
 

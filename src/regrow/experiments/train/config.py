@@ -65,6 +65,12 @@ class TrainConfig(BaseModel):
     redistribute: Literal["method", "keep"] = Field(
         "method", description="what each layer grows: as the method says, or as many weights as it dropped"
     )
+    compute: float | None = Field(
+        None,
+        gt=0,
+        description="how many times the multiply-adds of a uniform spread the sparse layers may take after an update; "
+        "no bound if null",
+    )
     keep_returning: bool | None = Field(
         None,
         description="whether a weight that is dropped and grown again in one update stays as it was; the method's own "

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import regrow
+from regrow.core.budget import within
 from regrow.core.redistribute import keep
 from regrow.core.schedule import constant, cosine, linear
 from regrow.experiments.errors import UserError
@@ -30,7 +31,8 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     """Return the recipe that the settings name, over the steps of the whole training.
 
     `config.method` is a name from `METHODS` or `path/to/file.py:recipe`, where `recipe` is a `regrow.Recipe` or a
-    function of `every` and `steps` (both in optimizer steps), with `prune_rate` if it takes one, that returns one.
+    function of `every` and `steps` (both in optimizer steps), with `prune_rate` and `compute` if it takes them, that
+    returns one. A bound on compute that it does not take is put around its redistribution.
 
     Raises:
         UserError: if there is no such method or file, the file does not hold a recipe, or is not that of
@@ -39,18 +41,21 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     steps = config.epochs * steps_per_epoch
     every = max(1, round(config.update_every * steps_per_epoch))
     factory = _factory(config.method, config.method_digest)
+    arguments: dict[str, int | float] = {"every": every, "steps": steps}
     if isinstance(factory, regrow.Recipe):
         recipe = factory
     else:
-        arguments: dict[str, int | float] = {"every": every, "steps": steps}
-        if config.prune_rate is not None and "prune_rate" in inspect.signature(factory).parameters:
-            arguments["prune_rate"] = config.prune_rate
+        asked = {"prune_rate": config.prune_rate, "compute": config.compute}
+        takes = inspect.signature(factory).parameters
+        arguments |= {name: value for name, value in asked.items() if value is not None and name in takes}
         made = _call(factory, config.method, arguments)
         if not isinstance(made, regrow.Recipe):
             raise UserError(f"{config.method} returned {type(made).__name__}: it must return a regrow.Recipe")
         recipe = made
     if config.redistribute == "keep":
         recipe = replace(recipe, redistribute=keep)
+    if config.compute is not None and ("compute" not in arguments or config.redistribute == "keep"):
+        recipe = replace(recipe, redistribute=within(config.compute, recipe.redistribute))
     if config.keep_returning is not None:
         recipe = replace(recipe, keep_returning=config.keep_returning)
     if config.distribution is not None:
@@ -82,8 +87,9 @@ def run_name(config: TrainConfig) -> str:
     growth = "" if config.growth is None else "-" + config.growth.replace(":", "-")
     block = "" if config.block is None or method == "dense" else f"-{config.block}"
     kept = "" if config.redistribute == "method" else f"-{config.redistribute}"
+    bound = "" if config.compute is None or method == "dense" else f"-compute{config.compute:g}"
     spread = "" if config.distribution is None or method == "dense" else f"-{config.distribution}"
-    return f"{method}{kept}{spread}{growth}{block}{density}-seed{config.seed}"
+    return f"{method}{kept}{bound}{spread}{growth}{block}{density}-seed{config.seed}"
 
 
 def check_method(name: str) -> None:

@@ -23,13 +23,13 @@ from regrow.experiments.train.changes import ChangeCounts
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.methods import make_recipe
+from regrow.experiments.train.optimizer import make_optimizer
+from regrow.experiments.train.work import Work
 from regrow.storage import sparse_weights
 
-__all__ = ["Metrics", "Run", "make_optimizer", "pick_device"]
+__all__ = ["Metrics", "Run", "pick_device"]
 
 Metrics = dict[str, Any]
-
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 class Run:
@@ -50,6 +50,7 @@ class Run:
         epoch: epochs finished.
         rows: metrics of every finished epoch.
         seconds: wall time spent in training steps.
+        work: counts the multiply-adds of the layers that may be sparse.
         warnings: what a user should know and was not told.
     """
 
@@ -82,6 +83,7 @@ class Run:
         self._changes = ChangeCounts()
         self._optimizer = self._make_sparse_and_optimizer()
         self.warnings = self._changes.find_thin(sparse_weights(self.model))
+        self.work = Work(*self._as_sparse())
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         # loss times samples, correct, samples: kept on the device, so that no step waits for it
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -103,6 +105,7 @@ class Run:
         loss = self._loss(logits, labels)
         loss.backward()
         _add_batch(self._sums, loss, logits, labels)
+        self.work.add(len(labels))
         if self.config.clip_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient_norm)
         try:
@@ -140,6 +143,7 @@ class Run:
             "prune_rate": self.topology.recipe.fraction(self.step) if self.topology else 0.0,
             "density": self.density,
             "nonzeros_by_layer": self.nonzeros_by_layer,
+            **self.work.row(),
             "updates": self._changes.updates,
             "changes_by_layer": self._changes.row(),
             "seconds": self.seconds,
@@ -180,11 +184,14 @@ class Run:
 
     def summary(self) -> regrow.Summary:
         """Describe the model; a dense one as if every weight that may be sparse were there."""
+        return regrow.summary(*self._as_sparse())
+
+    def _as_sparse(self) -> tuple[nn.Module, Tensor]:
+        """Return the model, a dense one as if every weight that may be sparse were there, and a batch of one sample."""
         model = self.model
         if self.topology is None:
             model = regrow.sparsify(deepcopy(model), density=1.0, keep_dense=self.config.keep_dense, backend="masked")
-        example = torch.zeros(1, *self.data.image_shape, device=self.device)
-        return regrow.summary(model, example)
+        return model, torch.zeros(1, *self.data.image_shape, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on."""
@@ -194,6 +201,7 @@ class Run:
             "optimizer": self._optimizer.state_dict(),
             "topology": self.topology.state_dict() if self.topology else {},
             "changes": self._changes.state_dict(),
+            "work": self.work.state_dict(),
             "data": self.data.train.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
@@ -217,7 +225,9 @@ class Run:
             self._optimizer.load_state_dict(state["optimizer"])
             if self.topology:
                 self.topology.load_state_dict(state["topology"])
+                self.work.look(sparse_weights(self.model))
             self._changes.load_state_dict(state["changes"])
+            self.work.load_state_dict(state["work"])
             self.data.train.load_state_dict(state["data"])
             self.step, self.epoch, self.rows = state["step"], state["epoch"], state["rows"]
             self._sums = state["sums"].to(self.device)
@@ -307,43 +317,8 @@ class Run:
     def _count_changes(self, _: int, changes: Mapping[str, regrow.Change]) -> None:
         assert self.topology is not None, "updates come from it"
         self._changes.add(changes, self.topology.recipe.keep_returning)
+        self.work.look(sparse_weights(self.model))
         self.warnings += self._changes.find_thin(sparse_weights(self.model))
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings name, over all parameters of the model."""
-    # fused: one pass over each weight and its state, where the plain form makes several with temporaries
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
-    parameters = _parameter_groups(model, config)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            nesterov=config.nesterov and config.momentum > 0,
-            weight_decay=config.weight_decay,
-            fused=fused,
-        )
-    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    betas = (config.momentum, 0.999)
-    return adam(
-        parameters,
-        lr=config.learning_rate,
-        betas=betas,
-        weight_decay=config.weight_decay,
-        fused=fused,
-    )
-
-
-def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return the parameters as the optimizer takes them: those of norms apart if they do not decay."""
-    if config.decay_norms:
-        return [{"params": list(model.parameters())}]
-    modules = [module for module in model.modules() if isinstance(module, _NORMS)]
-    of_norms = {id(parameter) for module in modules for parameter in module.parameters()}
-    norms = [parameter for parameter in model.parameters() if id(parameter) in of_norms]
-    others = [parameter for parameter in model.parameters() if id(parameter) not in of_norms]
-    return [{"params": others}, {"params": norms, "weight_decay": 0.0}]
 
 
 def pick_device(name: str) -> torch.device:

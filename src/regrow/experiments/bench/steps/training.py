@@ -15,7 +15,7 @@ import regrow
 from regrow.experiments import data, models
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.methods import make_recipe
-from regrow.experiments.train.run import make_optimizer
+from regrow.experiments.train.optimizer import make_optimizer
 
 __all__ = [
     "BFLOAT16", "DENSE", "MEASURED", "SPARSE", "Batches", "Training", "Updates", "classes", "dense_model",
