@@ -11,6 +11,7 @@ import typer
 
 from regrow.experiments.options import DataRoot, Epochs, Preset, Seeds, Settings, read_settings, split_names
 from regrow.experiments.study.adam import AdamSettings, run_adam_study
+from regrow.experiments.study.compute import COMPUTE_STUDY
 from regrow.experiments.study.growth import GROWTH_STUDY
 from regrow.experiments.study.methods import DENSITY_STUDY, METHODS_STUDY
 from regrow.experiments.study.mnist import PARTS, run_part, write_page
@@ -22,7 +23,7 @@ from regrow.experiments.train.presets import preset as find_preset
 
 __all__ = ["STUDIES", "command_of", "study_app"]
 
-STUDIES = (DENSITY_STUDY, METHODS_STUDY, GROWTH_STUDY, UNITS_STUDY)
+STUDIES = (DENSITY_STUDY, METHODS_STUDY, GROWTH_STUDY, UNITS_STUDY, COMPUTE_STUDY)
 """Every study that is a command of its own."""
 
 study_app = typer.Typer(help="Many runs, resumable, one table and one plot.", no_args_is_help=True)

@@ -18,7 +18,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-__all__ = ["plot_accuracy_over_time", "plot_around_updates", "plot_comparison", "plot_errors", "plot_speed"]
+__all__ = [
+    "plot_accuracy_over_time",
+    "plot_accuracy_over_work",
+    "plot_around_updates",
+    "plot_comparison",
+    "plot_errors",
+    "plot_speed",
+]
 
 _MARKERS = "osD^vPX*"
 _DENSITY = "density, % of weights"
@@ -151,6 +158,36 @@ def plot_accuracy_over_time(
             axes.plot(seconds, accuracies, color=f"C{number}", marker=".", alpha=0.8, label=label)
     axes.set_xlim(left=0)
     _finish(axes, title, "seconds of training", "validation accuracy, %")
+    _save(figure, path)
+
+
+def plot_accuracy_over_work(
+    runs: Mapping[str, Sequence[Sequence[Sequence[float | None]]]], path: Path, title: str
+) -> None:
+    """Plot validation accuracy over multiply-adds and over wall time: a colour for each kind of run, a line a seed.
+
+    Args:
+        runs: for each kind its runs; of each epoch the seconds and multiply-adds so far, the multiply-adds of as many
+            dense epochs, and the accuracy in [0, 1], None where there is no validation set.
+        path: the PNG file.
+        title: what the plot shows.
+    """
+    figure, (over_work, over_time) = plt.subplots(ncols=2, figsize=(12, 4.5), sharey=True)
+    for number, (name, seeds) in enumerate(runs.items()):
+        for seed, points in enumerate(seeds):
+            known = [[float(value) for value in point if value is not None] for point in points if point[3] is not None]
+            # dense epochs are all as long as the first
+            epoch = known[0][2] if known else 1.0
+            accuracies = [100 * accuracy for _, _, _, accuracy in known]
+            style: dict[str, Any] = {"color": f"C{number}", "alpha": 0.8, "label": name if seed == 0 else None}
+            over_work.plot([done / epoch for _, done, _, _ in known], accuracies, marker=".", **style)
+            over_time.plot([seconds for seconds, *_ in known], accuracies, marker=".", **style)
+    over_work.set_xscale("log")
+    over_work.xaxis.set_major_formatter(ScalarFormatter())
+    over_time.set_xlim(left=0)
+    _finish(over_work, "", "multiply-adds of the training, in dense epochs", "validation accuracy, %", font="small")
+    _finish(over_time, "", "seconds of training", "validation accuracy, %", font="small")
+    figure.suptitle(title)
     _save(figure, path)
 
 

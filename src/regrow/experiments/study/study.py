@@ -156,6 +156,7 @@ class Study:
         read: what is read of a finished run's folder beside its result.
         reference: the key of the point that a point is compared with, by its own key; None compares nothing.
         plot: draws the points into a PNG file, under a title; None draws nothing.
+        picture: name of that file.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Study:
     read: Callable[[Path], Mapping[str, Any]] = _nothing_more
     reference: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
     plot: Callable[[Sequence[Cell], Path, str], None] | None = None
+    picture: str = "errors.png"
 
     def runs(self, base: TrainConfig, values: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> dict[str, Planned]:
         """Return every run by the name of its folder: one seed of all before the next seed, dense once for each seed.
@@ -219,7 +221,9 @@ class Study:
         return table
 
     def markdown(self, cells: Sequence[Cell]) -> str:
-        """Return a Markdown table: the values of the last axis across, all others down."""
+        """Return a Markdown table: the values of the last axis across, all others down; those of a single axis down."""
+        if len(self.axes) == 1:
+            return self._list(cells)
         *down, across = self.axes
         columns = sorted({cell.key[-1] for cell in cells})
         titles = [
@@ -232,6 +236,16 @@ class Study:
             labels = [axis.label(value) for axis, value in zip(down, key, strict=True)]
             texts = [figure.text(found[v]) if v in found else "" for v in columns for figure in self.figures]
             lines.append(f"| {' | '.join([*labels, *texts])} |")
+        return "\n".join(lines)
+
+    def _list(self, cells: Sequence[Cell]) -> str:
+        """Return a Markdown table with a line for each value of the only axis."""
+        axis = self.axes[0]
+        titles = [axis.title, *(f"{figure.name}, {figure.unit}".rstrip(", ") for figure in self.figures)]
+        lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        for cell in cells:
+            texts = (axis.label(cell.key[0]), *(figure.text(cell) for figure in self.figures))
+            lines.append(f"| {' | '.join(texts)} |")
         return "\n".join(lines)
 
     def _titles(self, axis: Axis, value: Any) -> list[str]:
@@ -252,7 +266,7 @@ def run_study(
     jobs: int = 1,
     console: Console | None = None,
 ) -> Table:
-    """Run what is missing of a study, write `study.json`, `table.md` and the plot `errors.png`, and return the table.
+    """Run what is missing of a study, write `study.json`, `table.md` and the plot, and return the table.
 
     Each run has a folder of its own in `out`; finished ones are kept and unfinished ones go on.
 
@@ -285,7 +299,7 @@ def run_study(
     write_text(out / "study.json", json.dumps(rows, indent=1) + "\n")
     write_text(out / "table.md", study.markdown(cells) + "\n")
     if study.plot is not None:
-        study.plot(cells, out / "errors.png", base.preset)
+        study.plot(cells, out / study.picture, base.preset)
     return study.table(cells, base.preset)
 
 
