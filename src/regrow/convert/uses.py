@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ __all__ = ["Uses", "positions_of_sample"]
 
 # What `costs` takes the cost of a weight to be whose module was not called, while the model was: used once.
 _ONCE = 1.0
+_ATTENTION = ("query", "key", "value")
+
+_Used = Callable[[tuple[Any, ...], Mapping[str, Any], Any], float]
+"""From the arguments and the output of a module to the positions at which it has used a weight."""
 
 
 class Uses:
@@ -97,20 +102,21 @@ class Uses:
         for hook in self._hooks:
             hook.remove()
 
-    def _places(self, model: nn.Module, weights: Mapping[str, Weight]) -> dict[nn.Module, list[tuple[str, str]]]:
-        """Return for each module that applies some of the weights their names in it and in the model."""
+    def _places(self, model: nn.Module, weights: Mapping[str, Weight]) -> dict[nn.Module, list[tuple[_Count, _Used]]]:
+        """Return for each module that applies some of the weights what counts each of them."""
         name_of = {id(weight.weight): name for name, weight in weights.items()}
         # Attention computes its output projection itself, without calling the module of it.
         caller: dict[nn.Module, nn.Module] = {
             module.out_proj: module for module in model.modules() if isinstance(module, nn.MultiheadAttention)
         }
-        places: dict[nn.Module, list[tuple[str, str]]] = {}
+        places: dict[nn.Module, list[tuple[_Count, _Used]]] = {}
         for slot in slots_of(model):  # a shared weight at each of its places
             name = name_of.get(id(slot.weight))
             if name is not None and isinstance(slot.module, nn.Embedding | nn.EmbeddingBag):
                 self._looked_up.add(name)
             elif name is not None:
-                places.setdefault(caller.get(slot.module, slot.module), []).append((slot.parameter, name))
+                module = caller.get(slot.module, slot.module)
+                places.setdefault(module, []).append((self._positions[name], _used_by(module, slot.parameter)))
         return places
 
     def _count_samples(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -119,15 +125,15 @@ class Uses:
 
     def _count_positions(
         self,
-        places: tuple[tuple[str, str], ...],
+        places: tuple[tuple[_Count, _Used], ...],
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         output: Any,
     ) -> None:
         if self._is_counted(module):
-            for parameter, name in places:
-                self._positions[name].add(_positions(module, parameter, args, kwargs, output))
+            for count, used in places:
+                count.add(used(args, kwargs, output))
 
     def _is_counted(self, module: nn.Module) -> bool:
         if not self._training_only:
@@ -223,24 +229,35 @@ class _Idle:
         return
 
 
-def _positions(
-    module: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-) -> float:
-    """Return at how many positions a module has just used one of its weights."""
+def _used_by(module: nn.Module, parameter: str) -> _Used:
+    """Return what tells at how many positions a pass of a module has used one of its weights."""
     if isinstance(module, nn.MultiheadAttention):
-        given = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
-        read = {"k_proj_weight": ("key",), "v_proj_weight": ("value",), "in_proj_weight": ("query", "key", "value")}
-        names = read.get(parameter, ("query",))
         # a third of the rows of `in_proj_weight` is for each of the three
-        return sum(_vectors(given[name]) for name in names) / len(names)
-    entered = args[0] if args else next(iter(kwargs.values()))
+        read = {"k_proj_weight": ("key",), "v_proj_weight": ("value",), "in_proj_weight": _ATTENTION}
+        return partial(_used_in_attention, read.get(parameter, ("query",)))
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | SparseConv):
-        left: Tensor = output[0] if isinstance(output, tuple) else output
-        return left.numel() // module.out_channels
+        return partial(_used_for_outputs, module.out_channels)
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         # every input position is multiplied with the whole kernel
-        return int(entered.numel() // module.in_channels)
-    return _vectors(entered.data if isinstance(entered, PackedSequence) else entered)
+        return partial(_used_on_inputs, module.in_channels)
+    return partial(_used_on_inputs, None)
+
+
+def _used_in_attention(read: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any], _: Any) -> float:
+    given = {**dict(zip(_ATTENTION, args, strict=False)), **kwargs}
+    return sum(_vectors(given[name]) for name in read) / len(read)
+
+
+def _used_for_outputs(channels: int, _args: tuple[Any, ...], _kwargs: Mapping[str, Any], output: Any) -> int:
+    left: Tensor = output[0] if isinstance(output, tuple) else output
+    return left.numel() // channels
+
+
+def _used_on_inputs(channels: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], _: Any) -> int:
+    entered = args[0] if args else next(iter(kwargs.values()))
+    if isinstance(entered, PackedSequence):
+        entered = entered.data
+    return _vectors(entered) if channels is None else int(entered.numel() // channels)
 
 
 def _vectors(entered: Tensor) -> int:
