@@ -91,6 +91,8 @@ def calls() -> Iterator[tuple[str, Any]]:
 
     for name, (operator, fitting) in OPERATORS.items():
         for key, argument in fitting().items():
+            if name.endswith("of units") and key not in ("values", "index", "weight_shape", "geometry"):
+                continue  # altered for single weights, and no other for units
             for words, other in altered(argument):
                 yield f"{name}: {key} {words}", partial(_with_argument, operator, fitting, key, other)
     layers = ((nn.Linear(9, 5), (4, 9)), (nn.Conv1d(4, 6, 3), (2, 4, 7)), (nn.Conv2d(4, 6, 3, stride=2), (2, 4, 7, 7)))

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regrow.core.units import Units
+from regrow.ops import sparse_conv2d
 from regrow.ops.conv2d import cpu
 from regrow.ops.layout import to_batch_last
 from regrow.ops.native import kernels
@@ -24,12 +26,20 @@ pytest.importorskip("regrow._kernels")
 FIELDS = ("order", "place", "segment_row", "segment_start", "block_start")
 
 
-class Direction:
-    """One direction of a weight whose index is checked."""
+def pattern_of(shape: tuple[int, ...], density: float, rows: int = 1) -> Pattern:
+    """Return a pattern of random units of some outputs."""
+    units = Units(shape, (rows, 1))
+    chosen = torch.rand(units.count, generator=torch.Generator().manual_seed(0)) < density
+    return Pattern(shape, units.positions_of(chosen.nonzero().squeeze(1)).sort().values, units.unit)
 
-    def __init__(self, shape: tuple[int, ...], geometry: Geometry, density: float, *, transposed: bool) -> None:
-        chosen = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < density
-        pattern = Pattern.of_mask(chosen)
+
+class Direction:
+    """One direction of a weight whose index is checked; `rows` are the outputs of a unit."""
+
+    def __init__(
+        self, shape: tuple[int, ...], geometry: Geometry, density: float, *, transposed: bool, rows: int = 1
+    ) -> None:
+        pattern = pattern_of(shape, density, rows)
         blocks = pattern.transposed_blocks(geometry) if transposed else pattern.forward_blocks(geometry)
         inputs = shape[1] * geometry.groups
         strided = transposed and geometry.stride != (1, 1)
@@ -41,6 +51,7 @@ class Direction:
             "channels_per_block": int(blocks.blocking[0]),
             "taps": math.prod(shape[2:]),
             "phases": math.prod(geometry.stride) if strided else 1,
+            "unit": int(blocks.blocking[2]),
         }
         self.tensors = dict(zip(FIELDS, list(blocks), strict=False))
 
@@ -70,9 +81,36 @@ def test_a_right_index_passes(shape, geometry, transposed, density) -> None:
     assert Direction(shape, geometry, density, transposed=transposed).fault() == ""
 
 
+@pytest.mark.parametrize("rows", [2, 4, 8])
+@pytest.mark.parametrize("density", [0, 0.1, 1])
+@pytest.mark.parametrize(
+    ("shape", "geometry"),
+    [
+        ((8, 7), Geometry()),
+        ((40, 3000), Geometry()),
+        ((16, 3, 3, 2), Geometry((2, 2), (1, 0), (1, 1), 2)),
+        ((48, 1, 3, 3), Geometry((1, 2), (1, 1), (2, 1), 6)),
+        ((40, 400, 3, 3), Geometry((2, 1), (1, 1))),
+    ],
+    ids=str,
+)
+def test_a_right_index_of_units_passes(shape, geometry, density, rows) -> None:
+    direction = Direction(shape, geometry, density, transposed=False, rows=rows)
+    assert direction.settings["unit"] == rows
+    assert direction.fault() == ""
+
+
 def damaged() -> Direction:
     """Return a direction of several blocks and phases."""
     return Direction((40, 90, 3, 3), Geometry((2, 1), (1, 1)), 0.5, transposed=True)
+
+
+def damaged_units() -> Direction:
+    """Return a direction of units and several blocks."""
+    return Direction((40, 400, 3, 3), Geometry((2, 1), (1, 1)), 0.5, transposed=False, rows=4)
+
+
+each_damaged = pytest.mark.parametrize("make", [damaged, damaged_units])
 
 
 def test_the_damaged_index_has_blocks_and_phases() -> None:
@@ -82,29 +120,39 @@ def test_the_damaged_index_has_blocks_and_phases() -> None:
     assert direction.fault() == ""
 
 
+def test_the_damaged_index_of_units_has_blocks() -> None:
+    direction = damaged_units()
+    assert direction.settings["channels_per_block"] < direction.settings["channels"]
+    assert direction.settings["unit"] == 4
+    assert direction.fault() == ""
+
+
+@each_damaged
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("longer", [-1, 1])
-def test_a_tensor_of_the_wrong_length_is_told(name: str, longer: int) -> None:
-    direction = damaged()
+def test_a_tensor_of_the_wrong_length_is_told(name: str, longer: int, make: Callable[[], Direction]) -> None:
+    direction = make()
     tensor = direction.tensors[name]
     direction.tensors[name] = tensor[:-1].clone() if longer < 0 else torch.cat([tensor, tensor[-1:]])
     assert direction.fault()
 
 
+@each_damaged
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("value", [-1, 2**15 - 1, -(2**15)])
 @pytest.mark.parametrize("at", [0, 1, -1])
-def test_a_number_out_of_range_is_told(name: str, value: int, at: int) -> None:
-    direction = damaged()
+def test_a_number_out_of_range_is_told(name: str, value: int, at: int, make: Callable[[], Direction]) -> None:
+    direction = make()
     direction.tensors[name] = direction.tensors[name].clone()
     direction.tensors[name][at] = value
     assert direction.fault()
 
 
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_flipped_bit_of_a_small_index_is_told(name: str) -> None:
+def test_every_flipped_bit_of_a_small_index_is_told(name: str, rows: int) -> None:
     # Where every weight is active each number is the only right one.
-    direction = Direction((2, 3, 2, 1), Geometry(), 1, transposed=False)
+    direction = Direction((2 * rows, 3, 2, 1), Geometry(), 1, transposed=False, rows=rows)
     original = direction.tensors[name]
     for at in range(len(original)):
         for bit in range(original.itemsize * 8 - 1):
@@ -139,6 +187,87 @@ def test_a_fault_is_told_in_words(name: str, change: Callable[[Tensor], None], w
     direction.tensors[name] = direction.tensors[name].clone()
     change(direction.tensors[name])
     assert words in direction.fault()
+
+
+def further(tensor: Tensor) -> None:
+    tensor += 1
+
+
+def last_of_all(tensor: Tensor) -> None:
+    # of a single weight the last value would be used twice
+    tensor[tensor.argmax()] = tensor.max() + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("order", second_of, "used more than once"),
+        ("order", further, "but there are"),
+        ("order", last_of_all, "used more than once"),
+        ("place", second_of, "of the same segment"),
+        ("place", swapped, "of the same segment"),
+        ("segment_row", second_of, "two segments"),
+        ("segment_start", swapped, "starts at"),
+        ("block_start", swapped, "starts at"),
+        ("block_start", second_of, "segments for 10 rows"),
+    ],
+)
+def test_a_fault_of_units_is_told_in_words(name: str, change: Callable[[Tensor], None], words: str) -> None:
+    direction = damaged_units()
+    direction.tensors[name] = direction.tensors[name].clone()
+    change(direction.tensors[name])
+    assert words in direction.fault()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"values": 1},
+        {"rows": 36},
+        {"rows": 41},
+        {"rows": 44},
+        {"channels": 399},
+        {"channels": 0},
+        {"channels_per_block": 0},
+        {"channels_per_block": 401},
+        {"taps": 8},
+        {"phases": 2},
+        *({"unit": rows} for rows in (-4, 0, 1, 2, 3, 8, 16, 2**62)),
+    ],
+    ids=str,
+)
+def test_an_index_of_other_units_is_told(settings: dict[str, int]) -> None:
+    direction = damaged_units()
+    direction.settings |= settings
+    assert direction.fault()
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("batch", [3, 40])
+def test_packed_inputs_that_offsets_do_not_reach_are_a_memory_error(rows: int, batch: int) -> None:
+    # One output, whose taps lie 16384 zeros apart either way.
+    pattern, far = pattern_of((4, 4, 3, 3), 1, rows), (1 << 14, 1 << 14)
+    x, values = torch.randn(batch, 4, 1, 1, requires_grad=True), torch.randn(pattern.nonzeros)
+    with pytest.raises(MemoryError):
+        sparse_conv2d(x, values, None, pattern, padding=far, dilation=far).sum().backward()
+
+
+@pytest.mark.parametrize("batch", [3, 40])
+@pytest.mark.parametrize(
+    ("rows", "stride", "padding"),
+    [(1, 300, (200, 400)), (4, 300, (200, 400)), (4, 300, (0, 2)), (4, 1 << 20, (0, 0))],
+    ids=str,
+)
+def test_strides_far_beyond_the_kernel_read_what_they_should(rows, stride, padding, batch) -> None:
+    pattern, x = pattern_of((4, 3, 2, 2), 0.7, rows), torch.randn(batch, 3, 7, 9, requires_grad=True)
+    dense, values = torch.zeros(pattern.shape), torch.randn(pattern.nonzeros)
+    dense.view(-1)[pattern.positions] = values
+    output = sparse_conv2d(x, values, None, pattern, (stride, stride), padding)
+    # PyTorch's own backward pass ends the process at the largest stride; the one output reads the same at any.
+    expected = F.conv2d(x, dense, None, min(stride, 300), padding)
+    torch.testing.assert_close(output, expected)
+    given = torch.randn_like(output)
+    torch.testing.assert_close(*(torch.autograd.grad(each, x, given)[0] for each in (output, expected)))
 
 
 def test_a_tap_of_another_phase_is_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import regrow
+from regrow.core.units import Units
 from regrow.ops import gradient
 from regrow.ops.conv2d import cpu as conv2d
 from regrow.ops.normalise import cpu as normalise
@@ -21,39 +23,42 @@ pytest.importorskip("regrow._kernels")
 GEOMETRY = Geometry((2, 1), (1, 1), (1, 1), 2)
 SHAPE = (6, 4, 3, 3)
 PATTERN = Pattern.of_mask(torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) < 0.3)
+# Units of four outputs, two in each group.
+UNITS = Units((16, 4, 3, 3), (4, 1))
+OF_UNITS = Pattern(UNITS.shape, UNITS.positions_of(torch.arange(0, UNITS.count, 3)).sort().values, UNITS.unit)
 
 
-def convolution() -> dict[str, Any]:
+def convolution(pattern: Pattern = PATTERN) -> dict[str, Any]:
     """Return arguments that fit."""
     return {
         "x": torch.randn(5, 8, 6, 7),
-        "values": torch.randn(PATTERN.nonzeros),
-        "bias": torch.randn(6),
-        "index": [tensor.clone() for tensor in PATTERN.forward_blocks(GEOMETRY)],
-        "transposed_index": [tensor.clone() for tensor in PATTERN.transposed_blocks(GEOMETRY)],
-        "weight_shape": list(SHAPE),
+        "values": torch.randn(pattern.nonzeros),
+        "bias": torch.randn(pattern.shape[0]),
+        "index": [tensor.clone() for tensor in pattern.forward_blocks(GEOMETRY)],
+        "transposed_index": [tensor.clone() for tensor in pattern.transposed_blocks(GEOMETRY)],
+        "weight_shape": list(pattern.shape),
         "geometry": conv2d.flat(GEOMETRY),
     }
 
 
-def convolution_gradient() -> dict[str, Any]:
-    given = convolution()
+def convolution_gradient(pattern: Pattern = PATTERN) -> dict[str, Any]:
+    given = convolution(pattern)
     del given["bias"]
     return {
-        "output_gradient": torch.randn(5, 6, 3, 7),
+        "output_gradient": torch.randn(5, pattern.shape[0], 3, 7),
         **given,
         "input_shape": [5, 8, 6, 7],
         "wanted": [True, True, True],
     }
 
 
-def gradient_at() -> dict[str, Any]:
+def gradient_at(pattern: Pattern = PATTERN) -> dict[str, Any]:
     return {
-        "gradient": torch.randn(5, 6, 3, 7),
+        "gradient": torch.randn(5, pattern.shape[0], 3, 7),
         "x": torch.randn(5, 8, 6, 7),
-        "positions": PATTERN.positions.clone(),
-        "index": [tensor.clone() for tensor in PATTERN.forward_blocks(GEOMETRY)],
-        "weight_shape": list(SHAPE),
+        "positions": pattern.positions.clone(),
+        "index": [tensor.clone() for tensor in pattern.forward_blocks(GEOMETRY)],
+        "weight_shape": list(pattern.shape),
         "geometry": conv2d.flat(GEOMETRY),
     }
 
@@ -106,6 +111,9 @@ OPERATORS: dict[str, tuple[Any, Callable[[], dict[str, Any]]]] = {
     "conv2d": (conv2d.operator, convolution),
     "conv2d_gradient": (conv2d.gradient_operator, convolution_gradient),
     "gradient_at": (gradient._gradient_at, gradient_at),
+    "conv2d of units": (conv2d.operator, partial(convolution, OF_UNITS)),
+    "conv2d_gradient of units": (conv2d.gradient_operator, partial(convolution_gradient, OF_UNITS)),
+    "gradient_at of units": (gradient._gradient_at, partial(gradient_at, OF_UNITS)),
     "gradient_at positions": (gradient._gradient_at, positions_only),
     "max_pool2d": (pool.max_operator, max_pool),
     "max_pool2d_gradient": (pool.max_gradient_operator, max_pool_gradient),
@@ -302,6 +310,33 @@ WRONG: dict[str, dict[str, Callable[[dict[str, Any]], None]]] = {
     },
 }
 
+# What is wrong of units alone: a unit of any other size than four, and rows of units that leave the values.
+UNIT_PARTS: dict[str, Callable[[dict[str, Any]], None]] = {
+    **{f"blocking {rows} rows": part("blocking", put(2, rows)) for rows in (-4, 0, 1, 2, 3, 5, 8, 16, 1 << 30)},
+    "blocking without rows": part("blocking", lambda tensor: tensor[:2].clone()),
+    "order of later rows beyond": part("order", put(3, OF_UNITS.nonzeros - 1)),
+    "order one further": part("order", lambda tensor: tensor + 1),
+    "order of single weights": part("order", lambda tensor: tensor.repeat(4)),
+    "index of single weights": lambda given: given["index"].__setitem__(
+        slice(5), list(Pattern(OF_UNITS.shape, OF_UNITS.positions).forward_blocks(GEOMETRY))[:5]
+    ),
+    "weight of rows that no units divide": other(weight_shape=[18, 4, 3, 3]),
+    "weight of one unit more": other(weight_shape=[20, 4, 3, 3]),
+}
+# What is none of these, as an input gradient by units needs no transposed index.
+for _name in ("conv2d", "conv2d_gradient", "gradient_at"):
+    WRONG[f"{_name} of units"] = {
+        **{wrong: spoil for wrong, spoil in WRONG[_name].items() if wrong != "transposed missing"},
+        **UNIT_PARTS,
+    }
+for _name in ("conv2d of units", "conv2d_gradient of units"):
+    WRONG[_name] |= {
+        "values of no whole units": other(values=torch.randn(OF_UNITS.nonzeros - 1)),
+        "values of a unit more": other(values=torch.randn(OF_UNITS.nonzeros + 4)),
+        "transposed index of units": lambda given: given.update(transposed_index=given["index"]),
+        "no index": lambda given: given.update(index=given["transposed_index"]),
+    }
+
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_what_fits_is_computed(name: str) -> None:
@@ -316,6 +351,26 @@ def test_what_does_not_fit_raises(name: str, wrong: str) -> None:
     WRONG[name][wrong](given)
     with pytest.raises((ValueError, RuntimeError)):
         operator(**given)
+
+
+@pytest.mark.parametrize("transposed", ["none", "its own", "that of single weights"])
+def test_an_index_of_units_needs_no_transposed_one_and_heeds_none(transposed: str) -> None:
+    given = convolution_gradient(OF_UNITS)
+    expected = [each.clone() for each in conv2d.gradient_operator(**given)]
+    if transposed == "none":
+        given["transposed_index"] = []
+    elif transposed == "that of single weights":
+        given["transposed_index"] = list(Pattern(OF_UNITS.shape, OF_UNITS.positions).transposed_blocks(GEOMETRY))
+    for ours, theirs in zip(conv2d.gradient_operator(**given), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    x, weight = given["x"].double(), torch.zeros(OF_UNITS.numel, dtype=torch.float64)
+    weight[OF_UNITS.positions] = given["values"].double()
+    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        given["output_gradient"].double(), x, weight.view(OF_UNITS.shape), [16], *GEOMETRY[:3], False, [0, 0],
+        GEOMETRY.groups, [True] * 3,
+    )  # fmt: skip
+    for ours, theirs in zip(expected, (of_x, of_weight.flatten()[OF_UNITS.positions], of_bias), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_an_index_that_changes_is_looked_at_again() -> None:

@@ -48,7 +48,7 @@ struct Walk {
 
     int64_t input_pitch() const { return geometry.height.input * geometry.width.input * geometry.batch; }
     int64_t output_pitch() const { return geometry.height.output * geometry.width.output * geometry.batch; }
-    int64_t packed_size() const { return index.channels_per_block * plan.channel_pitch; }
+    int64_t packed_size() const { return bounded_product(index.channels_per_block, plan.channel_pitch); }
     int64_t positions() const {
         return larger(plan.height.lines * plan.width.lines, static_cast<int64_t>(tile.height) * tile.width);
     }
@@ -114,6 +114,7 @@ static bool gather_phase(const Walk& walk, const float* values, const float* bia
     const Index& index = walk.index;
     const Tile& tile = walk.tile;
     const int64_t blocks = block_count(index);
+    if (!within_offsets(walk.packed_size())) return false;
     Buffer<int32_t> packed_offset(walk.tap_offsets());
     Buffer<Entry> entries(index.nonzeros);
     if (!packed_offset || !entries) return false;
@@ -175,6 +176,7 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
     if (!memory) return false;
     const PhasePlan plan = plan_phase(geometry, tile, 0, memory);
     const Walk walk{geometry, index, tile, plan, 0, input};
+    if (!within_offsets(walk.packed_size())) return false;
     Buffer<int32_t> packed_offset(walk.tap_offsets());
     Buffer<int32_t> offsets(index.nonzeros);
     ThreadSums sums(index, gradient, bias_gradient, threads);

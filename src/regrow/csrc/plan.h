@@ -40,6 +40,15 @@ static inline int64_t floor_divide(int64_t a, int64_t b) { return a >= 0 ? a / b
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// a * b, or the largest number where that overflows.
+static inline int64_t bounded_product(int64_t a, int64_t b) {
+    int64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
+// Whether offsets, which have 32 bits, reach so many packed floats.
+static inline bool within_offsets(int64_t floats) { return floats <= INT32_MAX; }
+
 // The outputs of one pass: height x width positions of `vectors` vectors along the batch, kAccumulators in all.
 struct Tile {
     int32_t height;
@@ -172,7 +181,7 @@ static inline PhasePlan plan_phase(const Geometry& geometry, const Tile& tile, i
     plan.height = plan_axis(geometry.height, transposed, phase / columns, tile.height, memory.height());
     plan.width = plan_axis(geometry.width, transposed, phase % columns, tile.width, memory.width());
     plan.line_pitch = plan.width.lines * tile.lanes();
-    plan.channel_pitch = plan.height.lines * plan.line_pitch;
+    plan.channel_pitch = bounded_product(plan.height.lines, plan.line_pitch);
     return plan;
 }
 

@@ -69,10 +69,10 @@ class RowTiles {
           blocks_(ceil_divide(index.channels, index.channels_per_block)),
           // A tile may read as far as a vector beyond its row.
           line_pitch_(ceil_divide(width_.lines * batch_ + kTileLanes, kLanes) * kLanes),
-          channel_pitch_(height_.lines * line_pitch_) {}
+          channel_pitch_(bounded_product(height_.lines, line_pitch_)) {}
 
     int64_t strips() const { return height_.tiles(kRows); }
-    int64_t buffer_size() const { return index_.channels_per_block * channel_pitch_; }
+    int64_t buffer_size() const { return bounded_product(index_.channels_per_block, channel_pitch_); }
     int64_t output_pitch() const { return height_.outputs * width_output_ * batch_; }
 
     int32_t offset(int64_t number) const {
@@ -179,6 +179,7 @@ bool gather_row_tiles(const Geometry& geometry, const Index& index, const float*
     PlanMemory memory(geometry);
     if (!memory) return false;
     const RowTiles<kRows, kRun> tiles(geometry, index, memory);
+    if (!within_offsets(tiles.buffer_size())) return false;
     Buffer<Entry> entries(index.nonzeros);
     if (!entries) return false;
 

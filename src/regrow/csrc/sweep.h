@@ -91,13 +91,14 @@ class Sweep {
           width_(sweep_axis(geometry.width, geometry.transposed, memory.width())), kernel_width_(geometry.width.kernel),
           taps_(static_cast<int64_t>(geometry.height.kernel) * geometry.width.kernel),
           blocks_(ceil_divide(index.channels, index.channels_per_block)),
-          lines_((rows - 1) * height_.advance + height_.span), slots_(width_.span + (ahead ? width_.advance : 0)),
-          line_pitch_(slots_ * kTileLanes), channel_pitch_(lines_ * line_pitch_),
-          strips_(ceil_divide(height_.outputs(0), rows)), groups_(ceil_divide(batch_, kTileLanes)) {}
+          lines_((rows - 1) * height_.advance + height_.span),
+          slots_(width_.span + (ahead && foresees(width_) ? width_.advance : 0)), line_pitch_(slots_ * kTileLanes),
+          channel_pitch_(bounded_product(lines_, line_pitch_)), strips_(ceil_divide(height_.outputs(0), rows)),
+          groups_(ceil_divide(batch_, kTileLanes)) {}
 
     int64_t rows() const { return rows_; }
     int64_t rotations() const { return slots_; }
-    int64_t buffer_size() const { return index_.channels_per_block * channel_pitch_; }
+    int64_t buffer_size() const { return bounded_product(index_.channels_per_block, channel_pitch_); }
     int64_t input_pitch() const { return height_.input * width_.input * batch_; }
     int64_t output_pitch() const { return height_.output * width_.output * batch_; }
     int64_t row_step() const { return height_.advance * line_pitch_; }
@@ -186,7 +187,9 @@ class Sweep {
             end_ = left + plan.width_.advance + plan.width_.span;
             column_ =
                 column + 1 < item.last_column ? larger(left + plan.width_.span, left + plan.width_.advance) : end_;
-            share_ = ceil_divide((end_ - column_) * channels_ * plan.lines_, larger(steps, 1));
+            // Without room beside what the tile reads, all wait until it is computed.
+            if (plan.slots_ > plan.width_.span)
+                share_ = ceil_divide((end_ - column_) * channels_ * plan.lines_, larger(steps, 1));
             if (column_ < end_) begin_column();
         }
 
@@ -237,7 +240,7 @@ class Sweep {
         float* ring_;
         int64_t column_;
         int64_t end_;
-        int64_t share_;
+        int64_t share_ = 0;
         int64_t first_ = 0;
         int64_t last_ = 0;
         int64_t channel_ = 0;
@@ -311,6 +314,10 @@ class Sweep {
 
    private:
     static int64_t modulo(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
+
+    // Whether the ring holds the columns of two tiles: there is a table of offsets for each of its columns, so not where
+    // columns that nothing reads lie between them in number.
+    static bool foresees(const SweepAxis& axis) { return axis.advance <= 4 * axis.span; }
 
     static bool covers(const SweepAxis& axis) {
         const int64_t end = (axis.outputs(0) - 1) * axis.advance + axis.lowest + axis.span;
@@ -468,6 +475,7 @@ bool sweep_gather(const Geometry& geometry, const Index& index, const float* val
     PlanMemory memory(geometry);
     if (!memory) return false;
     const Plan plan(geometry, index, memory);
+    if (!within_offsets(plan.buffer_size())) return false;
     Buffer<Entry> entries(plan.rotations() * index.nonzeros);
     Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
     if (!entries || !packed_offset) return false;
@@ -513,6 +521,7 @@ bool sweep_values_gradient(const Geometry& geometry, const Index& index, const f
     PlanMemory memory(geometry);
     if (!memory) return false;
     const Plan plan(geometry, index, memory);
+    if (!within_offsets(plan.buffer_size())) return false;
     Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
     Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
     ThreadSums sums(index, gradient, bias_gradient, threads);

@@ -187,6 +187,7 @@ bool units_gather(const Geometry& geometry, const Index& index, const float* val
     PlanMemory memory(geometry);
     if (!memory) return false;
     const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 1), true);
+    if (!within_offsets(plan.buffer_size())) return false;
     Buffer<int32_t> steps(index.groups());
     Buffer<float> table(index.nonzeros * kUnit);
     Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
@@ -233,6 +234,7 @@ bool units_values_gradient(const Geometry& geometry, const Index& index, const f
     PlanMemory memory(geometry);
     if (!memory) return false;
     const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 1), true);
+    if (!within_offsets(plan.buffer_size())) return false;
     Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
     Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
     ThreadSums sums(index, gradient, bias_gradient, threads);
@@ -280,6 +282,7 @@ bool units_input_gradient(const Geometry& geometry, const Index& index, const fl
     PlanMemory memory(geometry);
     if (!memory) return false;
     const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 0));
+    if (!within_offsets(plan.buffer_size())) return false;
     Buffer<int32_t> steps(index.groups());
     Buffer<float> table(index.nonzeros * kUnit);
     Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
