@@ -44,6 +44,10 @@ def bench_train(
     redistribute: Annotated[
         str, typer.Option(help="'method', or 'keep': each layer keeps the number of its weights.")
     ] = "method",
+    compute: Annotated[
+        float | None,
+        typer.Option(help="Bound on the multiply-adds of sparse momentum, times those of a uniform spread."),
+    ] = None,
     updates: Annotated[
         int, typer.Option(min=0, help="Topology updates before anything is timed: they move weights between layers.")
     ] = 1,
@@ -67,7 +71,7 @@ def bench_train(
         options.use_threads(threads)
         settings = Settings(
             backend, batch, method, options.read_growth(growth), rounds, seconds, compile_seconds,
-            peers=tuple(PEERS) if peers else (), peaks=peaks, redistribute=redistribute, updates=updates,
+            peers=tuple(PEERS) if peers else (), peaks=peaks, redistribute=redistribute, compute=compute, updates=updates,
             all_sparse=all_sparse, blocks=options.read_blocks(blocks), bfloat16=bfloat16,
         )  # fmt: skip
         given = options.read_densities(densities) if densities else ()

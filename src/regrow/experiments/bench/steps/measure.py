@@ -79,7 +79,7 @@ def measure(config: TrainConfig, settings: Settings) -> Row:
         preset=config.preset,
         density=config.density,
         batch=config.batch_size,
-        method=config.method + ("" if config.redistribute == "method" else f", {config.redistribute}"),
+        method=_method(config),
         growth=growth_name(recipe_of(main.config).growth),
         updates_before=updated[SPARSE],
         layers=first.layers,
@@ -113,6 +113,12 @@ def _beside(name: str, sparse: Sparse, layers: tuple[Stored, ...], times: Mappin
 def _ratio(times: Sequence[float], sparse: Sequence[float], updates: UpdateCost) -> Spread:
     """Return the spread of times over those of the sparse steps with their share of updates, round by round."""
     return ratios(times, sparse, 1 / (1 - updates.share))
+
+
+def _method(config: TrainConfig) -> str:
+    """Return the method and how it redistributes weights, where that is not the method's own way."""
+    kept = "" if config.redistribute == "method" else f", {config.redistribute}"
+    return config.method + kept + ("" if config.compute is None else f", compute {config.compute:g}")
 
 
 def _stored(model: nn.Module) -> tuple[Stored, ...]:

@@ -47,6 +47,7 @@ class Settings:
         peers: other libraries beside.
         peaks: whether to measure the peak memory of each contender, in processes of their own.
         redistribute: `method`, or `keep` for layers that keep the number of their weights.
+        compute: bound on the multiply-adds of the sparse layers, times those of a uniform spread; None takes the preset's.
         updates: topology updates before anything is timed: they move weights between layers that cost differently.
         all_sparse: also the same training with everything stored sparsely and a window of 22 steps, in the same rounds.
         blocks: also the same training with units of so many outputs and inputs each, in the same rounds.
@@ -64,6 +65,7 @@ class Settings:
     peers: tuple[str, ...] = ()
     peaks: bool = True
     redistribute: str = "method"
+    compute: float | None = None
     updates: int = 1
     all_sparse: bool = False
     blocks: tuple[tuple[int, int], ...] = ()
@@ -188,7 +190,7 @@ def step_configs(presets: Sequence[str], densities: Sequence[float], settings: S
         UserError: if there is no such preset or method, or a setting does not fit.
     """
     own = {"method": settings.method, "growth": settings.growth, "batch_size": settings.batch}
-    own |= {"redistribute": settings.redistribute}
+    own |= {"redistribute": settings.redistribute, "compute": settings.compute}
     changes = {name: value for name, value in own.items() if value is not None}
     configs = []
     for name in presets or TARGETS:
