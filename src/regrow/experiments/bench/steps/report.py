@@ -189,7 +189,7 @@ def step_configs(presets: Sequence[str], densities: Sequence[float], settings: S
     Raises:
         UserError: if there is no such preset or method, or a setting does not fit.
     """
-    own = {"method": settings.method, "growth": settings.growth, "batch_size": settings.batch}
+    own: dict[str, object] = {"method": settings.method, "growth": settings.growth, "batch_size": settings.batch}
     own |= {"redistribute": settings.redistribute, "compute": settings.compute}
     changes = {name: value for name, value in own.items() if value is not None}
     configs = []
