@@ -36,9 +36,9 @@ MODELS = pytest.mark.parametrize(("build", "shape"), [(plane, PLANE), (line, LIN
 class Training:
     """A sparsely stored model, its optimizer and its updater; compiled or not."""
 
-    def __init__(self, build, growth, *, compiled, backend="aot_eager"):
+    def __init__(self, build, growth, *, compiled, backend="aot_eager", block=(1, 1)):
         torch.manual_seed(0)
-        self.model = regrow.sparsify(build(), 0.3, backend="cpu")
+        self.model = regrow.sparsify(build(), 0.3, block=block, backend="cpu")
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
         recipe = dataclasses.replace(regrow.sparse_momentum(every=3, steps=30), growth=growth)
         self.topology = regrow.TopologyUpdater(self.model, self.optimizer, recipe)
@@ -79,6 +79,16 @@ def test_a_compiled_training_is_the_same_and_is_not_compiled_for_every_update(bu
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
 
 
+def test_a_compiled_training_of_units_is_the_same():
+    plain, compiled = (Training(plane, window(2), compiled=one, block=(4, 1)) for one in (False, True))
+    assert [compiled.model[at].pattern.rows_of_entry(groups) for at, groups in ((0, 1), (2, 2), (4, 1))] == [4, 4, 2]
+    for seed in range(5):  # one update
+        for training in (plain, compiled):
+            training.step(inputs(PLANE, seed))
+        assert_same(regrow.masks(compiled.model), regrow.masks(plain.model))
+        torch.testing.assert_close(weights(compiled.model), weights(plain.model))
+
+
 def test_inductor_compiles_it_too():
     plain, compiled = (Training(plane, window(2), compiled=one, backend="inductor") for one in (False, True))
     for seed in range(4):
@@ -96,9 +106,9 @@ def test_the_first_call_ever_may_be_compiled(build, shape):
 
 
 @MODELS
-@pytest.mark.parametrize("watched", [False, True])
-def test_an_exported_model_computes_the_same(build, shape, watched):
-    training = Training(build, exact() if watched else window(1), compiled=False)
+@pytest.mark.parametrize(("watched", "block"), [(False, (1, 1)), (True, (1, 1)), (False, (2, 1))])
+def test_an_exported_model_computes_the_same(build, shape, watched, block):
+    training = Training(build, exact() if watched else window(1), compiled=False, block=block)
     assert (training.model[0].covered is not None) is watched
     x = inputs(shape, 0)
     expected = training.model(x)

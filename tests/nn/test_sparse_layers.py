@@ -167,6 +167,17 @@ def test_a_copy_made_while_absent_weights_are_covered_covers_none(copied):
     assert sparse[0].covered is None
 
 
+@each_copy
+def test_a_copy_of_units_computes_and_trains_as_the_original(copied):
+    sparse = regrow.sparsify(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3)), 0.3, block=(4, 1), backend="cpu")
+    twin, x = copied(sparse), torch.randn(20, 4, 7, 6)
+    assert twin[0].pattern.unit == (4, 1)
+    for network in (sparse, twin):
+        network(x).square().sum().backward()
+    for ours, theirs in zip(twin.parameters(), sparse.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
 def test_dtypes_follow_and_positions_stay_whole_numbers():
     sparse = regrow.sparsify(model("conv2d").build(), 0.3, backend="cpu").to(torch.bfloat16)
     assert sparse[0].values.dtype == torch.bfloat16

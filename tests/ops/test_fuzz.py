@@ -1,13 +1,15 @@
 """Layers of random sizes and geometries against PyTorch's own in float64, seeded: a short profile, and a long one."""
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regrow.core.units import Units
 from regrow.ops import sparse_conv2d, sparse_linear
 from regrow.ops.gradient import weight_gradient_at
 from regrow.ops.pattern import Geometry, Pattern
@@ -32,6 +34,7 @@ class Case:
     memory: str
     bias: bool
     threads: int
+    rows: int = 1  # outputs of a unit
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -76,6 +79,13 @@ def drawn_case(draw: random.Random) -> Case:
     )
 
 
+def drawn_case_of_units(draw: random.Random) -> Case:
+    """Draw a layer of units, of about as many outputs, by up to as many threads as there may be too little work for."""
+    case, rows = drawn_case(draw), draw.choice([2, 4, 8])
+    of_group = max(1, case.outputs // case.geometry.groups // rows) * rows
+    return replace(case, outputs=of_group * case.geometry.groups, rows=rows, threads=draw.choice([1, 2, 7]))
+
+
 def laid_out(x: Tensor, memory: str) -> Tensor:
     """Return the same numbers in another order in memory."""
     if memory == "batch last":
@@ -92,11 +102,15 @@ def laid_out(x: Tensor, memory: str) -> Tensor:
 def check(case: Case, seed: int) -> None:
     """Compare output and all gradients, those of absent weights among them, with float64."""
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(case.weight_shape, generator=generator) < case.density
+    units = Units(case.weight_shape, (case.rows, 1))
+    chosen = torch.rand(units.count, generator=generator) < case.density
+    mask = torch.zeros(units.shape, dtype=torch.bool)
+    mask.view(-1)[units.positions_of(chosen.nonzero().squeeze(1))] = True
     weight = torch.randn(case.weight_shape, generator=generator, dtype=torch.float64) * mask
     bias = torch.randn(case.outputs, generator=generator, dtype=torch.float64) if case.bias else None
     x = torch.randn(case.input_shape, generator=generator, dtype=torch.float64)
-    pattern, geometry = Pattern.of_mask(mask), case.geometry
+    pattern, geometry = Pattern.of_mask(mask, units.unit), case.geometry
+    assert pattern.rows_of_entry(geometry.groups) == case.rows
     exact = [tensor.clone().requires_grad_() for tensor in (x, weight, bias) if tensor is not None]
     if case.plane is None:
         expected = F.linear(*exact)
@@ -115,7 +129,7 @@ def check(case: Case, seed: int) -> None:
         else:
             output = sparse_conv2d(ours[0], ours[1], ours[2] if case.bias else None, pattern, *geometry)
         gradients = torch.autograd.grad(output, ours, laid_out(given.float(), case.memory))
-        absent = weight_gradient_at(Pattern.of_mask(~mask), ours[0].detach(), given.float(), geometry)
+        absent = weight_gradient_at(Pattern.of_mask(~mask, units.unit), ours[0].detach(), given.float(), geometry)
     finally:
         torch.set_num_threads(before)
 
@@ -131,9 +145,9 @@ def check(case: Case, seed: int) -> None:
         )
 
 
-def run(seeds: range) -> None:
+def run(seeds: range, draw: Callable[[random.Random], Case] = drawn_case) -> None:
     for seed in seeds:
-        check(drawn_case(random.Random(seed)), seed)
+        check(draw(random.Random(seed)), seed)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -142,10 +156,23 @@ def test_random_layers_compute_as_pytorch_does(part: int) -> None:
     run(range(50 * part, 50 * (part + 1)))
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("part", range(2))
+def test_random_layers_of_units_compute_as_pytorch_does(part: int) -> None:
+    run(range(50 * part, 50 * (part + 1)), drawn_case_of_units)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(20))
 def test_many_random_layers_compute_as_pytorch_does(part: int, any_instruction_set: str) -> None:
     run(range(1000 + 500 * part, 1000 + 500 * (part + 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("part", range(10))
+def test_many_random_layers_of_units_compute_as_pytorch_does(part: int) -> None:
+    run(range(1000 + 500 * part, 1000 + 500 * (part + 1)), drawn_case_of_units)
 
 
 def test_the_short_profile_meets_the_odd_cases() -> None:
@@ -155,3 +182,12 @@ def test_the_short_profile_meets_the_odd_cases() -> None:
     assert any(case.plane is None for case in cases)
     assert any(case.plane == (1, 1) and case.geometry.padding != (0, 0) for case in cases)
     assert {case.geometry.groups for case in cases} == {1, 2, 3, 4}
+
+
+def test_the_short_profile_of_units_meets_the_odd_cases() -> None:
+    cases = [drawn_case_of_units(random.Random(seed)) for seed in range(100)]
+    assert {case.batch for case in cases} == set(BATCHES)
+    assert {case.rows for case in cases} == {2, 4, 8}
+    assert {case.threads for case in cases} == {1, 2, 7}
+    assert {case.geometry.groups for case in cases} == {1, 2, 3, 4}
+    assert any(case.batch == 1 and case.plane is None for case in cases)

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_ops import CASES, Case, compare, convolve_both
+from test_ops import CASES, Case, compare, convolve_both, operands
 from torch import Tensor
 
 from regrow.core.units import Units
 from regrow.ops import sparse_conv2d, sparse_linear
 from regrow.ops.blocking import Blocking
 from regrow.ops.conv2d import cpu
+from regrow.ops.conv2d.cpu import output_shape
+from regrow.ops.conv2d.reference import conv2d as conv2d_reference
 from regrow.ops.linear.reference import linear as linear_reference
 from regrow.ops.pattern import Geometry, Pattern
 
@@ -30,6 +32,13 @@ def unit_pattern(shape: tuple[int, ...], rows: int, density: float) -> Pattern:
     chosen = torch.rand(units.count, generator=torch.Generator().manual_seed(3)) < density
     positions = units.positions_of(chosen.nonzero().squeeze(1)).sort().values
     return Pattern(shape, positions, (rows, 1))
+
+
+def _blocks_of(monkeypatch: pytest.MonkeyPatch, channels: int, rows: int) -> None:
+    """Let blocks have at most some channels."""
+    monkeypatch.setattr(
+        "regrow.ops.pattern.unit_blocking", lambda all_of, *_, **__: Blocking(min(all_of, channels), True, rows)
+    )
 
 
 def in_units(case: Case, rows: int) -> tuple[Case, Pattern]:
@@ -52,10 +61,7 @@ def test_convolution_is_the_dense_one(name: str, rows: int) -> None:
 @pytest.mark.parametrize("batch", [35, 64, 100, 130])
 @pytest.mark.parametrize("name", ["odd", "uneven stride", "dilation", "groups", "all together", "four positions"])
 def test_blocks_of_channels_and_batches(name: str, batch: int, per_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "regrow.ops.pattern.unit_blocking",
-        lambda channels, *_, **__: Blocking(min(channels, per_block), sweep=True, unit=4),
-    )
+    _blocks_of(monkeypatch, per_block, 4)
     convolve_both(*in_units(replace(CASES[name], batch=batch), 4))
 
 
@@ -95,6 +101,87 @@ def _input_gradient(case: Case, pattern: Pattern) -> Tensor:
     output = sparse_conv2d(x, values, None, pattern, *case.geometry)
     (gradient,) = torch.autograd.grad(output, x, torch.randn(output.shape, generator=generator))
     return gradient
+
+
+BAD = [float("nan"), float("inf"), float("-inf")]
+
+
+@pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("where", ["input", "weight", "gradient"])
+@pytest.mark.parametrize(
+    ("batch", "rows", "geometry"),
+    [
+        (35, 4, Geometry(padding=(1, 1))),
+        (64, 2, Geometry((1, 2), (2, 0))),
+        (130, 8, Geometry((3, 1), (1, 2), (1, 2))),
+        (7, 4, Geometry(padding=(1, 1))),
+    ],
+    ids=str,
+)
+def test_what_is_not_finite_shows_where_the_dense_weight_shows_it(
+    batch: int, rows: int, geometry: Geometry, where: str, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _blocks_of(monkeypatch, 3, rows)
+    case = Case(batch, 5, 16, (8, 9), geometry=geometry)
+    x, values, bias, pattern = operands(case, unit_pattern((16, 5, 3, 3), rows, 1.0))
+    gradient = torch.randn(output_shape(x.shape, pattern.shape, geometry), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        if where == "weight":
+            values[[7, 100]] = bad
+        else:
+            spoilt = x if where == "input" else gradient
+            spoilt[0, 0, 2, 1] = spoilt[-1, 4, -1, -1] = bad
+    output = sparse_conv2d(x, values, bias, pattern, *geometry)
+    expected = conv2d_reference(x.double(), values.double(), bias.double(), pattern, geometry)
+    actual = torch.autograd.grad(output, [x, values, bias], gradient)
+    wanted = torch.autograd.grad(expected, [x, values, bias], gradient.double())
+    assert not all(each.isfinite().all() for each in (expected, *wanted))
+    for a, b in zip((output, *actual), (expected, *wanted), strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-3, equal_nan=True)
+
+
+@pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("batch", [3, 35, 64])
+def test_what_is_not_finite_shows_at_active_weights_alone(batch: int, bad: float) -> None:
+    # One unit reads one input: where that is finite all is finite, whatever stands beside it.
+    pattern = Pattern((8, 6), torch.tensor([2, 8, 14, 20]), (4, 1))
+    x, values = torch.full((batch, 6), bad).requires_grad_(), torch.ones(4, requires_grad=True)
+    with torch.no_grad():
+        x[:, 2] = 1.0
+    output = sparse_linear(x, values, None, pattern)
+    given = torch.full((batch, 8), bad)
+    given[:, :4] = 1.0
+    of_x, of_values = torch.autograd.grad(output, [x, values], given)
+    assert torch.equal(output, (torch.arange(8) < 4).float().expand(batch, 8))
+    assert torch.equal(of_x, (4.0 * (torch.arange(6) == 2)).expand(batch, 6))
+    assert torch.equal(of_values, torch.full((4,), float(batch)))
+
+
+@pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("threads", [1, 9])
+@pytest.mark.parametrize("batch", [0, 1, 2, 15, 16, 33])
+@pytest.mark.parametrize(
+    ("plane", "kernel", "geometry"),
+    [
+        ((1, 1), (1, 1), Geometry()),
+        ((1, 1), (3, 3), Geometry(padding=(40, 50))),
+        ((1, 1), (1, 1), Geometry((3, 3), (1, 1))),
+        ((1, 7), (1, 3), Geometry((1, 2), (0, 30))),
+        ((7, 1), (3, 1), Geometry((2, 1), (30, 0))),
+    ],
+    ids=str,
+)
+def test_small_planes_and_more_threads_than_work(
+    plane: tuple[int, int], kernel: tuple[int, int], geometry: Geometry, batch: int, threads: int
+) -> None:
+    case, before = Case(batch, 3, 8, plane, kernel, geometry), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        convolve_both(case, unit_pattern((8, 3, *kernel), 4, 0.7))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_units_across_groups_are_single_weights_to_the_kernels() -> None:

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from agreement import EVERY, STEPS, assert_storages_agree
 from torch import nn
 
 import regrow
-from cases import Run, assert_same, each_block, each_method, each_stored, method, model, optimization, weights
+from cases import Model, Run, assert_same, each_block, each_method, each_stored, method, model, optimization, weights
 from regrow.growth import candidates, window
 from regrow.storage import sparse_weights
 
@@ -65,6 +66,52 @@ def test_both_storages_have_the_same_units(method, growth, name, optimizer):
         assert_same(regrow.masks(sparse.model), regrow.masks(masked.model))
     for name, weight in weights(sparse.model).items():
         torch.testing.assert_close(weight, weights(masked.model)[name], rtol=1e-9, atol=1e-12)
+
+
+class Batches(Model):
+    """A model that learns from more samples than there are lanes in a vector: kernels for units take them."""
+
+    def inputs(self, seed, batch=20):
+        return super().inputs(seed, batch)
+
+
+def linear():
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8))
+
+
+def conv1d():
+    return nn.Sequential(nn.Conv1d(4, 8, 3, stride=2, padding=1), nn.Tanh(), nn.Conv1d(8, 16, 3, dilation=2, groups=2))
+
+
+def conv2d():
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(8, 16, 3, (2, 1), padding=(1, 2), dilation=(1, 2), groups=2),
+        nn.Tanh(),
+        nn.Conv2d(16, 8, 1, stride=2),
+    )
+
+
+LAYERS = {"linear": (linear, (8,)), "conv1d": (conv1d, (4, 12)), "conv2d": (conv2d, (4, 5, 4))}
+
+
+@pytest.mark.parametrize("name", ["sparse-momentum", "set", "rigl"])
+@pytest.mark.parametrize("growth", [regrow.growth.exact(), window(2), candidates(2, 1)], ids=str)
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=lambda row: row.name)
+@pytest.mark.parametrize("layers", LAYERS)
+def test_kernels_for_units_train_as_masked_storage_does(name, growth, optimizer, layers):
+    build, shape = LAYERS[layers]
+    row = Batches(layers, build, shape, ())
+
+    def make(storage):
+        recipe = dataclasses.replace(method(name).factory(every=EVERY, steps=STEPS), growth=growth)
+        run = Run(row, recipe, optimizer, storage=storage, block=(4, 1))
+        assert {weight.units.unit for weight in sparse_weights(run.model).values()} == {(4, 1)}
+        return run
+
+    assert make("cpu").model[0].pattern.rows_of_entry(1) == 4
+    assert assert_storages_agree(make, 1e-4) >= 1  # units that return at once are no change
 
 
 def test_sides_that_do_not_divide_take_the_largest_divisor():
