@@ -71,8 +71,8 @@ def bench_train(
         options.use_threads(threads)
         settings = Settings(
             backend, batch, method, options.read_growth(growth), rounds, seconds, compile_seconds,
-            peers=tuple(PEERS) if peers else (), peaks=peaks, redistribute=redistribute, compute=compute, updates=updates,
-            all_sparse=all_sparse, blocks=options.read_blocks(blocks), bfloat16=bfloat16,
+            peers=tuple(PEERS) if peers else (), peaks=peaks, redistribute=redistribute, compute=compute,
+            updates=updates, all_sparse=all_sparse, blocks=options.read_blocks(blocks), bfloat16=bfloat16,
         )  # fmt: skip
         given = options.read_densities(densities) if densities else ()
         configs = step_configs(presets or (), given, settings)

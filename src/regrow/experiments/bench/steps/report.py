@@ -47,7 +47,7 @@ class Settings:
         peers: other libraries beside.
         peaks: whether to measure the peak memory of each contender, in processes of their own.
         redistribute: `method`, or `keep` for layers that keep the number of their weights.
-        compute: bound on the multiply-adds of the sparse layers, times those of a uniform spread; None takes the preset's.
+        compute: bound on the multiply-adds of the sparse layers, in those of a uniform spread; None takes the preset's.
         updates: topology updates before anything is timed: they move weights between layers that cost differently.
         all_sparse: also the same training with everything stored sparsely and a window of 22 steps, in the same rounds.
         blocks: also the same training with units of so many outputs and inputs each, in the same rounds.
