@@ -174,10 +174,10 @@ def summary(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -
         >>> print(summary(model))  # doctest: +NORMALIZE_WHITESPACE
         weight              shape    storage  nonzeros  density   bytes  as sparse  FLOPs a position  why
         ------------------------------------------------------------------------------------------------------------------
-        0.weight            100x200  sparse      2,000   0.1000  42,440     16,404             4,000  density up to 0.1
+        0.weight            100x200  sparse      2,000   0.1000  42,448     16,404             4,000  density up to 0.1
         1.weight            10x100   masked        100   0.1000   5,000        844               200  below 16,384 weights
         ------------------------------------------------------------------------------------------------------------------
-        all sparse weights                       2,100   0.1000  47,880     17,688             4,200
+        all sparse weights                       2,100   0.1000  47,888     17,688             4,200
         110 more parameters are dense; 2,210 in all
     """  # noqa: E501
     weights = sparse_weights(model)
