@@ -27,7 +27,7 @@ _OPERATIONS: Mapping[type[nn.Module], str] = {nn.Linear: "linear", nn.Conv1d: "c
 
 
 def _cpu(operation: str, device: str, dtype: torch.dtype | None, unit: tuple[int, int]) -> str | None:
-    """Say why the compiled kernels do not serve; a unit of any size is single weights to them."""
+    """Say why the compiled kernels do not serve; units that they do not know are single weights to them."""
     if device != "cpu":
         return f"it is on {device}, and the kernels compute on the CPU"
     if native._kernels is None:
