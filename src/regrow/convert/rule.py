@@ -3,9 +3,9 @@
 The numbers are fitted to steps (forward, backward, SGD with momentum) of single layers in both storages, on one and two
 threads of an AMD EPYC with AVX2, PyTorch 2.13: layers of the CIFAR and MNIST networks, of ResNet-50, of transformers
 and of networks for speech, at densities from 0.02 to 1, with batches of 16 to 128; those for units of several outputs
-to fewer layers, with AVX-512. A slow test holds them against the
-running machine. The batch is not known here: with fewer than about eight samples a step, dense convolutions win
-earlier, and an example input, with which layers are timed, says so.
+to fewer layers, with AVX-512. A slow test holds those for single weights against the running machine. The batch is not
+known here: with fewer than about eight samples a step, dense convolutions win earlier, and an example input, with which
+layers are timed, says so.
 """
 
 from __future__ import annotations

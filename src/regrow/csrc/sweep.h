@@ -376,7 +376,8 @@ class Sweep {
         const int64_t channels = smaller(index_.channels_per_block, index_.channels - channel);
         const int64_t top = item.top * height_.advance + height_.lowest;
         const bool outside = column < 0 || column >= width_.input;
-        // The columns that the next step packs are on their way while this one computes.
+        // A few channels ahead: the lines of more would drive each other out of the cache, since they lie a power of two
+        // apart.
         const int64_t ahead = kAheadChannels * input_pitch();
         float* slot = ring + modulo(column, slots_) * kTileLanes;
         for (int64_t c = 0; c < channels; ++c, slot += channel_pitch_) {

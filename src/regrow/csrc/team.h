@@ -55,7 +55,8 @@ class ThreadSums {
     // Whether there was memory for all.
     explicit operator bool() const { return values_ && steps_ && rows_; }
 
-    // The sums of one thread: a float for each value (those of an entry one after the other), and a vector for each row (null if nobody wants those).
+    // The sums of one thread: a float for each value, those of an entry one after the other, and a vector for each row
+    // (null if nobody wants those).
     struct Mine {
         float* values;
         float* rows;
