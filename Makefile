@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 KERNELS := $(wildcard src/regrow/csrc/*.h src/regrow/csrc/*.cpp)
 
-.PHONY: demo test test-slow sanitize lint format clean
+.PHONY: demo test test-slow sanitize sanitize-threads lint format clean
 
 demo: $(VENV)/.demo ## train a dense and a sparse LeNet on Fashion-MNIST and compare them, then time steps of a wide network (minutes)
 	$(BIN)/regrow demo
@@ -17,7 +17,10 @@ test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(TEST) -m slow
 
 sanitize: $(VENV)/.dev ## the kernels' tests with a build that checks addresses and undefined behaviour
-	.ci/sanitize $(BIN)/python
+	.ci/sanitize $(BIN)/python address
+
+sanitize-threads: $(VENV)/.dev ## the same with a build that finds what two threads do to each other (minutes)
+	.ci/sanitize $(BIN)/python thread
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests

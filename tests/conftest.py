@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,8 +11,8 @@ from regrow.ops.native import instruction_set, use_instruction_set
 settings.register_profile("regrow", derandomize=True, deadline=None, database=None, max_examples=100)
 settings.load_profile("regrow")
 
-# The tensors are tiny: a second thread costs more than it saves, far more on a busy machine.
-torch.set_num_threads(1)
+# The tensors are tiny: a second thread costs more than it saves, far more on a busy machine. `.ci/sanitize` wants some.
+torch.set_num_threads(int(os.environ.get("REGROW_TEST_THREADS", "1")))
 
 
 def _available() -> list[str]:

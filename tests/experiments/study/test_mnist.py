@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from runs import command, refused
@@ -61,6 +62,13 @@ def test_the_page_sets_measured_beside_published(tmp_path):
     assert "| 5 % | 1 of 2 | 2.00 |" in text
     assert "regrow study mnist --part page" in text
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+    assert "Not run yet." not in text
+    for part in ("lenet5", "lenet5-fast"):
+        shutil.rmtree(tmp_path / part)
+    mnist.write_page(tmp_path, page)
+    assert page.read_text().count("Not run yet.") == 2
+    assert "| 1 % | 2.50" in page.read_text()
 
 
 def test_what_is_missing_is_named(tmp_path):
