@@ -188,6 +188,7 @@ def other_value(name, value):
         "precision": "bfloat16",
         "prune_rate_decay": "linear",
         "model_options": {"hidden": [3]},
+        "method_options": {"samples": 3},
         "keep_dense": ["first"],
         "redistribute": "keep",
         "train_samples": 50,

@@ -44,6 +44,7 @@ class TrainConfig(BaseModel):
     model_options: dict[str, Any] = Field({}, description="options of the network's builder")
     # sparsity
     method: str = Field("sparse-momentum", description="dense, a method's name, or path/to/file.py:recipe")
+    method_options: dict[str, Any] = Field({}, description="further settings of the method, by the names of its card")
     density: float = Field(0.05, gt=0, le=1, description="nonzeros over all sparse weights, in (0, 1]")
     distribution: str | None = Field(
         None, description="uniform, erdos-renyi or erdos-renyi-kernel; the method's own if null"

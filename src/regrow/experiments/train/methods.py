@@ -6,10 +6,11 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import regrow
 from regrow.core.budget import within
@@ -18,11 +19,19 @@ from regrow.core.schedule import constant, cosine, linear
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.growth import parse_growth
+from regrow.experiments.train.options import method_options
 from regrow.methods import METHODS
+from regrow.saliency import SALIENCIES
 
-__all__ = ["METHODS", "Factory", "check_method", "make_recipe", "recipe_file", "run_name", "with_digest"]
+__all__ = ["CARDS", "METHODS", "Factory", "check_method", "make_recipe", "recipe_file", "run_name", "with_digest"]
 
 Factory = Callable[..., regrow.Recipe]
+
+CARDS: Mapping[str, Callable[..., object]] = {**METHODS, **SALIENCIES}
+"""For each method by its name what has its card as docstring."""
+
+# Parameters of a factory that settings of their own give.
+_GIVEN = ("every", "steps", "prune_rate", "compute", "growth")
 
 _FINAL_PRUNE_RATE = 0.005
 
@@ -41,10 +50,12 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     steps = config.epochs * steps_per_epoch
     every = max(1, round(config.update_every * steps_per_epoch))
     factory = _factory(config.method, config.method_digest)
-    arguments: dict[str, int | float] = {"every": every, "steps": steps}
+    arguments: dict[str, Any] = {"every": every, "steps": steps}
     if isinstance(factory, regrow.Recipe):
         recipe = factory
     else:
+        if config.method not in SALIENCIES:
+            arguments |= method_options(config, factory, _GIVEN)
         asked = {"prune_rate": config.prune_rate, "compute": config.compute}
         takes = inspect.signature(factory).parameters
         arguments |= {name: value for name, value in asked.items() if value is not None and name in takes}
@@ -123,22 +134,24 @@ def with_digest(config: TrainConfig) -> TrainConfig:
 def _factory(name: str, digest: str | None = None) -> Factory | regrow.Recipe:
     if name in METHODS:
         return METHODS[name]
+    if name in SALIENCIES:
+        return METHODS["static"]
     path = recipe_file(name)
     if path is not None:
         return _from_file(path, name.rpartition(":")[2], digest)
-    names = ("dense", *METHODS)
+    names = ("dense", *CARDS)
     near = get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose among {', '.join(names)}"
     raise UserError(f"there is no method {name!r}: {hint}, or path/to/file.py:recipe")
 
 
-def _call(factory: Factory, name: str, arguments: dict[str, int | float]) -> object:
-    if name in METHODS:
-        return factory(**arguments)
+def _call(factory: Factory, name: str, arguments: dict[str, Any]) -> object:
     try:
         return factory(**arguments)
-    except Exception as error:  # whatever a user's own code raises
-        given = ", ".join(f"{argument}={value:g}" for argument, value in arguments.items())
+    except Exception as error:  # whatever a user's own code raises, or a method that meets an option of another type
+        if name in CARDS and not isinstance(error, TypeError):
+            raise
+        given = ", ".join(f"{argument}={value}" for argument, value in arguments.items())
         raise UserError(f"--method: {name}({given}) does not run: {type(error).__name__}: {error}") from error
 
 

@@ -24,6 +24,7 @@ from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.methods import make_recipe
 from regrow.experiments.train.optimizer import make_optimizer
+from regrow.experiments.train.start import masks_at_start
 from regrow.experiments.train.work import Work
 from regrow.storage import sparse_weights
 
@@ -272,12 +273,14 @@ class Run:
             if config.method == "dense":
                 return make_optimizer(self.model, config)
             recipe = make_recipe(config, self.steps_per_epoch)
+            masks = masks_at_start(config, self.model, self.data)
             with self._precision():
                 regrow.sparsify(
                     self.model,
-                    config.density,
+                    config.density if masks is None else None,
+                    masks=masks,
                     distribution=recipe.distribution,
-                    keep_dense=config.keep_dense,
+                    keep_dense=config.keep_dense if masks is None else (),
                     block=config.block_shape,
                     backend=config.backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
                     seed=config.seed,
