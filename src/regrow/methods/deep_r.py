@@ -150,4 +150,4 @@ def deep_r(
 
 
 def _schedule(value: float | Schedule) -> Schedule:
-    return value if callable(value) else constant(value)
+    return value if callable(value) else constant(float(value))

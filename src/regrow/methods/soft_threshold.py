@@ -94,4 +94,4 @@ def soft_threshold(every: int = 1, steps: int = 1, *, initial: float = -10.0, de
         >>> bool((model.weight.count_nonzero() == regrow.masks(model)["weight"].sum()))
         True
     """
-    return SoftThreshold(initial, decay)
+    return SoftThreshold(float(initial), float(decay))

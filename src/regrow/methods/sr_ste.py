@@ -118,4 +118,4 @@ def sr_ste(every: int = 1, steps: int = 1, *, keep: int = 2, of: int = 4, penalt
     """
     if not 1 <= keep <= of:
         raise ValueError(f"{keep} of {of} is no pattern: keep at least 1 and at most all of a group")
-    return SrSte(keep, of, penalty)
+    return SrSte(keep, of, float(penalty))

@@ -136,4 +136,4 @@ def top_kast(
     if not 0 <= explore <= 1 or (explore < 1 and steps is None):
         raise ValueError(f"explore={explore:g} is a part of the training, in [0, 1], and below 1 it needs steps")
     until = None if steps is None or explore == 1 else round(explore * steps)
-    return TopKast(density, backward, every, penalty, until, distribution)
+    return TopKast(density, backward, every, float(penalty), until, distribution)

@@ -35,7 +35,7 @@ def result_of(run: Run) -> Result:
         "preset": config.preset,
         "method": config.method,
         "backend": "dense" if run.topology is None else _backend(summary),
-        "growth": None if run.topology is None else str(run.topology.recipe.growth or "default"),
+        "growth": None if run.recipe is None else str(run.recipe.growth or "default"),
         "density": config.density,
         "density_actual": run.density,
         "nnz": summary.nonzeros,

@@ -22,9 +22,9 @@ from regrow.experiments.errors import DivergedError, UserError
 from regrow.experiments.train.changes import ChangeCounts
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.learning_rate import learning_rate
-from regrow.experiments.train.methods import make_recipe
+from regrow.experiments.train.methods import make_method
 from regrow.experiments.train.optimizer import make_optimizer
-from regrow.experiments.train.start import masks_at_start
+from regrow.experiments.train.start import at_start, masks_at_start
 from regrow.experiments.train.work import Work
 from regrow.storage import sparse_weights
 
@@ -46,7 +46,7 @@ class Run:
     Attributes:
         model: the network.
         data: the batches of training, validation and test.
-        topology: the topology updater; None for the dense method.
+        topology: what keeps the network sparse; None for the dense method.
         step: optimizer steps taken.
         epoch: epochs finished.
         rows: metrics of every finished epoch.
@@ -80,7 +80,7 @@ class Run:
         self.epoch = 0
         self.rows: list[Metrics] = []
         self.seconds = 0.0
-        self.topology: regrow.TopologyUpdater | None = None
+        self.topology: regrow.TopologyUpdater | regrow.StepUpdater | None = None
         self._changes = ChangeCounts()
         self._optimizer = self._make_sparse_and_optimizer()
         self.warnings = self._changes.find_thin(sparse_weights(self.model))
@@ -88,6 +88,11 @@ class Run:
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         # loss times samples, correct, samples: kept on the device, so that no step waits for it
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    @property
+    def recipe(self) -> regrow.Recipe | None:
+        """The recipe that is carried out; None where there is none."""
+        return self.topology.recipe if isinstance(self.topology, regrow.TopologyUpdater) else None
 
     @property
     def finished(self) -> bool:
@@ -141,7 +146,7 @@ class Run:
             "valid_loss": valid_loss,
             "valid_accuracy": valid_accuracy,
             "learning_rate": learning_rate(self.config, self.step - 1, self.steps),
-            "prune_rate": self.topology.recipe.fraction(self.step) if self.topology else 0.0,
+            "prune_rate": self.recipe.fraction(self.step) if self.recipe else 0.0,
             "density": self.density,
             "nonzeros_by_layer": self.nonzeros_by_layer,
             **self.work.row(),
@@ -272,21 +277,19 @@ class Run:
         try:
             if config.method == "dense":
                 return make_optimizer(self.model, config)
-            recipe = make_recipe(config, self.steps_per_epoch)
+            method = make_method(config, self.steps_per_epoch)
             masks = masks_at_start(config, self.model, self.data)
             with self._precision():
                 regrow.sparsify(
                     self.model,
-                    config.density if masks is None else None,
                     masks=masks,
-                    distribution=recipe.distribution,
                     keep_dense=config.keep_dense if masks is None else (),
                     block=config.block_shape,
-                    backend=config.backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
                     seed=config.seed,
+                    **at_start(config, method, masks),
                 )
             optimizer = make_optimizer(self.model, config)
-            self.topology = self._make_topology(optimizer, recipe)
+            self.topology = self._make_topology(optimizer, method)
         except ValueError as error:
             raise UserError(str(error)) from error
         return optimizer
@@ -311,15 +314,18 @@ class Run:
         backend = {escape(name): each for name, each in saved.items()}
         regrow.sparsify(self.model, masks=masks, block=self.config.block_shape, backend=backend)  # type: ignore[arg-type]
         self._optimizer = make_optimizer(self.model, self.config)
-        self.topology = self._make_topology(self._optimizer, make_recipe(self.config, self.steps_per_epoch))
+        self.topology = self._make_topology(self._optimizer, make_method(self.config, self.steps_per_epoch))
 
-    def _make_topology(self, optimizer: torch.optim.Optimizer, recipe: regrow.Recipe) -> regrow.TopologyUpdater:
+    def _make_topology(
+        self, optimizer: torch.optim.Optimizer, method: regrow.Recipe | regrow.StepRule
+    ) -> regrow.TopologyUpdater | regrow.StepUpdater:
         seed, count = self.config.seed, self._count_changes
-        return regrow.TopologyUpdater(self.model, optimizer, recipe, seed=seed, on_update=count)
+        if isinstance(method, regrow.Recipe):
+            return regrow.TopologyUpdater(self.model, optimizer, method, seed=seed, on_update=count)
+        return regrow.StepUpdater(self.model, optimizer, method, seed=seed, on_update=count)
 
     def _count_changes(self, _: int, changes: Mapping[str, regrow.Change]) -> None:
-        assert self.topology is not None, "updates come from it"
-        self._changes.add(changes, self.topology.recipe.keep_returning)
+        self._changes.add(changes, self.recipe is not None and self.recipe.keep_returning)
         self.work.look(sparse_weights(self.model))
         self.warnings += self._changes.find_thin(sparse_weights(self.model))
 

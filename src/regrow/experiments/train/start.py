@@ -1,21 +1,43 @@
-"""Masks at the start of a run, for the methods that choose them by a batch of the training set."""
+"""How a run starts sparse, and masks for the methods that choose them by a batch of the training set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import regrow
 from regrow.experiments.data import Batches, Data
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.options import method_options
 from regrow.saliency import SALIENCIES
 
-__all__ = ["masks_at_start"]
+__all__ = ["at_start", "masks_at_start"]
 
 _SAMPLES_OF_A_CLASS = 10
+
+
+def at_start(
+    config: TrainConfig, method: regrow.Recipe | regrow.StepRule, masks: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    """Return density, distribution and backend, as `regrow.sparsify` takes them.
+
+    Args:
+        config: the settings.
+        method: what they name. A rule works on masked storage, and may begin with every weight.
+        masks: those that were chosen, which say the density.
+    """
+    if isinstance(method, regrow.Recipe):
+        density = config.density if masks is None else None
+        return {"density": density, "distribution": method.distribution, "backend": config.backend}
+    return {
+        "density": 1.0 if method.dense else config.density,
+        "distribution": config.distribution or "uniform",
+        "backend": "masked" if config.backend == "auto" else config.backend,
+    }
 
 
 def masks_at_start(config: TrainConfig, model: nn.Module, data: Data) -> dict[str, Tensor] | None:
