@@ -25,6 +25,7 @@ from regrow.saliency import SALIENCIES
 
 __all__ = [
     "CARDS",
+    "DENSE",
     "METHODS",
     "Factory",
     "check_method",
@@ -37,6 +38,12 @@ __all__ = [
 ]
 
 Factory = Callable[..., regrow.Recipe]
+
+DENSE: Mapping[str, str] = {
+    "dense": "Every weight, to compare with.",
+    "small-dense": "A dense network of less width with as many weights as the sparse one, to compare with.",
+}
+"""What is trained without a sparse weight, and what it is."""
 
 CARDS: Mapping[str, Callable[..., object]] = {**METHODS, **STEP_METHODS, **SALIENCIES}
 """For each method by its name what has its card as docstring."""
@@ -140,16 +147,16 @@ def run_name(config: TrainConfig) -> str:
     method = f"{Path(path).stem}-{recipe}" if colon else config.method
     density = "" if method == "dense" or method in WITHOUT_DENSITY else f"-{config.density:g}"
     growth = "" if config.growth is None else "-" + config.growth.replace(":", "-")
-    block = "" if config.block is None or method == "dense" else f"-{config.block}"
+    block = "" if config.block is None or method in DENSE else f"-{config.block}"
     kept = "" if config.redistribute == "method" else f"-{config.redistribute}"
-    bound = "" if config.compute is None or method == "dense" else f"-compute{config.compute:g}"
-    spread = "" if config.distribution is None or method == "dense" else f"-{config.distribution}"
+    bound = "" if config.compute is None or method in DENSE else f"-compute{config.compute:g}"
+    spread = "" if config.distribution is None or method in DENSE else f"-{config.distribution}"
     return f"{method}{kept}{bound}{spread}{growth}{block}{density}-seed{config.seed}"
 
 
 def check_method(name: str) -> None:
-    """Raise a UserError if `name` is neither "dense", a method's name, nor a recipe in a file."""
-    if name != "dense" and name not in STEP_METHODS:
+    """Raise a UserError if `name` is neither a method's name nor a recipe in a file."""
+    if name not in DENSE and name not in STEP_METHODS:
         _factory(name)
 
 
@@ -190,7 +197,7 @@ def _factory(name: str, digest: str | None = None) -> Factory | regrow.Recipe:
     path = recipe_file(name)
     if path is not None:
         return _from_file(path, name.rpartition(":")[2], digest)
-    names = ("dense", *CARDS)
+    names = (*DENSE, *CARDS)
     near = get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose among {', '.join(names)}"
     raise UserError(f"there is no method {name!r}: {hint}, or path/to/file.py:recipe")

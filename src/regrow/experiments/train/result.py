@@ -37,6 +37,7 @@ def result_of(run: Run) -> Result:
         "backend": "dense" if run.topology is None else _backend(summary),
         "growth": None if run.recipe is None else str(run.recipe.growth or "default"),
         "density": config.density,
+        "width": None if run.small is None else run.small.width,
         "density_actual": run.density,
         "nnz": summary.nonzeros,
         "parameters": parameters,

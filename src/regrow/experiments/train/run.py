@@ -19,10 +19,11 @@ from torch import Tensor, nn
 import regrow
 from regrow.experiments import data, models
 from regrow.experiments.errors import DivergedError, UserError
+from regrow.experiments.models.small import Small, small_dense
 from regrow.experiments.train.changes import ChangeCounts
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.learning_rate import learning_rate
-from regrow.experiments.train.methods import make_method
+from regrow.experiments.train.methods import DENSE, make_method
 from regrow.experiments.train.optimizer import make_optimizer
 from regrow.experiments.train.start import at_start, masks_at_start
 from regrow.experiments.train.work import Work
@@ -52,6 +53,7 @@ class Run:
         rows: metrics of every finished epoch.
         seconds: wall time spent in training steps.
         work: counts the multiply-adds of the layers that may be sparse.
+        small: the width of the network and what it has; None unless the method is small-dense.
         warnings: what a user should know and was not told.
     """
 
@@ -71,6 +73,7 @@ class Run:
             workers=config.workers,
         )
         _seed_generators(config.seed)
+        self.small: Small | None = None
         self.model = self._build_model().to(self.device)
         # channels last: the faster layout of convolutions and pooling on CPUs and of convolutions on CUDA
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in PyTorch's stubs
@@ -177,7 +180,9 @@ class Run:
 
     @property
     def density(self) -> float:
-        """Nonzeros over all weights that may be sparse; 1 for the dense method."""
+        """Nonzeros over all weights that may be sparse; 1 for the dense method, of a small one its weights over all."""
+        if self.small is not None:
+            return self.small.weights / self.small.of
         weights = sparse_weights(self.model).values()
         return (
             sum(weight.nonzeros() for weight in weights) / sum(weight.numel for weight in weights) if weights else 1.0
@@ -251,9 +256,21 @@ class Run:
 
     def _build_model(self) -> nn.Module:
         config = self.config
-        shape, classes = self.data.image_shape, self.data.classes
+        shape, classes, options = self.data.image_shape, self.data.classes, config.model_options
+        if config.method in DENSE and config.method_options:
+            raise UserError(f"method_options: {config.method} takes no option")
         try:
-            model = models.build(config.model, image_shape=shape, classes=classes, **config.model_options)
+            if config.method == "small-dense":
+                self.small = small_dense(
+                    config.model,
+                    config.density,
+                    image_shape=shape,
+                    classes=classes,
+                    options=options,
+                    keep_dense=config.keep_dense,
+                )
+                options = {**options, "width": self.small.width}
+            model = models.build(config.model, image_shape=shape, classes=classes, **options)
         except (TypeError, RuntimeError) as error:  # a builder met a value of another type or size than it takes
             reason = shorten(str(error), 300)
             raise UserError(f"model_options {config.model_options} do not fit {config.model}: {reason}") from error
@@ -275,7 +292,7 @@ class Run:
     def _make_sparse_and_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         try:
-            if config.method == "dense":
+            if config.method in DENSE:
                 return make_optimizer(self.model, config)
             method = make_method(config, self.steps_per_epoch)
             masks = masks_at_start(config, self.model, self.data)
