@@ -32,6 +32,12 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     assert_same_run(out, tmp_path / "whole")
 
 
+def test_a_width_that_is_none_is_an_error():
+    for width in ("wide", 0, -1):
+        with pytest.raises(UserError, match="mlp"):
+            Run(tiny(method="small-dense", model_options={"width": width}))
+
+
 @pytest.mark.parametrize("method", ["dense", "small-dense"])
 def test_a_dense_network_takes_no_options_of_a_method(method):
     with pytest.raises(UserError, match=f"{method} takes no option"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ def small_dense(
         >>> small_dense("lenet300-100", 0.05, image_shape=(1, 28, 28), classes=10, options={})
         Small(width=0.056, weights=13490, of=266200)
     """
-    start = float(options.get("width", 1.0))  # type: ignore[arg-type]  # the builder has checked it
+    start: Any = options.get("width", 1.0)  # the builder says if it is none
 
     def weights(width: float, dense: Sequence[str] = ()) -> int:
         """Return how many weights might be sparse; 0 where no network is that narrow."""
