@@ -49,6 +49,27 @@ METHODS = [
     Method("sparse-momentum", needs_momentum=True, keeps_returning=True, keeps_layers=False, due=(2, 4, 6)),
 ]
 
+
+@dataclass(frozen=True)
+class StepMethod:
+    """A row of STEP_METHODS: a registered method that acts in every step, with settings that make it move quickly."""
+
+    name: str
+    settings: dict[str, Any]
+    density: float = 1.0  # of the model that it is given
+    keeps: float | None = None  # the density of every layer after every step; None where it is an outcome
+
+    def rule(self, **changes: Any) -> regrow.StepRule:
+        return regrow.methods.STEP_METHODS[self.name](**{"every": EVERY, "steps": STEPS, **self.settings, **changes})
+
+
+STEP_METHODS: list[StepMethod] = [
+    StepMethod("top-kast", {"density": 0.25, "backward_density": 0.5, "penalty": 0.02}, keeps=0.25),
+    StepMethod("sr-ste", {"penalty": 0.02}, keeps=0.5),
+    StepMethod("soft-threshold", {"initial": -3.0, "decay": 0.05}),
+    StepMethod("deep-r", {"drift": 0.05, "noise": 0.05}, density=0.25, keeps=0.25),
+]
+
 # For each backend of `sparsify` the storage that it means, as the summary names it.
 STORAGES = {storage.backend: str(storage) for storage in Storage}
 
@@ -211,6 +232,7 @@ def _name(row: Any) -> str:
 
 
 each_method = pytest.mark.parametrize("method", METHODS, ids=_name)
+each_step_method = pytest.mark.parametrize("method", STEP_METHODS, ids=_name)
 each_method_with_reference = pytest.mark.parametrize(
     "method", [row for row in METHODS if row.name in reference.UPDATES], ids=_name
 )

@@ -8,18 +8,20 @@ Example:
     >>> topology = regrow.TopologyUpdater(model, optimizer, regrow.sparse_momentum(every=100, steps=1000))
 """
 
-from regrow import distribution, growth, methods, redistribute, schedule, score
+from regrow import distribution, growth, methods, redistribute, saliency, schedule, score
 from regrow.convert.average import AveragedModel
 from regrow.convert.densify import dense_state_dict, densify
 from regrow.convert.sparsify import masks, sparsify
 from regrow.convert.summary import Summary, summary
 from regrow.core.entries import Change, Entries, LayerState
 from regrow.core.recipe import Recipe
+from regrow.core.step_rule import StepLayer, StepRule
 from regrow.core.update import update
 from regrow.methods import *  # noqa: F403 - a method is named once, in regrow.methods
 from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
 from regrow.nn.sparse_linear import SparseLinear
 from regrow.topology.decay import decay_groups
+from regrow.topology.step_updater import StepUpdater
 from regrow.topology.updater import TopologyUpdater
 
 __version__ = "0.1.0"
@@ -33,6 +35,9 @@ __all__ = [
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
+    "StepLayer",
+    "StepRule",
+    "StepUpdater",
     "Summary",
     "TopologyUpdater",
     "decay_groups",
@@ -43,6 +48,7 @@ __all__ = [
     "masks",
     "methods",
     "redistribute",
+    "saliency",
     "schedule",
     "score",
     "sparsify",

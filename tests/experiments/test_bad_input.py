@@ -66,7 +66,7 @@ def setting(pair, *words):
         setting("model=mlpp", "there is no model 'mlpp'", "did you mean mlp"),
         setting("model=lenet5", "model lenet5 takes no option hidden"),
         setting("model_options=512", "model_options = 512", "valid dictionary"),
-        setting("model_options={width: 512}", "takes no option width", "hidden"),
+        setting("model_options={depth: 512}", "takes no option depth", "hidden"),
         setting("model_options={hidden: 512}", "{'hidden': 512} do not fit mlp"),
         setting("model_options={hidden: [a]}", "{'hidden': ['a']} do not fit mlp"),
         setting("model_options={hidden: [-1]}", "{'hidden': [-1]} do not fit mlp", "negative dimension"),

@@ -68,6 +68,6 @@ def test_every_method_is_registered_exported_and_in_the_table():
     names = [row.name for row in METHODS]
     assert names == list(regrow.methods.METHODS) == [factory.__name__.replace("_", "-") for factory in FACTORIES]
     exported = {getattr(regrow.methods, name) for name in regrow.methods.__all__}
-    assert exported == set(FACTORIES)
+    assert exported == {*FACTORIES, *regrow.methods.STEP_METHODS.values()}
     assert all(getattr(regrow, factory.__name__) is factory for factory in FACTORIES)
     assert reference.UPDATES.keys() == reference.RATES.keys() <= set(names)

@@ -73,11 +73,11 @@ def densify(model: Model) -> Model:
     if isinstance(model, SparseLayer):
         raise ValueError("the model itself is a sparse layer, so nothing can hold its replacement: call its to_dense()")
     weights = sparse_weights(model).values()
-    held = next((weight.name for weight in weights if holder(weight.module) is not None), None)
+    held = next((weight for weight in weights if holder(weight.module) is not None), None)
     if held is not None:
         raise ValueError(
-            f"a TopologyUpdater still keeps the topology of {held!r}: call its remove() first, or densify a copy "
-            "(copy.deepcopy(model))"
+            f"a {type(holder(held.module)).__name__} still keeps the topology of {held.name!r}: call its remove() "
+            "first, or densify a copy (copy.deepcopy(model))"
         )
     _tell_of_losses(weights)
     take_back(model, weights)

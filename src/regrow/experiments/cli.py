@@ -22,7 +22,7 @@ from regrow.experiments.train.changes import changes_table
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.loop import Reporter, resume_config
 from regrow.experiments.train.loop import train as run_training
-from regrow.experiments.train.methods import METHODS, check_method, recipe_file, run_name
+from regrow.experiments.train.methods import CARDS, DENSE, check_method, recipe_file, run_name
 from regrow.experiments.train.presets import preset as find_preset
 from regrow.experiments.train.progress import Lines, ProgressBar, TensorBoard
 from regrow.experiments.train.result import Result, read_metrics
@@ -55,7 +55,7 @@ app.add_typer(bench_app, name="bench")
 
 
 _Method = Annotated[
-    str | None, typer.Option(help=f"dense, {', '.join(METHODS)}, or path/to/file.py:recipe.", rich_help_panel=TRAINED)
+    str | None, typer.Option(help=f"{', '.join((*DENSE, *CARDS))}, or path/to/file.py:recipe.", rich_help_panel=TRAINED)
 ]
 _Density = Annotated[
     float | None, typer.Option(help="Nonzeros over all sparse weights, in (0, 1].", rich_help_panel=TRAINED)

@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from regrow.experiments.terminal import OUT
 from regrow.experiments.train.config import TrainConfig
-from regrow.experiments.train.methods import METHODS
+from regrow.experiments.train.methods import CARDS, DENSE
 from regrow.experiments.train.presets import PRESETS
 
 __all__ = ["TrainHelp", "methods_table", "presets_table", "settings_table"]
@@ -56,8 +56,9 @@ def presets_table() -> Table:
 def methods_table() -> Table:
     """Return the methods, each with the first line of its card."""
     table = _table("Methods", "method", "what it does")
-    table.add_row("dense", "Every weight, to compare with.")
-    for name, factory in METHODS.items():
+    for name, what in DENSE.items():
+        table.add_row(name, what)
+    for name, factory in CARDS.items():
         card = inspect.getdoc(factory) or ""
         _, _, what = card.partition("\n")[0].rpartition(": ")
         table.add_row(name, escape(what[:1].upper() + what[1:]))

@@ -1,4 +1,4 @@
-"""Methods: one file each, holding the factory of its recipe, with its card as the docstring.
+"""Methods: one file each, holding the factory of its recipe or of its rule, with its card as the docstring.
 
 A method is registered here and nowhere else: what `__all__` names is in `regrow`, and `METHODS` names the same
 factories as the command line does.
@@ -7,12 +7,17 @@ factories as the command line does.
 from collections.abc import Callable, Mapping
 
 from regrow.core.recipe import Recipe
+from regrow.core.step_rule import StepRule
+from regrow.methods.deep_r import deep_r
 from regrow.methods.rigl import rigl
 from regrow.methods.set import set
+from regrow.methods.soft_threshold import soft_threshold
 from regrow.methods.sparse_momentum import sparse_momentum
+from regrow.methods.sr_ste import sr_ste
 from regrow.methods.static import static
+from regrow.methods.top_kast import top_kast
 
-__all__ = ["rigl", "set", "sparse_momentum", "static"]
+__all__ = ["deep_r", "rigl", "set", "soft_threshold", "sparse_momentum", "sr_ste", "static", "top_kast"]
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     "static": static,
@@ -21,3 +26,11 @@ METHODS: Mapping[str, Callable[..., Recipe]] = {
     "sparse-momentum": sparse_momentum,
 }
 """The factory of each method by its name, called as `factory(every=..., steps=...)`."""
+
+STEP_METHODS: Mapping[str, Callable[..., StepRule]] = {
+    "top-kast": top_kast,
+    "sr-ste": sr_ste,
+    "soft-threshold": soft_threshold,
+    "deep-r": deep_r,
+}
+"""Likewise for the methods that act in every step, which `regrow.StepUpdater` carries out."""

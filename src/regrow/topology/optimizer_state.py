@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from regrow.storage import Weight
 
-__all__ = ["check_momentum", "correction", "groups_of", "keeps_momentum", "momentum", "numbers_of", "reset_numbers"]
+__all__ = [
+    "check_momentum",
+    "correction",
+    "groups_of",
+    "keeps_momentum",
+    "momentum",
+    "numbers_of",
+    "reset_numbers",
+    "restart",
+]
 
 _ADVICE = "use SGD with momentum, Adam or AdamW, or a method without momentum (regrow.set, regrow.rigl)"
 
@@ -62,6 +71,25 @@ def reset_numbers(weight: Weight, state: Mapping[str, Tensor], *, warm: bool) ->
         key: weight.existing(tensor).mean() if warm and key in _DIVISORS and weight.nonzeros() else tensor.new_zeros(())
         for key, tensor in state.items()
     }
+
+
+def restart(state: dict[str, Any], parameter: Tensor, trained: Tensor, joined: Tensor) -> None:
+    """Let some positions of a parameter begin anew: they have no momentum, and what is not trained has no state.
+
+    What the optimizer divides by starts at the mean over those that were trained before, as `reset_numbers` says.
+
+    Args:
+        state: the optimizer's state of the parameter; its tensors are changed in place.
+        parameter: the parameter.
+        trained: the positions that are trained now, bool in its shape.
+        joined: those among them that are new.
+    """
+    stays = trained & ~joined
+    for key, tensor in numbers_of(state, parameter).items():
+        tensor.mul_(stays)
+        if key in _DIVISORS:
+            mean = tensor.sum() / stays.sum().clamp_(min=1)
+            tensor.add_(joined * mean)
 
 
 def momentum(

@@ -1,4 +1,4 @@
-"""The topology of a model in training: the one stateful object of the library."""
+"""The topology of a model in training by a recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -17,12 +16,13 @@ from regrow.core.entries import Change
 from regrow.core.growth import or_default
 from regrow.core.recipe import Recipe
 from regrow.core.update import update
-from regrow.storage import Weight, enforce, sparse_weights
+from regrow.storage import Weight, enforce
 from regrow.storage.holder import hold, release
 from regrow.topology.decay import undecayed
 from regrow.topology.dense import Dense
 from regrow.topology.gathered import Gathered
 from regrow.topology.optimizer_state import check_momentum, groups_of
+from regrow.topology.selected import selected
 from regrow.topology.source import Source
 from regrow.topology.watch import Watch
 from regrow.topology.wrapped import enforce_after, stepping
@@ -73,6 +73,7 @@ class TopologyUpdater:
     Raises:
         ValueError: if the model is not sparse, a sparse weight that trains is not in the optimizer, the recipe needs
             momentum that the optimizer does not keep, the optimizer is LBFGS, or it has an updater already.
+        TypeError: if what is given is no `Recipe`.
 
     Example:
         >>> import regrow
@@ -97,7 +98,11 @@ class TopologyUpdater:
         on_update: OnUpdate | None = None,
         weights: Sequence[str] | None = None,
     ) -> None:
-        self._weights = _selected(model, weights)
+        if not isinstance(recipe, Recipe):
+            raise TypeError(
+                f"{type(recipe).__name__} is no Recipe: methods that act in every step go to regrow.StepUpdater"
+            )
+        self._weights = selected(model, weights)
         given, optimizer = optimizer, stepping(optimizer, self._parameters())
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(
@@ -223,8 +228,9 @@ class TopologyUpdater:
     def _check_alone(self) -> None:
         for hook in self._optimizer._optimizer_step_post_hooks.values():
             other = getattr(hook, "__self__", None)
-            if isinstance(other, TopologyUpdater) and other._parameters() & self._parameters():
-                raise ValueError("this optimizer has a TopologyUpdater for these weights already: remove() it first")
+            if any(id(weight.weight) in self._parameters() for weight in getattr(other, "_weights", ())):
+                kind = type(other).__name__
+                raise ValueError(f"this optimizer has a {kind} for these weights already: remove() it first")
 
     def _parameters(self) -> set[int]:
         return {id(weight.weight) for weight in self._weights}
@@ -356,20 +362,6 @@ class TopologyUpdater:
                 source.look_ahead(self._step)
             else:
                 source.leave()
-
-
-def _selected(model: nn.Module, names: Sequence[str] | None) -> list[Weight]:
-    """Return the sparse weights of a model whose names match one of the globs; None matches all."""
-    weights = sparse_weights(model)
-    if not weights:
-        raise ValueError("the model has no sparse weights: call regrow.sparsify(model, density) first")
-    for glob in names or ():
-        if not any(fnmatchcase(name, glob) for name in weights):
-            raise ValueError(f"weights: {glob!r} matches no sparse weight; there are {', '.join(weights)}")
-    chosen = [each for name, each in weights.items() if names is None or any(fnmatchcase(name, g) for g in names)]
-    if not chosen:
-        raise ValueError("weights: give at least one glob, or None for all sparse weights")
-    return chosen
 
 
 def _gradient(weight: Weight) -> Tensor:

@@ -154,10 +154,10 @@ def test_resnet_parameters_have_torchvision_names():
     } <= names
 
 
-@pytest.mark.parametrize("name", ["vgg16-c", "vgg16-d", "vgg16-like", "vgg-small"])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_width_multiplies_planes_and_hidden_layers(name):
     whole, half = quick(name), quick(name, width=0.5)
-    for layer, other in zip(whole, half, strict=True):
+    for layer, other in zip(whole.modules(), half.modules(), strict=True):
         if isinstance(layer, nn.Conv2d):
             assert 2 * other.out_channels == layer.out_channels
         elif isinstance(layer, nn.Linear):
@@ -189,7 +189,7 @@ def test_mlp_without_hidden_layers_is_linear():
     [
         ("vgg16", {}, "no model 'vgg16'; did you mean vgg16-"),
         ("zzz", {}, "no model 'zzz'; choose from lenet300-100, lenet5, "),
-        ("lenet5", {"hidden": (3,)}, "lenet5 takes no option hidden; its options: none"),
+        ("lenet5", {"hidden": (3,)}, "lenet5 takes no option hidden; its options: width"),
         ("vgg16-d", {"width": 0.001}, "model vgg16-d: width 0.001 leaves none of 64 planes"),
         ("wrn-16-8", {"depth": 22}, "wrn-16-8 takes no option depth; its options: dropout"),
         ("resnet50", {"version": "v2"}, "resnet50: version must be v1 or v1.5; it is 'v2'"),

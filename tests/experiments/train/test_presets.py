@@ -169,7 +169,7 @@ def test_every_method_is_public_and_every_public_method_has_a_name():
         assert getattr(regrow, name.replace("-", "_")) is factory
     public = [value for value in vars(regrow).values() if inspect.isfunction(value)]
     factories = [value for value in public if value.__module__.startswith("regrow.methods.")]
-    assert set(factories) == set(METHODS.values())
+    assert set(factories) == {*METHODS.values(), *regrow.methods.STEP_METHODS.values()}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -188,6 +188,7 @@ def other_value(name, value):
         "precision": "bfloat16",
         "prune_rate_decay": "linear",
         "model_options": {"hidden": [3]},
+        "method_options": {"samples": 3},
         "keep_dense": ["first"],
         "redistribute": "keep",
         "train_samples": 50,

@@ -54,6 +54,8 @@ def scaled(planes: int, width: float) -> int:
         >>> scaled(64, 0.5)
         32
     """
+    if width == 1:
+        return planes  # whatever it is: layers say themselves what they cannot be
     found = round(planes * width)
     if found < 1:
         raise ValueError(f"width {width:g} leaves none of {planes} planes: take a larger one; 1 is the network itself")

@@ -7,18 +7,24 @@ from math import prod
 
 from torch import nn
 
-from regrow.experiments.models.layers import ImageShape
+from regrow.experiments.models.layers import ImageShape, scaled
 
 __all__ = ["mlp"]
 
 
-def mlp(*, image_shape: ImageShape, classes: int, hidden: Sequence[int] = (4096, 4096)) -> nn.Sequential:
+def mlp(
+    *, image_shape: ImageShape, classes: int, hidden: Sequence[int] = (4096, 4096), width: float = 1.0
+) -> nn.Sequential:
     """Build a multilayer perceptron with ReLU on the flattened image: (N, C, H, W) to (N, classes).
 
     Args:
         image_shape: channels, height and width of one input.
         classes: the number of logits.
         hidden: the width of each hidden layer; none makes a linear classifier.
+        width: what these are multiplied by.
+
+    Raises:
+        ValueError: if the width leaves a layer empty.
 
     Example:
         >>> mlp(image_shape=(1, 8, 8), classes=10, hidden=(32,))
@@ -30,7 +36,7 @@ def mlp(*, image_shape: ImageShape, classes: int, hidden: Sequence[int] = (4096,
         )
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    widths = (prod(image_shape), *hidden)
+    widths = (prod(image_shape), *(scaled(units, width) for units in hidden))
     for index, (wide_in, wide_out) in enumerate(pairwise(widths), start=1):
         layers[f"fc{index}"] = nn.Linear(wide_in, wide_out)
         layers[f"relu{index}"] = nn.ReLU()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from regrow.experiments.models.layers import ImageShape, with_head
+from regrow.experiments.models.layers import ImageShape, scaled, with_head
 
 __all__ = ["BasicBlock", "Bottleneck", "resnet18", "resnet50"]
 
@@ -66,7 +66,7 @@ class Bottleneck(nn.Module):
         zero_gamma: bool,
     ) -> None:
         super().__init__()
-        planes = channels_out // 4
+        planes = max(channels_out // 4, 1)
         first, second = (stride, 1) if version == "v1" else (1, stride)
         self.conv1 = nn.Conv2d(channels_in, planes, 1, stride=first, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
@@ -90,16 +90,20 @@ class Bottleneck(nn.Module):
         return out
 
 
-def resnet18(*, image_shape: ImageShape, classes: int, zero_gamma: bool = False) -> nn.Sequential:
+def resnet18(*, image_shape: ImageShape, classes: int, zero_gamma: bool = False, width: float = 1.0) -> nn.Sequential:
     """Build ResNet-18: (N, C, H, W) to (N, classes).
 
     Args:
         image_shape: channels, height and width of one input.
         classes: the number of logits.
         zero_gamma: start each block as the identity, its last norm's scale at 0 (Goyal et al., 2017).
+        width: what the planes of every convolution are multiplied by.
+
+    Raises:
+        ValueError: if the width leaves no planes.
     """
     block = partial(BasicBlock, zero_gamma=zero_gamma)
-    return _resnet(block, (64, 128, 256, 512), (2, 2, 2, 2), channels=image_shape[0], classes=classes)
+    return _resnet(block, (64, 128, 256, 512), (2, 2, 2, 2), channels=image_shape[0], classes=classes, width=width)
 
 
 def resnet50(
@@ -108,6 +112,7 @@ def resnet50(
     classes: int,
     version: Literal["v1", "v1.5"] = "v1.5",
     zero_gamma: bool = False,
+    width: float = 1.0,
 ) -> nn.Sequential:
     """Build ResNet-50: (N, C, H, W) to (N, classes).
 
@@ -117,14 +122,15 @@ def resnet50(
         version: where a bottleneck strides: `v1`, as in the paper, in its first 1x1 convolution, which skips
             three quarters of its input; `v1.5`, as in most published training runs, in its 3x3 convolution.
         zero_gamma: start each block as the identity, its last norm's scale at 0 (Goyal et al., 2017).
+        width: what the planes of every convolution are multiplied by.
 
     Raises:
-        ValueError: for an unknown `version`.
+        ValueError: for an unknown `version`, or if the width leaves no planes.
     """
     if version not in ("v1", "v1.5"):
         raise ValueError(f"version must be v1 or v1.5; it is {version!r}")
     block = partial(Bottleneck, version=version, zero_gamma=zero_gamma)
-    return _resnet(block, (256, 512, 1024, 2048), (3, 4, 6, 3), channels=image_shape[0], classes=classes)
+    return _resnet(block, (256, 512, 1024, 2048), (3, 4, 6, 3), channels=image_shape[0], classes=classes, width=width)
 
 
 def _resnet(
@@ -134,22 +140,25 @@ def _resnet(
     *,
     channels: int,
     classes: int,
+    width: float,
 ) -> nn.Sequential:
     """Build the ImageNet stem, groups of `depths[i]` blocks of `widths[i]` planes, and the classifier."""
+    stem = scaled(64, width)
     layers = OrderedDict[str, nn.Module](
-        conv1=nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False),
-        bn1=nn.BatchNorm2d(64),
+        conv1=nn.Conv2d(channels, stem, 7, stride=2, padding=3, bias=False),
+        bn1=nn.BatchNorm2d(stem),
         relu=nn.ReLU(),
         maxpool=nn.MaxPool2d(3, stride=2, padding=1),
     )
-    channels = 64
-    for index, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
+    channels = stem
+    for index, (published, depth) in enumerate(zip(widths, depths, strict=True), start=1):
+        planes = scaled(published, width)
         # The stem has halved the image twice already, so the first group keeps its size.
         stride = 1 if index == 1 else 2
         layers[f"layer{index}"] = nn.Sequential(
-            block(channels, width, stride), *(block(width, width, 1) for _ in range(depth - 1))
+            block(channels, planes, stride), *(block(planes, planes, 1) for _ in range(depth - 1))
         )
-        channels = width
+        channels = planes
     return with_head(layers, channels, classes, pool="avgpool")
 
 

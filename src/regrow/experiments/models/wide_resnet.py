@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from regrow.experiments.models.layers import ImageShape, with_head
+from regrow.experiments.models.layers import ImageShape, scaled, with_head
 
 __all__ = ["WideBlock", "wide_resnet"]
 
@@ -44,7 +44,7 @@ class WideBlock(nn.Module):
 
 
 def wide_resnet(
-    depth: int, widen: int, /, *, image_shape: ImageShape, classes: int, dropout: float = 0.3
+    depth: int, widen: int, /, *, image_shape: ImageShape, classes: int, dropout: float = 0.3, width: float = 1.0
 ) -> nn.Sequential:
     """Build the wide residual network WRN-`depth`-`widen`: (N, C, H, W) to (N, classes).
 
@@ -56,17 +56,18 @@ def wide_resnet(
         image_shape: channels, height and width of one input.
         classes: the number of logits.
         dropout: the share of activations dropped between the two convolutions of a block.
+        width: what the planes of every convolution are multiplied by, those of the first one too.
 
     Raises:
-        ValueError: if no network has this `depth`.
+        ValueError: if no network has this `depth`, or the width leaves no planes.
     """
     blocks, remainder = divmod(depth - 4, 6)
     if blocks < 1 or remainder:
         raise ValueError(f"depth must be 4 more than a multiple of 6, such as 16 or 28; it is {depth}")
-    channels = 16
+    channels = scaled(16, width)
     layers = OrderedDict[str, nn.Module](conv1=nn.Conv2d(image_shape[0], channels, 3, padding=1, bias=False))
     for group, (planes, stride) in enumerate(((16, 1), (32, 2), (64, 2)), start=1):
-        channels_in, channels = channels, planes * widen
+        channels_in, channels = channels, scaled(planes * widen, width)
         layers[f"group{group}"] = nn.Sequential(
             WideBlock(channels_in, channels, stride=stride, dropout=dropout),
             *(WideBlock(channels, channels, stride=1, dropout=dropout) for _ in range(blocks - 1)),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import regrow
 from regrow.core.positions import absent
+from regrow.experiments.errors import UserError
 from regrow.experiments.train.config import override
 from regrow.experiments.train.methods import make_recipe
 from regrow.experiments.train.run import Metrics, Run
@@ -103,7 +104,11 @@ class ComparedRun(Run):
             row["in_common_by_layer"] = dict(self.topology.in_common)
         return row
 
-    def _make_topology(self, optimizer: torch.optim.Optimizer, recipe: regrow.Recipe) -> regrow.TopologyUpdater:
+    def _make_topology(
+        self, optimizer: torch.optim.Optimizer, method: regrow.Recipe | regrow.StepRule
+    ) -> regrow.TopologyUpdater:
+        if not isinstance(method, regrow.Recipe):
+            raise UserError(f"{self.config.method} is no recipe, so it has no growth to compare: name another method")
         exact = override(self.config, {"method": "sparse-momentum", "growth": "exact"})
         reference = replace(make_recipe(exact, self.steps_per_epoch), keep_returning=False)
-        return ComparedUpdater(self.model, optimizer, recipe, reference, self.config.seed, self._count_changes)
+        return ComparedUpdater(self.model, optimizer, method, reference, self.config.seed, self._count_changes)

@@ -18,7 +18,7 @@ from rich.table import Table
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
 from regrow.experiments.study.runner import run_all
-from regrow.experiments.train.config import TrainConfig, override
+from regrow.experiments.train.config import WITHOUT_DENSITY, TrainConfig, override
 from regrow.experiments.train.loop import MakeRun
 from regrow.experiments.train.methods import check_method, run_name
 from regrow.experiments.train.run import Run
@@ -189,7 +189,7 @@ class Study:
             for axis, value in zip(self.axes, point, strict=True):
                 changes |= axis.settings(value)
             varied = [name for name in changes if name not in self.shared and name not in _IN_RUN_NAME]
-            if changes.get("method") == "dense":
+            if changes.get("method") in ("dense", *WITHOUT_DENSITY):
                 changes["density"] = 1.0  # whatever the density of the others
             config = override(base, {**changes, "seed": seed})
             named = {axis.name: value for axis, value in zip(self.axes, point, strict=True)}

@@ -13,7 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.growth import FORMS, parse_growth
 
-__all__ = ["TrainConfig", "override", "parse_settings", "read_config"]
+__all__ = ["WITHOUT_DENSITY", "TrainConfig", "override", "parse_settings", "read_config"]
+
+
+WITHOUT_DENSITY = {
+    "sr-ste": "that of its pattern, as method_options={keep: 2, of: 4}",
+    "soft-threshold": "what its training makes of it",
+}
+"""Methods that start from every weight and end with a density that is not set, with what it is."""
 
 
 class TrainConfig(BaseModel):
@@ -44,6 +51,7 @@ class TrainConfig(BaseModel):
     model_options: dict[str, Any] = Field({}, description="options of the network's builder")
     # sparsity
     method: str = Field("sparse-momentum", description="dense, a method's name, or path/to/file.py:recipe")
+    method_options: dict[str, Any] = Field({}, description="further settings of the method, by the names of its card")
     density: float = Field(0.05, gt=0, le=1, description="nonzeros over all sparse weights, in (0, 1]")
     distribution: str | None = Field(
         None, description="uniform, erdos-renyi or erdos-renyi-kernel; the method's own if null"
@@ -152,6 +160,11 @@ def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     if settings["method"] == "dense":
         if changes.get("density", 1.0) != 1.0:
             raise UserError("the dense method has density 1: leave --density out, or name another --method")
+        settings["density"] = 1.0
+    elif settings["method"] in WITHOUT_DENSITY:
+        if changes.get("density", 1.0) != 1.0:
+            why = WITHOUT_DENSITY[settings["method"]]
+            raise UserError(f"the density of {settings['method']} is {why}: leave --density out")
         settings["density"] = 1.0
     try:
         return TrainConfig(**settings)

@@ -6,25 +6,86 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import regrow
 from regrow.core.budget import within
 from regrow.core.redistribute import keep
 from regrow.core.schedule import constant, cosine, linear
 from regrow.experiments.errors import UserError
-from regrow.experiments.train.config import TrainConfig
+from regrow.experiments.train.config import WITHOUT_DENSITY, TrainConfig
 from regrow.experiments.train.growth import parse_growth
-from regrow.methods import METHODS
+from regrow.experiments.train.options import method_options
+from regrow.methods import METHODS, STEP_METHODS
+from regrow.saliency import SALIENCIES
 
-__all__ = ["METHODS", "Factory", "check_method", "make_recipe", "recipe_file", "run_name", "with_digest"]
+__all__ = [
+    "CARDS",
+    "DENSE",
+    "METHODS",
+    "Factory",
+    "check_method",
+    "check_recipe",
+    "make_method",
+    "make_recipe",
+    "recipe_file",
+    "run_name",
+    "with_digest",
+]
 
 Factory = Callable[..., regrow.Recipe]
 
+DENSE: Mapping[str, str] = {
+    "dense": "Every weight, to compare with.",
+    "small-dense": "A dense network of less width with as many weights as the sparse one, to compare with.",
+}
+"""What is trained without a sparse weight, and what it is."""
+
+CARDS: Mapping[str, Callable[..., object]] = {**METHODS, **STEP_METHODS, **SALIENCIES}
+"""For each method by its name what has its card as docstring."""
+
+# Parameters of a factory that settings of their own give.
+_GIVEN = ("every", "steps", "prune_rate", "compute", "growth", "density", "distribution")
+# What drops and grows at updates alone knows.
+_OF_RECIPES = ("prune_rate", "prune_rate_decay", "compute", "keep_returning", "growth")
+
 _FINAL_PRUNE_RATE = 0.005
+
+
+def make_method(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe | regrow.StepRule:
+    """Return the recipe or the rule that the settings name, over the steps of the whole training.
+
+    Raises:
+        UserError: as `make_recipe`, or if a setting is none of a rule.
+        ValueError: as the rule's factory raises it.
+    """
+    if config.method not in STEP_METHODS:
+        return make_recipe(config, steps_per_epoch)
+    factory = STEP_METHODS[config.method]
+    takes = inspect.signature(factory).parameters
+    foreign = [name for name in _OF_RECIPES if getattr(config, name) is not None]
+    foreign += ["redistribute"] if config.redistribute == "keep" else []
+    if config.distribution is not None and config.method in WITHOUT_DENSITY:
+        foreign.append("distribution")
+    if foreign:
+        raise UserError(f"{config.method} has a rule of its own for every step: leave {' and '.join(foreign)} out")
+    arguments: dict[str, Any] = {**_times(config, steps_per_epoch), **method_options(config, factory, _GIVEN)}
+    own = {"density": config.density, "distribution": config.distribution}
+    arguments |= {name: value for name, value in own.items() if name in takes and value is not None}
+    rule: regrow.StepRule = _call(factory, config.method, arguments)
+    return rule
+
+
+def _times(config: TrainConfig, steps_per_epoch: int) -> dict[str, int]:
+    """Return the steps between updates and those of the whole training, as factories take them."""
+    return {
+        "every": max(1, round(config.update_every * steps_per_epoch)),
+        "steps": config.epochs * steps_per_epoch,
+    }
 
 
 def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
@@ -38,13 +99,14 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
         UserError: if there is no such method or file, the file does not hold a recipe, or is not that of
             `config.method_digest`.
     """
-    steps = config.epochs * steps_per_epoch
-    every = max(1, round(config.update_every * steps_per_epoch))
+    arguments: dict[str, Any] = _times(config, steps_per_epoch)
+    steps = arguments["steps"]
     factory = _factory(config.method, config.method_digest)
-    arguments: dict[str, int | float] = {"every": every, "steps": steps}
     if isinstance(factory, regrow.Recipe):
         recipe = factory
     else:
+        if config.method not in SALIENCIES:
+            arguments |= method_options(config, factory, _GIVEN)
         asked = {"prune_rate": config.prune_rate, "compute": config.compute}
         takes = inspect.signature(factory).parameters
         arguments |= {name: value for name, value in asked.items() if value is not None and name in takes}
@@ -83,19 +145,26 @@ def run_name(config: TrainConfig) -> str:
     """
     path, colon, recipe = config.method.rpartition(":")
     method = f"{Path(path).stem}-{recipe}" if colon else config.method
-    density = "" if method == "dense" else f"-{config.density:g}"
+    density = "" if method == "dense" or method in WITHOUT_DENSITY else f"-{config.density:g}"
     growth = "" if config.growth is None else "-" + config.growth.replace(":", "-")
-    block = "" if config.block is None or method == "dense" else f"-{config.block}"
+    block = "" if config.block is None or method in DENSE else f"-{config.block}"
     kept = "" if config.redistribute == "method" else f"-{config.redistribute}"
-    bound = "" if config.compute is None or method == "dense" else f"-compute{config.compute:g}"
-    spread = "" if config.distribution is None or method == "dense" else f"-{config.distribution}"
+    bound = "" if config.compute is None or method in DENSE else f"-compute{config.compute:g}"
+    spread = "" if config.distribution is None or method in DENSE else f"-{config.distribution}"
     return f"{method}{kept}{bound}{spread}{growth}{block}{density}-seed{config.seed}"
 
 
 def check_method(name: str) -> None:
-    """Raise a UserError if `name` is neither "dense", a method's name, nor a recipe in a file."""
-    if name != "dense":
+    """Raise a UserError if `name` is neither a method's name nor a recipe in a file."""
+    if name not in DENSE and name not in STEP_METHODS:
         _factory(name)
+
+
+def check_recipe(name: str) -> None:
+    """Raise a UserError if `name` is neither the name of a recipe nor one in a file."""
+    check_method(name)
+    if name not in METHODS and recipe_file(name) is None:
+        raise UserError(f"{name} is no recipe, and only recipes are timed: choose among {', '.join(METHODS)}")
 
 
 def recipe_file(name: str) -> Path | None:
@@ -123,22 +192,24 @@ def with_digest(config: TrainConfig) -> TrainConfig:
 def _factory(name: str, digest: str | None = None) -> Factory | regrow.Recipe:
     if name in METHODS:
         return METHODS[name]
+    if name in SALIENCIES:
+        return METHODS["static"]
     path = recipe_file(name)
     if path is not None:
         return _from_file(path, name.rpartition(":")[2], digest)
-    names = ("dense", *METHODS)
+    names = (*DENSE, *CARDS)
     near = get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose among {', '.join(names)}"
     raise UserError(f"there is no method {name!r}: {hint}, or path/to/file.py:recipe")
 
 
-def _call(factory: Factory, name: str, arguments: dict[str, int | float]) -> object:
-    if name in METHODS:
-        return factory(**arguments)
+def _call(factory: Callable[..., Any], name: str, arguments: dict[str, Any]) -> Any:
     try:
         return factory(**arguments)
-    except Exception as error:  # whatever a user's own code raises
-        given = ", ".join(f"{argument}={value:g}" for argument, value in arguments.items())
+    except Exception as error:  # whatever a user's own code raises, or a method that meets an option of another type
+        if name in CARDS and not isinstance(error, TypeError):
+            raise
+        given = ", ".join(f"{argument}={value}" for argument, value in arguments.items())
         raise UserError(f"--method: {name}({given}) does not run: {type(error).__name__}: {error}") from error
 
 

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 import regrow
 from regrow.experiments import data, models
 from regrow.experiments.errors import DivergedError, UserError
+from regrow.experiments.models.small import Small, small_dense
 from regrow.experiments.train.changes import ChangeCounts
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.learning_rate import learning_rate
-from regrow.experiments.train.methods import make_recipe
+from regrow.experiments.train.methods import DENSE, make_method
 from regrow.experiments.train.optimizer import make_optimizer
+from regrow.experiments.train.start import at_start, masks_at_start
 from regrow.experiments.train.work import Work
 from regrow.storage import sparse_weights
 
@@ -45,12 +47,13 @@ class Run:
     Attributes:
         model: the network.
         data: the batches of training, validation and test.
-        topology: the topology updater; None for the dense method.
+        topology: what keeps the network sparse; None for the dense method.
         step: optimizer steps taken.
         epoch: epochs finished.
         rows: metrics of every finished epoch.
         seconds: wall time spent in training steps.
         work: counts the multiply-adds of the layers that may be sparse.
+        small: the width of the network and what it has; None unless the method is small-dense.
         warnings: what a user should know and was not told.
     """
 
@@ -70,6 +73,7 @@ class Run:
             workers=config.workers,
         )
         _seed_generators(config.seed)
+        self.small: Small | None = None
         self.model = self._build_model().to(self.device)
         # channels last: the faster layout of convolutions and pooling on CPUs and of convolutions on CUDA
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in PyTorch's stubs
@@ -79,7 +83,7 @@ class Run:
         self.epoch = 0
         self.rows: list[Metrics] = []
         self.seconds = 0.0
-        self.topology: regrow.TopologyUpdater | None = None
+        self.topology: regrow.TopologyUpdater | regrow.StepUpdater | None = None
         self._changes = ChangeCounts()
         self._optimizer = self._make_sparse_and_optimizer()
         self.warnings = self._changes.find_thin(sparse_weights(self.model))
@@ -87,6 +91,11 @@ class Run:
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         # loss times samples, correct, samples: kept on the device, so that no step waits for it
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    @property
+    def recipe(self) -> regrow.Recipe | None:
+        """The recipe that is carried out; None where there is none."""
+        return self.topology.recipe if isinstance(self.topology, regrow.TopologyUpdater) else None
 
     @property
     def finished(self) -> bool:
@@ -140,7 +149,7 @@ class Run:
             "valid_loss": valid_loss,
             "valid_accuracy": valid_accuracy,
             "learning_rate": learning_rate(self.config, self.step - 1, self.steps),
-            "prune_rate": self.topology.recipe.fraction(self.step) if self.topology else 0.0,
+            "prune_rate": self.recipe.fraction(self.step) if self.recipe else 0.0,
             "density": self.density,
             "nonzeros_by_layer": self.nonzeros_by_layer,
             **self.work.row(),
@@ -171,7 +180,9 @@ class Run:
 
     @property
     def density(self) -> float:
-        """Nonzeros over all weights that may be sparse; 1 for the dense method."""
+        """Nonzeros over all weights that may be sparse; 1 for the dense method, of a small one its weights over all."""
+        if self.small is not None:
+            return self.small.weights / self.small.of
         weights = sparse_weights(self.model).values()
         return (
             sum(weight.nonzeros() for weight in weights) / sum(weight.numel for weight in weights) if weights else 1.0
@@ -245,9 +256,21 @@ class Run:
 
     def _build_model(self) -> nn.Module:
         config = self.config
-        shape, classes = self.data.image_shape, self.data.classes
+        shape, classes, options = self.data.image_shape, self.data.classes, config.model_options
+        if config.method in DENSE and config.method_options:
+            raise UserError(f"method_options: {config.method} takes no option")
         try:
-            model = models.build(config.model, image_shape=shape, classes=classes, **config.model_options)
+            if config.method == "small-dense":
+                self.small = small_dense(
+                    config.model,
+                    config.density,
+                    image_shape=shape,
+                    classes=classes,
+                    options=options,
+                    keep_dense=config.keep_dense,
+                )
+                options = {**options, "width": self.small.width}
+            model = models.build(config.model, image_shape=shape, classes=classes, **options)
         except (TypeError, RuntimeError) as error:  # a builder met a value of another type or size than it takes
             reason = shorten(str(error), 300)
             raise UserError(f"model_options {config.model_options} do not fit {config.model}: {reason}") from error
@@ -269,21 +292,21 @@ class Run:
     def _make_sparse_and_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         try:
-            if config.method == "dense":
+            if config.method in DENSE:
                 return make_optimizer(self.model, config)
-            recipe = make_recipe(config, self.steps_per_epoch)
+            method = make_method(config, self.steps_per_epoch)
+            masks = masks_at_start(config, self.model, self.data)
             with self._precision():
                 regrow.sparsify(
                     self.model,
-                    config.density,
-                    distribution=recipe.distribution,
-                    keep_dense=config.keep_dense,
+                    masks=masks,
+                    keep_dense=config.keep_dense if masks is None else (),
                     block=config.block_shape,
-                    backend=config.backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
                     seed=config.seed,
+                    **at_start(config, method, masks),
                 )
             optimizer = make_optimizer(self.model, config)
-            self.topology = self._make_topology(optimizer, recipe)
+            self.topology = self._make_topology(optimizer, method)
         except ValueError as error:
             raise UserError(str(error)) from error
         return optimizer
@@ -308,15 +331,18 @@ class Run:
         backend = {escape(name): each for name, each in saved.items()}
         regrow.sparsify(self.model, masks=masks, block=self.config.block_shape, backend=backend)  # type: ignore[arg-type]
         self._optimizer = make_optimizer(self.model, self.config)
-        self.topology = self._make_topology(self._optimizer, make_recipe(self.config, self.steps_per_epoch))
+        self.topology = self._make_topology(self._optimizer, make_method(self.config, self.steps_per_epoch))
 
-    def _make_topology(self, optimizer: torch.optim.Optimizer, recipe: regrow.Recipe) -> regrow.TopologyUpdater:
+    def _make_topology(
+        self, optimizer: torch.optim.Optimizer, method: regrow.Recipe | regrow.StepRule
+    ) -> regrow.TopologyUpdater | regrow.StepUpdater:
         seed, count = self.config.seed, self._count_changes
-        return regrow.TopologyUpdater(self.model, optimizer, recipe, seed=seed, on_update=count)
+        if isinstance(method, regrow.Recipe):
+            return regrow.TopologyUpdater(self.model, optimizer, method, seed=seed, on_update=count)
+        return regrow.StepUpdater(self.model, optimizer, method, seed=seed, on_update=count)
 
     def _count_changes(self, _: int, changes: Mapping[str, regrow.Change]) -> None:
-        assert self.topology is not None, "updates come from it"
-        self._changes.add(changes, self.topology.recipe.keep_returning)
+        self._changes.add(changes, self.recipe is not None and self.recipe.keep_returning)
         self.work.look(sparse_weights(self.model))
         self.warnings += self._changes.find_thin(sparse_weights(self.model))
 

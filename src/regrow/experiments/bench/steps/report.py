@@ -13,7 +13,7 @@ from regrow.experiments.bench.steps.state import State
 from regrow.experiments.bench.steps.update_cost import UpdateCost
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.config import TrainConfig, override
-from regrow.experiments.train.methods import check_method
+from regrow.experiments.train.methods import check_recipe
 from regrow.experiments.train.presets import preset as find_preset
 
 __all__ = ["COMPILED", "EAGER", "FILE", "TARGETS", "Beside", "Report", "Row", "Settings", "Stored", "step_configs"]
@@ -197,7 +197,7 @@ def step_configs(presets: Sequence[str], densities: Sequence[float], settings: S
         base = override(find_preset(name), changes)
         if base.method == "dense":
             raise UserError("dense training is always measured: name a sparse --method beside it")
-        check_method(base.method)
+        check_recipe(base.method)
         chosen = densities or (TARGETS.get(name, base.density),)
         configs += [override(base, {"density": density}) for density in dict.fromkeys(chosen)]
     return configs
