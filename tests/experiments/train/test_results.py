@@ -36,6 +36,12 @@ CONTRACT = {
     "multiply_adds_train": int,
     "multiply_adds_train_dense": int,
     "flops_per_step": int,
+    "flops_inference": int,
+    "flops_inference_dense": int,
+    "flops_train": int,
+    "flops_train_dense": int,
+    "flops_train_looking": int,
+    "flops_by_layer": dict,
     "nonzeros_by_layer": dict,
     "versions": dict,
 }

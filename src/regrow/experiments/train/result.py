@@ -55,6 +55,7 @@ def result_of(run: Run) -> Result:
         "compute": config.compute,
         "multiply_adds_train": last["multiply_adds_train"],
         "multiply_adds_train_dense": last["multiply_adds_train_dense"],
+        **run.work.flops(),
         "flops_per_step": 3 * summary.flops * config.batch_size,
         "nonzeros_by_layer": {layer.name: layer.nonzeros for layer in summary.layers},
         "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
