@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 from regrow.experiments import models
 from regrow.experiments.errors import UserError
 from regrow.experiments.options import split_names
 from regrow.experiments.study.axes import DENSITY
-from regrow.experiments.study.panels import Panel, plot_panels
+from regrow.experiments.study.panels import Panel
 from regrow.experiments.study.study import INFERENCE, TRAINING, Axis, Cell, Figure, Study
 from regrow.experiments.train.config import TrainConfig
 
@@ -88,11 +87,7 @@ def _network(name: str) -> Mapping[str, Any]:
     )
 
 
-def _plot(cells: Sequence[Cell], path: Path, title: str) -> None:
-    plot_panels(ablation_panels(cells), path, title)
-
-
-def ablation_panels(cells: Sequence[Cell]) -> list[Panel]:
+def _panels(cells: Sequence[Cell]) -> list[Panel]:
     """Return a plot for each density: the error over networks, a line for each pair of parts."""
     panels = []
     for density in dict.fromkeys(cell.key[-1] for cell in cells):
@@ -125,5 +120,5 @@ ABLATION_STUDY = Study(
     ),
     figures=(Figure("test error", lambda cell: cell.error.text(), unit="%"), TRAINING, INFERENCE),
     note="mean ± standard error",
-    plot=_plot,
+    panels=_panels,
 )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.options import split_names
 from regrow.experiments.study.axes import DENSITY, METHOD, percent
 from regrow.experiments.study.intervals import differences
-from regrow.experiments.study.panels import Panel, plot_panels
+from regrow.experiments.study.panels import Panel
 from regrow.experiments.study.study import INFERENCE, TRAINING, Cell, Figure, Study
 
 __all__ = ["DENSITY_STUDY", "dense_of", "smallest_within_dense"]
@@ -57,22 +56,19 @@ def _tables(cells: Sequence[Cell], title: str) -> list[Table]:
     return [of_each, Table(reached, ("method", "density"), tuple(found))]
 
 
-def _plot(cells: Sequence[Cell], path: Path, title: str) -> None:
-    plot_panels([density_panel(cells)], path, title)
-
-
-def density_panel(cells: Sequence[Cell]) -> Panel:
+def _panels(cells: Sequence[Cell]) -> list[Panel]:
     """Return the plot of accuracy over density: methods as lines, dense as a band."""
     dense = dense_of(cells)
     methods = dict.fromkeys(cell.key[0] for cell in cells if cell is not dense)
     lines = {name: [(100 * cell.key[1], cell.accuracy) for cell in cells if cell.key[0] == name] for name in methods}
-    return Panel(
+    panel = Panel(
         lines,
         across="density, % of weights",
         up="test accuracy, % (mean, standard error)",
         band=None if dense is None else ("dense, 95 % interval", dense.accuracy),
         logarithmic=True,
     )
+    return [panel]
 
 
 DENSITY_STUDY = Study(
@@ -90,6 +86,6 @@ DENSITY_STUDY = Study(
     figures=(Figure("test error", lambda cell: cell.error.text(), unit="%"), TRAINING, INFERENCE),
     note="mean ± standard error",
     tables=_tables,
-    plot=_plot,
+    panels=_panels,
     picture="accuracy.png",
 )

@@ -125,9 +125,8 @@ def run_study(
     _write_plan(study, bases, values, seeds, out, command, failures)
     cells = {name: study.collect(part) for name, part in rows.items() if part}
     write_text(out / "table.md", _markdown(study, cells))
-    if study.plot is not None:
-        for name, found in cells.items():
-            study.plot(found, folders[name] / study.picture, name)
+    for name, found in cells.items():
+        study.draw(found, folders[name], name)
     return Finished(tuple(table for name, found in cells.items() for table in study.shown(found, name)), failures)
 
 

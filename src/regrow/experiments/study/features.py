@@ -23,7 +23,7 @@ from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.study.anova import Effect, two_way
 from regrow.experiments.study.axes import DENSITY, METHOD, percent
 from regrow.experiments.study.intervals import Interval, interval
-from regrow.experiments.study.panels import Panel, plot_panels
+from regrow.experiments.study.panels import Panel
 from regrow.experiments.study.study import Cell, Figure, Study
 from regrow.experiments.train.result import read_metrics
 from regrow.experiments.train.run import Metrics, Run
@@ -160,11 +160,7 @@ def _line(name: str, effect: Effect) -> tuple[str, ...]:
     )
 
 
-def _plot(cells: Sequence[Cell], path: Path, title: str) -> None:
-    plot_panels([features_panel(cells)], path, title)
-
-
-def features_panel(cells: Sequence[Cell]) -> Panel:
+def _panels(cells: Sequence[Cell]) -> list[Panel]:
     """Return the plot of specialisation over layers: a line for each method and density, over seeds."""
     lines: dict[str, list[tuple[float | str, Interval]]] = {}
     for cell in cells:
@@ -173,7 +169,7 @@ def features_panel(cells: Sequence[Cell]) -> Panel:
             means = [mean(row[_KEY][layer]) for row in cell.rows if row[_KEY][layer]]
             if means:
                 lines.setdefault(name, []).append((layer, interval(means)))
-    return Panel(lines, "layer", "specialisation of channels (mean, standard error)")
+    return [Panel(lines, "layer", "specialisation of channels (mean, standard error)")]
 
 
 FEATURES_STUDY = Study(
@@ -185,6 +181,6 @@ FEATURES_STUDY = Study(
     make_run=FeatureRun,
     read=_read,
     tables=_tables,
-    plot=_plot,
+    panels=_panels,
     picture="specialisation.png",
 )

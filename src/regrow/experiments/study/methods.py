@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from regrow.core.distribution import DISTRIBUTIONS
@@ -12,7 +11,7 @@ from regrow.experiments.errors import UserError
 from regrow.experiments.options import split_names
 from regrow.experiments.study.axes import DENSITY, METHOD, percent
 from regrow.experiments.study.intervals import differences
-from regrow.experiments.study.panels import Dots, plot_panels
+from regrow.experiments.study.panels import Dots
 from regrow.experiments.study.study import INFERENCE, TRAINING, Axis, Cell, Figure, Study
 from regrow.experiments.train.methods import METHODS
 
@@ -86,11 +85,7 @@ def _row(cell: Cell, compared: Sequence[Cell]) -> tuple[str, ...]:
     return (cell.key[0], *numbers, *beside, TRAINING.text(cell), INFERENCE.text(cell))
 
 
-def _plot(cells: Sequence[Cell], path: Path, title: str) -> None:
-    plot_panels(methods_panels(cells), path, title)
-
-
-def methods_panels(cells: Sequence[Cell]) -> list[Dots]:
+def _panels(cells: Sequence[Cell]) -> list[Dots]:
     """Return a plot for each density: the error of every method with its interval, dense as a band."""
     dense = next((cell for cell in cells if cell.key[0] == _DENSE), None)
     sparse = [cell for cell in cells if cell is not dense and cell.key[0] != _DENSE]
@@ -129,5 +124,5 @@ METHODS_STUDY = Study(
     note="mean ± standard error",
     settle=_settle,
     tables=_tables,
-    plot=_plot,
+    panels=_panels,
 )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.errors import UserError
 from regrow.experiments.study.axes import METHOD
 from regrow.experiments.study.intervals import Interval, differences
-from regrow.experiments.study.panels import Panel, plot_panels
+from regrow.experiments.study.panels import Panel
 from regrow.experiments.study.study import TRAINING, Axis, Cell, Figure, Study
 from regrow.experiments.train.config import TrainConfig, parse_settings
 
@@ -68,11 +67,7 @@ def _value(cell: Cell) -> str:
     return str(cell.key[0]).partition("=")[2]
 
 
-def _plot(cells: Sequence[Cell], path: Path, title: str) -> None:
-    plot_panels(sensitivity_panels(cells), path, title)
-
-
-def sensitivity_panels(cells: Sequence[Cell]) -> list[Panel]:
+def _panels(cells: Sequence[Cell]) -> list[Panel]:
     """Return a plot for each setting: the error over its values, a line for each method."""
     panels = []
     for name in dict.fromkeys(_name(cell) for cell in cells):
@@ -102,5 +97,5 @@ SENSITIVITY_STUDY = Study(
     figures=(Figure("test error", lambda cell: cell.error.text(), unit="%"), TRAINING),
     note="mean ± standard error",
     tables=_tables,
-    plot=_plot,
+    panels=_panels,
 )

@@ -12,17 +12,18 @@ from typing import Any
 
 from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.study.intervals import Interval, interval
+from regrow.experiments.study.panels import Dots, Panel, plot_panels
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.loop import MakeRun
 from regrow.experiments.train.methods import run_name
 from regrow.experiments.train.run import Run
 
-__all__ = ["INFERENCE", "TRAINING", "Axis", "Cell", "Figure", "Planned", "Study", "file_name"]
+__all__ = ["INFERENCE", "OF_SPARSE_RUNS", "TRAINING", "Axis", "Cell", "Figure", "Planned", "Study", "file_name"]
 
-# What says nothing of a dense training, which therefore stands once beside all values of these.
-_OF_SPARSE_RUNS = frozenset(
+OF_SPARSE_RUNS = frozenset(
     ("density", "distribution", "block", "prune", "prune_rate", "prune_rate_decay", "update_every", "grow", "growth")
 ) | {"redistribute", "compute", "keep_returning"}
+"""Settings that say nothing of a dense training, which therefore stands once beside all their values."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ class Study:
         read: what is read of a finished run's folder beside its result.
         reference: the key of the point that a point is compared with, by its own key; None compares nothing.
         tables: tables of the points, under a title; None makes one from `figures`.
+        panels: plots of the points; None leaves it to `plot`.
         plot: draws the points into a PNG file, under a title; None draws nothing.
         picture: name of that file.
     """
@@ -192,6 +194,7 @@ class Study:
     read: Callable[[Path], Mapping[str, Any]] = _nothing_more
     reference: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
     tables: Callable[[Sequence[Cell], str], Sequence[Table]] | None = None
+    panels: Callable[[Sequence[Cell]], Sequence[Panel | Dots]] | None = None
     plot: Callable[[Sequence[Cell], Path, str], None] | None = None
     picture: str = "errors.png"
 
@@ -213,7 +216,7 @@ class Study:
                 changes |= axis.settings(value)
             changes = dict(self.settle(changes))
             if changes.get("method", base.method) == "dense":
-                changes = {n: v for n, v in changes.items() if n in self.shared or n not in _OF_SPARSE_RUNS}
+                changes = {n: v for n, v in changes.items() if n in self.shared or n not in OF_SPARSE_RUNS}
             config = override(base, {**changes, "seed": seed})
             named = {axis.name: value for axis, value in zip(self.axes, point, strict=True)}
             name = self._folder(config, base, changes)
@@ -258,6 +261,13 @@ class Study:
         if self.reference is None:
             return list(found.values())
         return [replace(cell, reference=found.get(self.reference(key))) for key, cell in found.items()]
+
+    def draw(self, cells: Sequence[Cell], folder: Path, title: str) -> None:
+        """Draw the points into the study's picture in a folder."""
+        if self.panels is not None:
+            plot_panels(self.panels(cells), folder / self.picture, title)
+        elif self.plot is not None:
+            self.plot(cells, folder / self.picture, title)
 
     def shown(self, cells: Sequence[Cell], title: str) -> list[Table]:
         """Return the tables for the terminal: the study's own, or one with a row for each point."""
