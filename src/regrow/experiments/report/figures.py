@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from regrow.experiments.report.gather import Folder, Group
 from regrow.experiments.report.layers import LayerCounts
@@ -90,7 +90,12 @@ def densities(counts: Sequence[LayerCounts]) -> Figure:
 
 
 def gains(counts: Sequence[LayerCounts]) -> Figure:
-    """Return which layers gained and which lost weights: an arrow from the first density of each to the last."""
+    """Return which layers gained and which lost weights: an arrow from the first density of each to the last.
+
+    All on one scale.
+    """
+    ends = np.concatenate([100 * each.densities[:, [0, -1]].ravel() for each in counts])
+    lowest, highest = ends[ends > 0].min(initial=100) / 1.3, ends.max() * 1.3
     most = max(len(each.layers) for each in counts)
     figure, grid = _grid(len(counts), 1.6 + 0.28 * most)
     for axes, each in zip(grid, counts, strict=True):
@@ -102,7 +107,10 @@ def gains(counts: Sequence[LayerCounts]) -> Figure:
             marker = "s" if last == first else ">" if last > first else "<"
             axes.plot(100 * last, row, marker, color=color, markersize=7)
         axes.set_xscale("log")
+        axes.set_xlim(lowest, highest)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 100 * lowest else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yticks(range(len(each.layers)), labels=each.layers, fontsize="small")
         axes.set_ylim(len(each.layers) - 0.5, -0.5)
         axes.set(xlabel="density, %: circle first epoch, arrowhead last", title=each.label)

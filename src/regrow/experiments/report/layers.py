@@ -32,6 +32,11 @@ class LayerCounts:
     layers: tuple[str, ...]
     densities: NDArray[np.float64]
 
+    @property
+    def moved(self) -> bool:
+        """Whether any layer has another number of weights at the end."""
+        return bool((self.densities[:, 0] != self.densities[:, -1]).any())
+
 
 def layer_counts(group: Group) -> LayerCounts | None:
     """Return the densities of a group's layers; None for dense training, and for runs that did not write sizes down."""

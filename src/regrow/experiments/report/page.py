@@ -153,10 +153,10 @@ def _pictures(out: Path, study: Study | None, parts: Mapping[str, Sequence[Cell]
     )  # fmt: skip
     known = [g for g in folder.groups if all(e["valid_accuracy"] is not None for r in g.records for e in r.epochs)]
     if known and len(known[0].records[0].epochs) > 1:
-        caption = (
-            "Validation accuracy over the training: mean over seeds, shaded its standard error. A line that covers "
-        )
-        caption += "another is thinner than it."
+        caption = "Validation accuracy over the training: mean over seeds, shaded its standard error."
+        if any(not group.records[0].settings["valid_samples"] for group in known):
+            caption += " Where valid_samples is 0 it is that on the test set."
+        caption += " A line that covers another is thinner than it."
         pictures.append(_picture(out, "training", caption, lambda: figures.curves(known), len(known) > _LINES))
     return pictures
 
@@ -168,13 +168,14 @@ def _layer_pictures(out: Path, counts: Sequence[LayerCounts]) -> list[Picture]:
     drawn = counts[:_DRAWN]
     if not drawn:
         return []
-    wide = len(drawn) > 1
     over_time = "Density of each layer at the end of every epoch, mean over seeds."
-    moved = "Which layers gained and which lost: density in the first and in the last epoch, mean over seeds."
-    return [
-        _picture(out, "layers", over_time, lambda: figures.densities(drawn), wide),
-        _picture(out, "gains", moved, lambda: figures.gains(drawn), wide),
-    ]
+    pictures = [_picture(out, "layers", over_time, lambda: figures.densities(drawn), len(drawn) > 1)]
+    moved = [each for each in drawn if each.moved]
+    if moved:
+        caption = "Which layers gained and which lost: density in the first and in the last epoch, mean over seeds. "
+        caption += "Left out are groups whose layers keep their numbers of weights." if len(moved) < len(drawn) else ""
+        pictures.append(_picture(out, "gains", caption.strip(), lambda: figures.gains(moved), len(moved) > 1))
+    return pictures
 
 
 def _picture(out: Path, name: str, caption: str, draw: Callable[[], Figure], wide: bool = False) -> Picture:
