@@ -419,7 +419,7 @@ BATCH_STUDY = Study(
             title="batch",
         ),
     ),
-    figures=(Figure("test error", lambda cell: cell.error_with(cell.standard_error), unit="%"),),
+    figures=(Figure("test error", lambda cell: cell.error.text(), unit="%"),),
     note="mean ± standard error",
 )
 '''

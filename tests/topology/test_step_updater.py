@@ -295,3 +295,17 @@ def test_some_weights_alone_can_be_given_to_a_rule(method):
     optimizer.step()
     assert torch.equal(regrow.masks(model)["3.weight"], before[1])
     assert regrow.masks(model)["0.weight"].float().mean() < 1 or method.keeps is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (regrow.top_kast(every=5, density=0.25, backward_density=0.5), 8),
+        (regrow.sr_ste(), None),
+        (regrow.soft_threshold(), "nothing"),
+    ],
+)
+def test_what_a_rule_reads_of_absent_weights_is_told(rule, expected):
+    model = regrow.sparsify(nn.Linear(8, 4), 1.0, backend="masked")
+    topology = regrow.StepUpdater(model, torch.optim.SGD(model.parameters(), lr=0.1), rule)
+    assert topology.looks_at() == ({} if expected == "nothing" else {"weight": expected})

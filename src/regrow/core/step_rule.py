@@ -66,7 +66,7 @@ class StepRule(Protocol):
 
     Example of one that halves the gradient of a topology that stays:
         >>> class Half:
-        ...     dense = False
+        ...     dense = reads_absent = False
         ...     def begin(self, layers, generator): ...
         ...     def before_step(self, layer, step):
         ...         layer.gradient.mul_(0.5).mul_(layer.mask)
@@ -77,6 +77,10 @@ class StepRule(Protocol):
     @property
     def dense(self) -> bool:
         """Whether weights outside of the network are trained, or kept, too."""
+
+    @property
+    def reads_absent(self) -> bool:
+        """Whether it reads the gradient of weights outside of the network: of those that a step trains."""
 
     def begin(self, layers: Mapping[str, StepLayer], generator: torch.Generator) -> None:
         """Set masks, and numbers of the rule's own, before the first step.

@@ -39,6 +39,7 @@ __all__ = [
     "methods",
     "options",
     "presets",
+    "report",
     "train",
 ]
 
@@ -141,6 +142,18 @@ def layers(
     """Show what the updates of an epoch dropped and grew in each layer of a run."""
     with one_line_errors():
         OUT.print(changes_table(read_metrics(run), epoch))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, of runs, or of a study.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; `report` in the folder if left out.")] = None,
+) -> None:
+    """Write a page about runs or a study, in one file that needs no other, and its figures as PNG files."""
+    with one_line_errors():
+        from regrow.experiments.report.page import write_report  # what draws takes a moment to import
+
+        line(str(write_report(folder, out)))
 
 
 @app.command()

@@ -37,6 +37,11 @@ class DeepR:
         """False: what is outside of the network is zero."""
         return False
 
+    @property
+    def reads_absent(self) -> bool:
+        """False: only what the network has moves."""
+        return False
+
     def begin(self, layers: Mapping[str, StepLayer], generator: torch.Generator) -> None:
         """Draw the sign of every position; that of a weight is its own."""
         for layer in layers.values():

@@ -29,6 +29,11 @@ class SoftThreshold:
         """True: a weight below the threshold keeps its value."""
         return True
 
+    @property
+    def reads_absent(self) -> bool:
+        """False: below the threshold the gradient is zero."""
+        return False
+
     def begin(self, layers: Mapping[str, StepLayer], generator: torch.Generator) -> None:
         """Make a learned number for each layer."""
         for layer in layers.values():

@@ -32,6 +32,11 @@ class SrSte:
         """True: every weight is trained."""
         return True
 
+    @property
+    def reads_absent(self) -> bool:
+        """True: every weight is trained by the gradient."""
+        return True
+
     def begin(self, layers: Mapping[str, StepLayer], generator: torch.Generator) -> None:
         """Find the groups, and the largest weights in them."""
         for name, layer in layers.items():

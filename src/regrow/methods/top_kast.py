@@ -38,6 +38,11 @@ class TopKast:
         """True: weights outside of both sets keep their value."""
         return True
 
+    @property
+    def reads_absent(self) -> bool:
+        """True: that of the weights outside of the network that a step trains."""
+        return True
+
     def begin(self, layers: Mapping[str, StepLayer], generator: torch.Generator) -> None:
         """Choose the two sets."""
         spread = DISTRIBUTIONS[self.distribution] if isinstance(self.distribution, str) else self.distribution

@@ -34,6 +34,12 @@ class Dense:
     def look_ahead(self, step: int) -> None:
         """Do nothing: there is nothing to gather."""
 
+    def looks_at(self, step: int) -> int | None:
+        """Return None where momentum counts, or the gradient of a step that carries out an update; else 0."""
+        of_absent = self._recipe.needs_of_absent
+        reads = "momentum" in of_absent or ("gradient" in of_absent and self._recipe.updates_in(step + 1))
+        return None if reads else 0
+
     def after_step(self) -> None:
         """Do nothing: all weights that cover every position are set to zero at once."""
 

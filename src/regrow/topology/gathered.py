@@ -70,6 +70,13 @@ class Gathered:
         elif self._window is None:
             self._open(self._draw(), begun_at=float(self._state.get("step", 0)))
 
+    def looks_at(self, step: int) -> int | None:
+        """Return at how many absent weights the next gradient is gathered; None for all."""
+        if self._window is None:
+            return 0
+        candidates = self._window.candidates
+        return None if candidates is None else len(candidates) * self.weight.units.size
+
     def after_step(self) -> None:
         """Set to zero what the optimizer's step has made of absent weights."""
         if self._window is not None:

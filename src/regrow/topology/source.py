@@ -23,6 +23,9 @@ class Source(Protocol):
     def look_ahead(self, step: int) -> None:
         """Begin or end to gather, as the steps after `step` want; call it after every step and every update."""
 
+    def looks_at(self, step: int) -> int | None:
+        """Return at how many absent weights the gradient of the step after `step` is read; None for all."""
+
     def after_step(self) -> None:
         """Set to zero what the optimizer's step has made of absent weights."""
 

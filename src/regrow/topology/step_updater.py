@@ -106,6 +106,17 @@ class StepUpdater:
         """The rule that is carried out."""
         return self._rule
 
+    def looks_at(self) -> dict[str, int | None]:
+        """Return at how many absent weights the next step's gradient is read, by layer; None for all of a layer."""
+        if not self._rule.reads_absent:
+            return {}
+        counts: dict[str, int | None] = {}
+        for weight in self._weights:
+            trained = self._layers[weight.name].trained
+            if weight.weight.requires_grad:
+                counts[weight.name] = None if trained is None else int((trained & ~weight.buffer).sum())
+        return counts
+
     def remove(self) -> None:
         """Leave the optimizer and forget dense weights: from now on nothing keeps the network sparse."""
         for hook in self._hooks:

@@ -145,6 +145,14 @@ class TopologyUpdater:
         """The recipe that is carried out."""
         return self._recipe
 
+    def looks_at(self) -> dict[str, int | None]:
+        """Return at how many absent weights the next step's gradient is read, by layer; None for all of a layer.
+
+        Layers of which none is read are not in it: most steps, unless momentum is gathered at all times.
+        """
+        counts = {source.weight.name: source.looks_at(self._step) for source in self._sources}
+        return {name: count for name, count in counts.items() if count != 0 and name in self._training}
+
     def remove(self) -> None:
         """Leave the optimizer: from now on nothing updates the topology or keeps absent weights at zero."""
         for hook in self._hooks:

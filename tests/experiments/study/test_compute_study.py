@@ -8,10 +8,10 @@ from torch import nn
 
 from regrow.experiments import models
 from regrow.experiments.study.compute import COMPUTE_STUDY
-from regrow.experiments.study.study import run_study
+from regrow.experiments.study.execute import run_study
 
 BOUNDS = ("1", "1.5", "unlimited", "keep", "dense")
-GRID = ("--bounds", ",".join(BOUNDS), "--seeds", 2, "--epochs", 2)
+GRID = ("--bounds", ",".join(BOUNDS), "--seeds", 2, "--epochs", 2, "--jobs", 1)
 SETTINGS = (
     "model=narrowing",
     "model_options={}",
@@ -90,7 +90,7 @@ def test_run_again_it_trains_nothing_anew(study, monkeypatch):
 
 
 def test_without_a_validation_set_there_is_still_a_table(tmp_path):
-    run_study(COMPUTE_STUDY, tiny(valid_samples=0, epochs=1), {"bound": ["2", "dense"]}, [0], tmp_path)
+    run_study(COMPUTE_STUDY, tiny(valid_samples=0, epochs=1), {"bound": ["2", "dense"]}, [0], tmp_path, jobs=1)
     assert (tmp_path / "accuracy.png").exists()
 
 

@@ -7,14 +7,25 @@ import torch
 from runs import command, refused, stop_after, tiny
 
 from regrow.experiments.errors import UserError
+from regrow.experiments.study.execute import run_study
 from regrow.experiments.study.growth import GROWTH_STUDY, in_common
 from regrow.experiments.study.overlap import ComparedRun
-from regrow.experiments.study.study import run_study
 from regrow.experiments.train.config import override
 from regrow.experiments.train.loop import train
 from regrow.experiments.train.run import Run
 
-GRID = ("--sources", "static,set,candidates:4:1,window:40,exact", "--densities", "0.1", "--seeds", 2, "--epochs", 3)
+GRID = (
+    "--sources",
+    "static,set,candidates:4:1,window:40,exact",
+    "--densities",
+    "0.1",
+    "--seeds",
+    2,
+    "--epochs",
+    3,
+    "--jobs",
+    1,
+)
 OPTIONS = ("study", "growth", "digits-mlp", *GRID, "--set", "batch_size=128")
 
 
@@ -78,8 +89,8 @@ def test_run_again_it_trains_nothing_anew(study, monkeypatch):
 def test_the_table_is_markdown(study):
     out, _ = study
     lines = (out / "table.md").read_text().splitlines()
-    assert lines[:2] == ["| growth | 10 %: test error | in common |", "|---|---|---|"]
-    assert lines[2].endswith("| - |")
+    assert lines[:2] == ["| growth | 10 %: test error | in common | training FLOPs |", "|---|---|---|---|"]
+    assert lines[2].endswith("| - | 10 |")
     cells = GROWTH_STUDY.collect(json.loads((out / "study.json").read_text()))
     assert GROWTH_STUDY.markdown(cells).splitlines() == lines
 

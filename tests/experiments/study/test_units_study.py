@@ -12,7 +12,7 @@ from regrow.experiments.study.study import Cell
 from regrow.experiments.study.units import UNITS_STUDY
 from regrow.experiments.train.checkpoint import list_checkpoints, load_checkpoint
 
-GRID = ("--blocks", "1x1,4x1", "--densities", "0.1", "--seeds", 2, "--epochs", 2)
+GRID = ("--blocks", "1x1,4x1", "--densities", "0.1", "--seeds", 2, "--epochs", 2, "--jobs", 1)
 OPTIONS = ("study", "units", "digits-mlp", *GRID, "--set", "batch_size=128")
 
 

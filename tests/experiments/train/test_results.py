@@ -36,7 +36,14 @@ CONTRACT = {
     "multiply_adds_train": int,
     "multiply_adds_train_dense": int,
     "flops_per_step": int,
+    "flops_inference": int,
+    "flops_inference_dense": int,
+    "flops_train": int,
+    "flops_train_dense": int,
+    "flops_train_looking": int,
+    "flops_by_layer": dict,
     "nonzeros_by_layer": dict,
+    "weights_by_layer": dict,
     "versions": dict,
 }
 LAYERS = {"fc1.weight": 64 * 300, "fc2.weight": 300 * 100, "fc3.weight": 100 * 10}
@@ -68,6 +75,7 @@ def test_the_result_is_consistent(run):
     assert result["parameters"] == weights + BIASES
     assert result["nnz"] == sum(result["nonzeros_by_layer"].values()) == round(density * weights)
     assert result["nonzeros_by_layer"].keys() == LAYERS.keys()
+    assert result["weights_by_layer"] == LAYERS
     assert result["density"] == density
     assert result["density_actual"] == result["nnz"] / weights
     assert result["seconds_per_step"] == pytest.approx(result["seconds_train"] / result["steps"])

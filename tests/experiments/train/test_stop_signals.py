@@ -13,6 +13,7 @@ from runs import assert_same_run, child, command, refused, tiny
 
 from regrow.experiments.cli import app
 from regrow.experiments.train.checkpoint import list_checkpoints
+from regrow.experiments.train.interrupt import count_repeats_once
 from regrow.experiments.train.loop import train
 
 
@@ -94,6 +95,47 @@ def test_a_second_signal_acts_as_usual(tmp_path):
     assert process.exitcode == -signal.SIGTERM
 
 
+def test_a_process_of_a_study_takes_a_signal_that_comes_twice_as_one(tmp_path):
+    """As when a group is stopped: the system signals each process, and the parent its workers."""
+    process = child(_train_patiently, tmp_path)
+    wait_for((tmp_path / "metrics.jsonl").exists, process)
+    for _ in range(3):
+        process.terminate()
+        time.sleep(0.1)
+    process.join(60)
+    assert process.exitcode == 1  # by the error that says where it stopped
+    assert len(list_checkpoints(tmp_path / "checkpoints")) == 1
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_late_second_signal_acts_as_usual_there_too(tmp_path):
+    process = child(_train_patiently, tmp_path, 0.2, (_Stuck(),))
+    wait_for((tmp_path / "metrics.jsonl").exists, process)
+    time.sleep(0.2)
+    process.terminate()
+    time.sleep(0.5)
+    assert process.is_alive()
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def _train_patiently(out, seconds=10.0, reporters=None):
+    count_repeats_once(seconds)
+    train(tiny(epochs=10**6), out, reporters=reporters or (_Slow(),))
+
+
+class _Slow:
+    """A reporter that makes steps take longer than the pause between the signals."""
+
+    def start(self, run): ...
+
+    def stop(self): ...
+
+    def step(self, run):
+        time.sleep(1)
+
+
 class _Stuck:
     """A reporter that makes a step last for ever."""
 
@@ -156,3 +198,16 @@ def test_a_study_takes_its_processes_with_it(tmp_path, number, status):
     if number == signal.SIGTERM:
         assert message == SAYS
         assert all(list_checkpoints(run / "checkpoints") for run in runs)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_of_a_study_saves_every_run(tmp_path, number, status):
+    grid = ("--methods", "set", "--densities", "0.1,0.2,0.3", "--seeds", 2, "--epochs", 100_000)
+    study = _GroupCommand("study", "methods", "digits-mlp", *grid, "--jobs", 2, "--out", tmp_path)
+    runs = [tmp_path / f"set-{density}-seed0" for density in ("0.1", "0.2")]
+    wait_for(lambda: all((run / "metrics.jsonl").exists() for run in runs), study.process)
+    code, message = study.stop(number)
+    assert (code, message) == (status, SAYS)
+    assert sorted(tmp_path.iterdir()) == runs
+    assert all(list_checkpoints(run / "checkpoints") for run in runs)
+    assert not list(tmp_path.rglob("*.tmp"))

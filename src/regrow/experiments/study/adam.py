@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, get_args
 
 import torch
@@ -18,6 +18,7 @@ import regrow
 from regrow.core.recipe import ResetState
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import lock_folder, write_text
+from regrow.experiments.study.intervals import interval
 from regrow.experiments.study.language import Text, Transformer, read_text
 from regrow.experiments.study.plots import plot_around_updates
 from regrow.methods import METHODS
@@ -189,15 +190,9 @@ def _require_known(what: str, names: Sequence[str], known: Sequence[str]) -> Non
             raise UserError(f"there is no {what} {name!r}: choose among {', '.join(known)}")
 
 
-def _with_error(values: Sequence[float], digits: int = 3) -> str:
+def _with_error(values: Sequence[float]) -> str:
     """Return mean and standard error, which one value does not have."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{mean(values):.{digits}f} ± {_error(values):.{digits}f}"
-
-
-def _error(values: Sequence[float]) -> float:
-    return float(stdev(values) / len(values) ** 0.5) if len(values) > 1 else 0.0
+    return interval(values).text(3)
 
 
 def _table(runs: Mapping[tuple[str, str], list[Losses]], methods: Sequence[str], states: Sequence[str]) -> str:
@@ -227,6 +222,9 @@ def _plot(
     for method in methods:
         for state in states:
             seeds = [around_updates(run["losses"], run["updates"]) for run in runs[method, state]]
-            columns = list(zip(*seeds, strict=True))
-            curves.setdefault(method, {})[state] = [mean(c) for c in columns], [_error(c) for c in columns]
+            found = [interval(column) for column in zip(*seeds, strict=True)]
+            curves.setdefault(method, {})[state] = (
+                [each.mean for each in found],
+                [each.error if each.count > 1 else 0.0 for each in found],
+            )
     plot_around_updates(curves, range(-_AROUND, _AROUND + 1), path)

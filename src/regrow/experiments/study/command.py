@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from regrow.experiments.options import DataRoot, Epochs, Preset, Seeds, Settings, read_settings, split_names
+from regrow.experiments.bench.common.tables import show
+from regrow.experiments.options import (
+    DataRoot,
+    Epochs,
+    Seeds,
+    Settings,
+    Vary,
+    read_settings,
+    read_varied,
+    split_names,
+)
+from regrow.experiments.study.ablation import ABLATION_STUDY
 from regrow.experiments.study.adam import AdamSettings, run_adam_study
 from regrow.experiments.study.compute import COMPUTE_STUDY
+from regrow.experiments.study.density import DENSITY_STUDY
+from regrow.experiments.study.execute import Finished, bases_of, run_study
+from regrow.experiments.study.features import FEATURES_STUDY
 from regrow.experiments.study.growth import GROWTH_STUDY
-from regrow.experiments.study.methods import DENSITY_STUDY, METHODS_STUDY
+from regrow.experiments.study.methods import METHODS_STUDY
 from regrow.experiments.study.mnist import PARTS, run_part, write_page
-from regrow.experiments.study.study import Study, run_study
+from regrow.experiments.study.sensitivity import SENSITIVITY_STUDY
+from regrow.experiments.study.study import Study
 from regrow.experiments.study.units import UNITS_STUDY
-from regrow.experiments.terminal import ERR, OUT, one_line_errors
+from regrow.experiments.terminal import ERR, OUT, one_line_errors, say
 from regrow.experiments.train.config import override
 from regrow.experiments.train.presets import preset as find_preset
 
 __all__ = ["STUDIES", "command_of", "study_app"]
 
-STUDIES = (DENSITY_STUDY, METHODS_STUDY, GROWTH_STUDY, UNITS_STUDY, COMPUTE_STUDY)
+STUDIES = (
+    DENSITY_STUDY,
+    METHODS_STUDY,
+    ABLATION_STUDY,
+    SENSITIVITY_STUDY,
+    FEATURES_STUDY,
+    GROWTH_STUDY,
+    UNITS_STUDY,
+    COMPUTE_STUDY,
+)
 """Every study that is a command of its own."""
 
 study_app = typer.Typer(help="Many runs, resumable, one table and one plot.", no_args_is_help=True)
 
 _Out = Annotated[Path, typer.Option(help="Folder of the study; run again, it goes on where it was.")]
-_Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each with its share of the cores.")]
+_Presets = Annotated[str, typer.Argument(help="Name of a preset, or several, separated by commas.")]
+_Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Runs at a time, each with its share of the cores; as many as there are cores if left out."
+    ),
+]
 
 
 def command_of(study: Study) -> Callable[..., None]:
@@ -40,16 +71,17 @@ def command_of(study: Study) -> Callable[..., None]:
             changes = read_settings(given["settings"])
             if given["epochs"] is not None:
                 changes["epochs"] = given["epochs"]
-            base = override(find_preset(given["preset"]), changes)
+            presets = [override(find_preset(name), changes) for name in split_names(given["preset"])]
+            bases = bases_of(presets, read_varied(given["vary"]))
             values = {axis.name: axis.parse(given[axis.option]) for axis in study.axes}
-            where = {"data_root": given["data"], "jobs": given["jobs"], "console": ERR}
-            OUT.print(run_study(study, base, values, range(given["seeds"]), given["out"], **where))
+            where = {"data_root": given["data"], "jobs": given["jobs"], "console": ERR, "command": _call(study, given)}
+            _finish(run_study(study, bases, values, range(given["seeds"]), given["out"], **where))
 
     empty = Parameter.empty
     own = [(axis.option, axis.default, Annotated[str, typer.Option(help=axis.help)]) for axis in study.axes]
     options: list[tuple[str, Any, Any]] = [
-        *(("preset", empty, Preset), ("out", empty, _Out), *own, ("seeds", 3, Seeds), ("epochs", None, Epochs)),
-        *(("data", None, DataRoot), ("jobs", 1, _Jobs), ("settings", None, Settings)),
+        *(("preset", empty, _Presets), ("out", empty, _Out), *own, ("seeds", 3, Seeds), ("epochs", None, Epochs)),
+        *(("data", None, DataRoot), ("jobs", None, _Jobs), ("settings", None, Settings), ("vary", None, Vary)),
     ]
     kind = Parameter.POSITIONAL_OR_KEYWORD
     # typer reads a command's options from its signature and its annotations
@@ -60,12 +92,34 @@ def command_of(study: Study) -> Callable[..., None]:
     return command
 
 
+def _call(study: Study, given: Mapping[str, Any]) -> str:
+    """Return the command that makes a study, with what decides its results."""
+    words = ["regrow", "study", study.name, given["preset"], "--out", str(given["out"])]
+    for axis in study.axes:
+        words += [f"--{axis.option}", given[axis.option]]
+    words += ["--seeds", str(given["seeds"])]
+    words += [] if given["epochs"] is None else ["--epochs", str(given["epochs"])]
+    for option, name in (("--set", "settings"), ("--vary", "vary")):
+        words += [word for setting in given[name] or () for word in (option, setting)]
+    return shlex.join(words)
+
+
+def _finish(finished: Finished) -> None:
+    """Show what a study has found, and end with an error if a run failed."""
+    show(finished.tables)
+    if finished.failures:
+        count = len(finished.failures)
+        named = ", ".join(finished.failures)
+        say(f"{count} run{'s' if count > 1 else ''} failed: {named}; the same command tries again")
+        raise typer.Exit(1)
+
+
 def _mnist(
     part: Annotated[str, typer.Option(help=f"{', '.join(PARTS)}, or `page`, which shows what is finished.")],
     out: _Out,
     seeds: Seeds = 3,
     data: DataRoot = None,
-    jobs: _Jobs = 1,
+    jobs: _Jobs = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     page: Annotated[Path, typer.Option(help="The page that `--part page` writes, its plot beside it.")] = Path(
         "docs/results/mnist.md"
@@ -76,7 +130,7 @@ def _mnist(
         if part == "page":
             write_page(out, page)
         else:
-            OUT.print(run_part(part, seeds, out, device=device, data_root=data, jobs=jobs, console=ERR))
+            _finish(run_part(part, seeds, out, device=device, data_root=data, jobs=jobs, console=ERR))
 
 
 def _adam(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from regrow.experiments.errors import UserError
@@ -55,13 +54,7 @@ def _curve(folder: Path) -> Mapping[str, Any]:
 
 def _of_each(value: Callable[[Mapping[str, Any]], float], digits: int) -> Callable[[Cell], str]:
     """Return what writes the mean of a value over the seeds, with its standard error where there are several."""
-
-    def text(cell: Cell) -> str:
-        values = [value(row) for row in cell.rows]
-        shown = f"{mean(values):.{digits}f}"
-        return shown if len(values) == 1 else f"{shown} ± {stdev(values) / len(values) ** 0.5:.{digits}f}"
-
-    return text
+    return lambda cell: cell.mean(value).text(digits)
 
 
 def _plot(cells: Sequence[Cell], path: Path, title: str) -> None:

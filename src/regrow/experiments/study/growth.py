@@ -11,9 +11,9 @@ from typing import Any
 
 from regrow.experiments.errors import UserError
 from regrow.experiments.options import split_names
-from regrow.experiments.study.methods import DENSITY
+from regrow.experiments.study.axes import DENSITY
 from regrow.experiments.study.overlap import ComparedRun
-from regrow.experiments.study.study import Axis, Cell, Figure, Study
+from regrow.experiments.study.study import TRAINING, Axis, Cell, Figure, Study
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.result import read_metrics
 
@@ -71,8 +71,9 @@ GROWTH_STUDY = Study(
         DENSITY,
     ),
     figures=(
-        Figure("test error", lambda cell: cell.error_with(cell.deviation), unit="%"),
+        Figure("test error", lambda cell: cell.error.text(spread=cell.error.deviation), unit="%"),
         Figure("in common", _share),
+        TRAINING,
     ),
     note="mean ± deviation",
     # One schedule for all, so that nothing but what grows differs.

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, mean, stdev
+from statistics import mean, stdev
+
+from scipy.special import stdtrit
 
 __all__ = ["Interval", "differences", "interval"]
-
-# Half of the width in standard errors of an interval that holds the mean in 95 of 100 cases, by seeds less one
-# (Student's distribution).
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,48 @@ class Interval:
     count: int
 
     @property
+    def deviation(self) -> float:
+        """Standard deviation of the values; NaN for one seed."""
+        return float(self.error * self.count**0.5)
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95 % interval; NaN for one seed."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end of the 95 % interval; NaN for one seed."""
+        return self.mean + self.half
+
+    @property
     def holds_zero(self) -> bool:
         """Whether zero lies within the interval; true for one seed, which excludes nothing."""
         return not abs(self.mean) > self.half
+
+    def text(self, digits: int = 2, *, spread: float | None = None, sign: str = "") -> str:
+        """Return the mean ± its standard error, which one seed does not have.
+
+        Args:
+            digits: after the point.
+            spread: what stands there instead of the standard error.
+            sign: "+" writes the sign of a mean above zero too.
+
+        Example:
+            >>> interval([1.0, 2.0, 3.0]).text(), interval([1.0]).text(sign="+")
+            ('2.00 ± 0.58', '+1.00')
+        """
+        shown = f"{self.mean:{sign}.{digits}f}"
+        return shown if self.count == 1 else f"{shown} ± {self.error if spread is None else spread:.{digits}f}"
+
+    def bounds(self, digits: int = 2) -> str:
+        """Return the ends of the 95 % interval; nothing for one seed.
+
+        Example:
+            >>> interval([1.0, 2.0, 3.0]).bounds()
+            '-0.48 to 4.48'
+        """
+        return f"{self.low:.{digits}f} to {self.high:.{digits}f}" if self.count > 1 else ""
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -53,8 +90,7 @@ def interval(values: Sequence[float]) -> Interval:
     if count == 1:
         return Interval(values[0], math.nan, math.nan, 1)
     error = stdev(values) / count**0.5
-    factor = _STUDENT[count - 2] if count - 2 < len(_STUDENT) else NormalDist().inv_cdf(0.975)
-    return Interval(mean(values), error, factor * error, count)
+    return Interval(mean(values), error, float(stdtrit(count - 1, 0.975)) * error, count)
 
 
 def differences(left: Mapping[int, float], right: Mapping[int, float]) -> Interval | None:

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from regrow.experiments.bench.common.machine import describe
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
-from regrow.experiments.study.intervals import Interval, differences, interval
-from regrow.experiments.study.methods import METHODS_STUDY
+from regrow.experiments.study.density import DENSITY_STUDY
+from regrow.experiments.study.execute import Finished, run_study
+from regrow.experiments.study.intervals import differences, interval
 from regrow.experiments.study.plots import plot_errors
-from regrow.experiments.study.study import run_study
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.presets import preset
 from regrow.experiments.train.result import read_result
@@ -76,17 +75,17 @@ def run_part(
     *,
     device: str = "auto",
     data_root: Path | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     console: Console | None = None,
-) -> Table:
-    """Run what is missing of one part, in a folder of its name in `out`, and return its table.
+) -> Finished:
+    """Run what is missing of one part, in a folder of its name in `out`, and return its tables.
 
     Raises:
         UserError: if there is no such part.
     """
     base, values = _grid(part, device)
     return run_study(
-        METHODS_STUDY, base, values, range(seeds), out / part, data_root=data_root, jobs=jobs, console=console
+        DENSITY_STUDY, base, values, range(seeds), out / part, data_root=data_root, jobs=jobs, console=console
     )
 
 
@@ -135,9 +134,7 @@ def _beside_published(runs: Runs, published: Mapping[float, tuple[float, float |
         combined = (found.error**2 + (error or 0) ** 2) ** 0.5 if len(errors) > 1 else 0.0
         apart = f"{difference / combined:+.1f}" if combined else ""
         name = "dense" if density == 1 else f"{100 * density:g} %"
-        lines.append(
-            _row(name, _with_error(found), _bounds(found), str(len(errors)), paper, f"{difference:+.2f}", apart)
-        )
+        lines.append(_row(name, found.text(), found.bounds(), str(len(errors)), paper, f"{difference:+.2f}", apart))
     return "\n".join(lines)
 
 
@@ -154,9 +151,9 @@ def _methods_table(named: Mapping[tuple[str, str], dict[int, float]], reference:
         found, apart = interval(list(errors.values())), differences(errors, reference)
         beside, verdict = "", ""
         if apart is not None and errors != reference:
-            beside = f"{apart.mean:+.2f} ± {apart.half:.2f}" if apart.count > 1 else f"{apart.mean:+.2f}"
+            beside = apart.text(spread=apart.half, sign="+")
             verdict = "not told apart" if apart.holds_zero else ("behind" if apart.mean > 0 else "ahead")
-        lines.append(_row(method, distribution, _with_error(found), _bounds(found), str(len(errors)), beside, verdict))
+        lines.append(_row(method, distribution, found.text(), found.bounds(), str(len(errors)), beside, verdict))
     return "\n".join(lines)
 
 
@@ -166,21 +163,13 @@ def _sharing(runs: Runs) -> str:
     for (_, density), errors in sorted(runs.items(), key=lambda item: item[0][1]):
         trained = [error for error in errors.values() if error < _TRAINS_BELOW]
         name = "dense" if density == 1 else f"{100 * density:g} %"
-        shown = _with_error(interval(trained)) if trained else ""
+        shown = interval(trained).text() if trained else ""
         lines.append(_row(name, f"{len(trained)} of {len(errors)}", shown))
     return "\n".join(lines)
 
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _with_error(found: Interval) -> str:
-    return f"{found.mean:.2f} ± {found.error:.2f}" if found.count > 1 else f"{found.mean:.2f}"
-
-
-def _bounds(found: Interval) -> str:
-    return f"{found.mean - found.half:.2f} to {found.mean + found.half:.2f}" if found.count > 1 else ""
 
 
 def write_page(out: Path, page: Path) -> None:

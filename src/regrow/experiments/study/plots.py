@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib as mpl
-
-from regrow.experiments.files import write_atomically
-
-mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
+
+from regrow.experiments.study.style import save
 
 __all__ = [
     "plot_accuracy_over_time",
@@ -77,12 +73,8 @@ def _density_axis(axes: Axes, densities: Iterable[float]) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all, and close it."""
     figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    plt.close(figure)
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+    save(figure, path)
 
 
 def plot_comparison(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:

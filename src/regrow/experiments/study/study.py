@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from regrow.experiments.errors import UserError
-from regrow.experiments.files import write_text
-from regrow.experiments.study.runner import run_all
+from regrow.experiments.bench.common.tables import Table
+from regrow.experiments.study.intervals import Interval, interval
+from regrow.experiments.study.panels import Dots, Panel, plot_panels
 from regrow.experiments.train.config import WITHOUT_DENSITY, TrainConfig, override
 from regrow.experiments.train.loop import MakeRun
-from regrow.experiments.train.methods import check_method, run_name
+from regrow.experiments.train.methods import run_name
 from regrow.experiments.train.run import Run
 
-__all__ = ["Axis", "Cell", "Figure", "Study", "run_study"]
+__all__ = ["INFERENCE", "OF_SPARSE_RUNS", "TRAINING", "Axis", "Cell", "Figure", "Planned", "Study", "file_name"]
 
-_IN_RUN_NAME = frozenset({"method", "redistribute", "compute", "growth", "block", "density", "seed"})
+OF_SPARSE_RUNS = frozenset(
+    ("density", "distribution", "block", "prune", "prune_rate", "prune_rate_decay", "update_every", "grow", "growth")
+) | {"redistribute", "compute", "keep_returning"}
+"""Settings that say nothing of a dense training, which therefore stands once beside all their values."""
 
 
 @dataclass(frozen=True)
@@ -69,39 +67,35 @@ class Cell:
     rows: tuple[Mapping[str, Any], ...]
     reference: Cell | None = None
 
-    @cached_property
-    def errors(self) -> tuple[float, ...]:
-        """Test error of each seed in percent."""
-        return tuple(100 * (1 - row["test_accuracy"]) for row in self.rows)
+    @property
+    def errors(self) -> dict[int, float]:
+        """Test error in percent by seed."""
+        return {row["seed"]: 100 * (1 - row["test_accuracy"]) for row in self.rows}
 
     @property
     def accuracies(self) -> dict[int, float]:
         """Test accuracy in percent by seed."""
         return {row["seed"]: 100 * row["test_accuracy"] for row in self.rows}
 
-    @property
-    def mean(self) -> float:
-        """Mean error in percent."""
-        return mean(self.errors)
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of the error in percent; 0 for one seed, which says nothing of it."""
-        return stdev(self.errors) if len(self.errors) > 1 else 0.0
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean in percent; 0 for one seed, which says nothing of it."""
-        return float(self.deviation / len(self.errors) ** 0.5)
-
-    def error_with(self, spread: float) -> str:
-        """Return the mean error with a spread, which one seed does not have.
+    @cached_property
+    def error(self) -> Interval:
+        """Test error in percent.
 
         Example:
-            >>> Cell(("set", 0.1), ({"test_accuracy": 0.99}, {"test_accuracy": 0.97})).error_with(1.0)
+            >>> rows = {"seed": 0, "test_accuracy": 0.99}, {"seed": 1, "test_accuracy": 0.97}
+            >>> Cell(("set", 0.1), rows).error.text()
             '2.00 ± 1.00'
         """
-        return f"{self.mean:.2f} ± {spread:.2f}" if len(self.errors) > 1 else f"{self.mean:.2f}"
+        return interval(list(self.errors.values()))
+
+    @cached_property
+    def accuracy(self) -> Interval:
+        """Test accuracy in percent."""
+        return interval(list(self.accuracies.values()))
+
+    def mean(self, value: Callable[[Mapping[str, Any]], float]) -> Interval:
+        """Return the mean of a number that can be told of each run."""
+        return interval([value(row) for row in self.rows])
 
 
 @dataclass(frozen=True)
@@ -118,6 +112,27 @@ class Figure:
     text: Callable[[Cell], str]
     unit: str = ""
 
+    @property
+    def title(self) -> str:
+        """Name and unit."""
+        return f"{self.name}, {self.unit}".rstrip(", ")
+
+
+def _share_of_dense(kind: str) -> Callable[[Cell], str]:
+    """Return what writes the mean FLOPs of a kind in percent of dense; a dash for runs that did not count them."""
+
+    def text(cell: Cell) -> str:
+        if not all(f"flops_{kind}" in row for row in cell.rows):
+            return "-"
+        share = cell.mean(lambda row: 100 * row[f"flops_{kind}"] / row[f"flops_{kind}_dense"]).mean
+        return f"{share:.3g}"
+
+    return text
+
+
+TRAINING = Figure("training FLOPs", _share_of_dense("train"), unit="% of dense")
+INFERENCE = Figure("inference FLOPs", _share_of_dense("inference"), unit="% of dense")
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -125,11 +140,11 @@ class Planned:
 
     Attributes:
         config: its settings.
-        point: the value of each axis by name.
+        points: the value of each axis by name, for each point of the grid that it stands for.
     """
 
     config: TrainConfig
-    point: Mapping[str, Any]
+    points: tuple[Mapping[str, Any], ...]
 
 
 def _no_check(_: TrainConfig) -> None:
@@ -138,6 +153,10 @@ def _no_check(_: TrainConfig) -> None:
 
 def _nothing_more(_: Path) -> Mapping[str, Any]:
     return {}
+
+
+def _as_they_are(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    return settings
 
 
 @dataclass(frozen=True)
@@ -152,9 +171,13 @@ class Study:
         note: what the figures are, for the title of the table.
         shared: settings of every run.
         check: refuses settings that do not fit, with a `UserError`.
+        settle: from the settings of a point to those it is run with; points with equal ones share a run. A dense
+            training is always run without the settings of sparse ones.
         make_run: makes a run from its settings and the folder with the data sets.
         read: what is read of a finished run's folder beside its result.
         reference: the key of the point that a point is compared with, by its own key; None compares nothing.
+        tables: tables of the points, under a title; None makes one from `figures`.
+        panels: plots of the points; None leaves it to `plot`.
         plot: draws the points into a PNG file, under a title; None draws nothing.
         picture: name of that file.
     """
@@ -166,9 +189,12 @@ class Study:
     note: str
     shared: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[TrainConfig], None] = _no_check
+    settle: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_they_are
     make_run: MakeRun = Run
     read: Callable[[Path], Mapping[str, Any]] = _nothing_more
     reference: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
+    tables: Callable[[Sequence[Cell], str], Sequence[Table]] | None = None
+    panels: Callable[[Sequence[Cell]], Sequence[Panel | Dots]] | None = None
     plot: Callable[[Sequence[Cell], Path, str], None] | None = None
     picture: str = "errors.png"
 
@@ -188,14 +214,41 @@ class Study:
             changes = dict(self.shared)
             for axis, value in zip(self.axes, point, strict=True):
                 changes |= axis.settings(value)
-            varied = [name for name in changes if name not in self.shared and name not in _IN_RUN_NAME]
-            if changes.get("method") in ("dense", *WITHOUT_DENSITY):
+            changes = dict(self.settle(changes))
+            if changes.get("method", base.method) == "dense":
+                changes = {n: v for n, v in changes.items() if n in self.shared or n not in OF_SPARSE_RUNS}
+            elif changes.get("method", base.method) in WITHOUT_DENSITY:
                 changes["density"] = 1.0  # whatever the density of the others
             config = override(base, {**changes, "seed": seed})
             named = {axis.name: value for axis, value in zip(self.axes, point, strict=True)}
-            name = run_name(config) + "".join(f"-{key}-{_file_name(changes[key])}" for key in varied)
-            runs.setdefault(name, Planned(config, named))
+            name = self._folder(config, base, changes)
+            before = runs[name].points if name in runs else ()
+            runs[name] = Planned(config, before if named in before else (*before, named))
         return runs
+
+    def _folder(self, config: TrainConfig, base: TrainConfig, changes: Mapping[str, Any]) -> str:
+        """Return the name of a run's folder: that of the run, and what it differs in that does not stand there."""
+        name = run_name(config)
+        for setting, value in changes.items():
+            before = getattr(base, setting)
+            if setting in self.shared or value == before:
+                continue
+            if run_name(config.model_copy(update={setting: before})) == run_name(config):
+                name += f"-{setting}-{file_name(value)}"
+        return name
+
+    def rows(self, planned: Planned, result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return a finished run as a row for each point that it stands for, once for equal ones.
+
+        Args:
+            planned: the run.
+            result: its result, and what else was read of it.
+        """
+        rows = {}
+        for point in planned.points:
+            row = {**point, **result}
+            rows[tuple(row[axis.name] for axis in self.axes)] = row
+        return list(rows.values())
 
     def collect(self, rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
         """Group runs by their point of the grid, in the order in which they first appear, each with its reference.
@@ -211,17 +264,36 @@ class Study:
             return list(found.values())
         return [replace(cell, reference=found.get(self.reference(key))) for key, cell in found.items()]
 
-    def table(self, cells: Sequence[Cell], title: str) -> Table:
-        """Return a table for the terminal: a row for each point."""
-        figures = (f"{figure.name} {figure.unit}".rstrip() for figure in self.figures)
-        table = Table(*(axis.title for axis in self.axes), *figures, "seeds", title=f"{title}: {self.note}")
-        for cell in cells:
-            labels = (axis.label(value) for axis, value in zip(self.axes, cell.key, strict=True))
-            table.add_row(*labels, *(figure.text(cell) for figure in self.figures), str(len(cell.rows)))
-        return table
+    def draw(self, cells: Sequence[Cell], folder: Path, title: str) -> None:
+        """Draw the points into the study's picture in a folder."""
+        if self.panels is not None:
+            plot_panels(self.panels(cells), folder / self.picture, title)
+        elif self.plot is not None:
+            self.plot(cells, folder / self.picture, title)
 
-    def markdown(self, cells: Sequence[Cell]) -> str:
-        """Return a Markdown table: the values of the last axis across, all others down; those of a single axis down."""
+    def shown(self, cells: Sequence[Cell], title: str) -> list[Table]:
+        """Return the tables for the terminal: the study's own, or one with a row for each point."""
+        if self.tables is not None:
+            return list(self.tables(cells, title))
+        columns = (*(axis.title for axis in self.axes), *(figure.title for figure in self.figures), "seeds")
+        rows = [
+            (
+                *(axis.label(value) for axis, value in zip(self.axes, cell.key, strict=True)),
+                *(figure.text(cell) for figure in self.figures),
+                str(len(cell.rows)),
+            )
+            for cell in cells
+        ]
+        return [Table(f"{title}: {self.note}", columns, tuple(rows))]
+
+    def markdown(self, cells: Sequence[Cell], title: str = "") -> str:
+        """Return the tables as Markdown.
+
+        Where the study has none of its own: the values of the last axis across, all others down; those of a single axis
+        down.
+        """
+        if self.tables is not None:
+            return "\n".join(table.markdown() for table in self.tables(cells, title)).rstrip()
         if len(self.axes) == 1:
             return self._list(cells)
         *down, across = self.axes
@@ -241,7 +313,7 @@ class Study:
     def _list(self, cells: Sequence[Cell]) -> str:
         """Return a Markdown table with a line for each value of the only axis."""
         axis = self.axes[0]
-        titles = [axis.title, *(f"{figure.name}, {figure.unit}".rstrip(", ") for figure in self.figures)]
+        titles = [axis.title, *(figure.title for figure in self.figures)]
         lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
         for cell in cells:
             texts = (axis.label(cell.key[0]), *(figure.text(cell) for figure in self.figures))
@@ -255,53 +327,11 @@ class Study:
         return [f"{heading}: {first}", *others] if others else [heading]
 
 
-def run_study(
-    study: Study,
-    base: TrainConfig,
-    values: Mapping[str, Sequence[Any]],
-    seeds: Sequence[int],
-    out: Path,
-    *,
-    data_root: Path | None = None,
-    jobs: int = 1,
-    console: Console | None = None,
-) -> Table:
-    """Run what is missing of a study, write `study.json`, `table.md` and the plot, and return the table.
+def file_name(value: object) -> str:
+    """Return a value as a part of a file's name.
 
-    Each run has a folder of its own in `out`; finished ones are kept and unfinished ones go on.
-
-    Args:
-        study: what is studied.
-        base: the settings that all runs share.
-        values: the values of each axis by its name.
-        seeds: the seeds.
-        out: folder of the study.
-        data_root: folder with the data sets; None looks in the usual places.
-        jobs: runs at a time; each takes its share of the cores.
-        console: where to show progress; nothing is shown unless it is a terminal.
-
-    Raises:
-        UserError: if a setting does not fit, the grid is empty, or `out` holds runs with other settings.
+    Example:
+        >>> file_name("my method.py:recipe")
+        'my-method.py-recipe'
     """
-    study.check(base)
-    runs = study.runs(base, values, seeds)
-    if not runs:
-        raise UserError(f"study {study.name}: give at least one seed and one value of each of its options")
-    for method in dict.fromkeys(run.config.method for run in runs.values()):
-        check_method(method)
-    configs = {out / name: run.config for name, run in runs.items()}
-    results = run_all(configs, data_root=data_root, jobs=jobs, console=console, make_run=study.make_run)
-    rows = [
-        {**run.point, **study.read(out / name), **result}
-        for (name, run), result in zip(runs.items(), results, strict=True)
-    ]
-    cells = study.collect(rows)
-    write_text(out / "study.json", json.dumps(rows, indent=1) + "\n")
-    write_text(out / "table.md", study.markdown(cells) + "\n")
-    if study.plot is not None:
-        study.plot(cells, out / study.picture, base.preset)
-    return study.table(cells, base.preset)
-
-
-def _file_name(value: object) -> str:
     return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from regrow.experiments.errors import UserError
 from regrow.experiments.options import split_names
-from regrow.experiments.study.intervals import differences, interval
-from regrow.experiments.study.methods import DENSITY, METHOD
+from regrow.experiments.study.axes import DENSITY, METHOD
+from regrow.experiments.study.intervals import differences
 from regrow.experiments.study.plots import plot_errors
 from regrow.experiments.study.study import Axis, Cell, Figure, Study
 from regrow.experiments.train.config import TrainConfig
@@ -21,18 +21,11 @@ _SINGLE = "1x1"
 _GROWTH = "window:22"
 
 
-def _accuracy(cell: Cell) -> str:
-    found = interval(list(cell.accuracies.values()))
-    return f"{found.mean:.2f} ± {found.error:.2f}" if found.count > 1 else f"{found.mean:.2f}"
-
-
 def _difference(cell: Cell) -> str:
     if cell.reference is None or cell.reference.key == cell.key:
         return "-"
     found = differences(cell.accuracies, cell.reference.accuracies)
-    if found is None:
-        return "-"
-    return f"{found.mean:+.2f} ± {found.error:.2f}" if found.count > 1 else f"{found.mean:+.2f}"
+    return "-" if found is None else found.text(sign="+")
 
 
 def _same_growth(base: TrainConfig) -> None:
@@ -47,7 +40,7 @@ def _plot(cells: Sequence[Cell], path: Path, title: str) -> None:
         method, block, _ = cell.key
         return method if method == "dense" else f"{method}, {block}" if several else block
 
-    plot_errors({(name(cell), cell.key[-1]): cell.errors for cell in cells}, path, title)
+    plot_errors({(name(cell), cell.key[-1]): list(cell.errors.values()) for cell in cells}, path, title)
 
 
 UNITS_STUDY = Study(
@@ -67,7 +60,7 @@ UNITS_STUDY = Study(
         DENSITY,
     ),
     figures=(
-        Figure("test accuracy", _accuracy, unit="%"),
+        Figure("test accuracy", lambda cell: cell.accuracy.text(), unit="%"),
         Figure(f"less {_SINGLE}", _difference),
     ),
     note="mean ± standard error, differences seed by seed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import resource
 import sys
@@ -56,8 +57,10 @@ def result_of(run: Run) -> Result:
         "compute": config.compute,
         "multiply_adds_train": last["multiply_adds_train"],
         "multiply_adds_train_dense": last["multiply_adds_train_dense"],
+        **run.work.flops(),
         "flops_per_step": 3 * summary.flops * config.batch_size,
         "nonzeros_by_layer": {layer.name: layer.nonzeros for layer in summary.layers},
+        "weights_by_layer": {layer.name: math.prod(layer.shape) for layer in summary.layers},
         "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "versions": {

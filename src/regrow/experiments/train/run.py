@@ -26,7 +26,7 @@ from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.methods import DENSE, make_method
 from regrow.experiments.train.optimizer import make_optimizer
 from regrow.experiments.train.start import at_start, masks_at_start
-from regrow.experiments.train.work import Work
+from regrow.experiments.train.work import Work, layer_costs
 from regrow.storage import sparse_weights
 
 __all__ = ["Metrics", "Run", "pick_device"]
@@ -52,7 +52,7 @@ class Run:
         epoch: epochs finished.
         rows: metrics of every finished epoch.
         seconds: wall time spent in training steps.
-        work: counts the multiply-adds of the layers that may be sparse.
+        work: counts multiply-adds and FLOPs.
         small: the width of the network and what it has; None unless the method is small-dense.
         warnings: what a user should know and was not told.
     """
@@ -85,9 +85,10 @@ class Run:
         self.seconds = 0.0
         self.topology: regrow.TopologyUpdater | regrow.StepUpdater | None = None
         self._changes = ChangeCounts()
+        costs = layer_costs(self.model, self._one_sample())
         self._optimizer = self._make_sparse_and_optimizer()
         self.warnings = self._changes.find_thin(sparse_weights(self.model))
-        self.work = Work(*self._as_sparse())
+        self.work = Work(costs, sparse_weights(self._as_sparse()), sparse_weights(self.model))
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         # loss times samples, correct, samples: kept on the device, so that no step waits for it
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -114,7 +115,7 @@ class Run:
         loss = self._loss(logits, labels)
         loss.backward()
         _add_batch(self._sums, loss, logits, labels)
-        self.work.add(len(labels))
+        self.work.add(len(labels), self.topology.looks_at() if self.topology else {})
         if self.config.clip_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient_norm)
         try:
@@ -195,14 +196,18 @@ class Run:
 
     def summary(self) -> regrow.Summary:
         """Describe the model; a dense one as if every weight that may be sparse were there."""
-        return regrow.summary(*self._as_sparse())
+        return regrow.summary(self._as_sparse(), self._one_sample())
 
-    def _as_sparse(self) -> tuple[nn.Module, Tensor]:
-        """Return the model, a dense one as if every weight that may be sparse were there, and a batch of one sample."""
-        model = self.model
-        if self.topology is None:
-            model = regrow.sparsify(deepcopy(model), density=1.0, keep_dense=self.config.keep_dense, backend="masked")
-        return model, torch.zeros(1, *self.data.image_shape, device=self.device)
+    def _as_sparse(self) -> nn.Module:
+        """Return the model, a dense one as if every weight that may be sparse were there."""
+        if self.topology is not None:
+            return self.model
+        dense = deepcopy(self.model)
+        return regrow.sparsify(dense, density=1.0, keep_dense=self.config.keep_dense, backend="masked")
+
+    def _one_sample(self) -> Tensor:
+        """Return a batch of one sample."""
+        return torch.zeros(1, *self.data.image_shape, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on."""

@@ -16,7 +16,7 @@ from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
 from regrow.experiments.study.plots import plot_accuracy_over_time
-from regrow.experiments.study.runner import run_all
+from regrow.experiments.study.runner import Failure, run_all
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.methods import run_name
 from regrow.experiments.train.result import read_metrics
@@ -107,7 +107,12 @@ def bench_accuracy(
         raise UserError("dense training is always measured: name a sparse --method beside it")
     configs = [config for seed in range(seeds) for config in _pair(base, seed)]
     machine = _same_machine(out)
-    results = run_all({out / run_name(config): config for _, config in configs}, data_root=data_root, console=console)
+    runs = {out / run_name(config): config for _, config in configs}
+    results = []
+    for outcome in run_all(runs, data_root=data_root, jobs=1, console=console):  # one at a time: they are timed
+        if isinstance(outcome, Failure):
+            raise UserError(outcome.message)
+        results.append(outcome)
     curves = [
         Curve(kind, config.seed, _points(out / run_name(config)), result["test_accuracy"])
         for (kind, config), result in zip(configs, results, strict=True)
