@@ -210,7 +210,7 @@ def test_an_out_that_is_no_folder(tmp_path):
     [
         (["--densities", "0.1,x"], ["--densities 0.1,x", "numbers separated by commas"]),
         (["--densities", "0.1,2"], ["density = 2.0"]),
-        (["--method", "sett"], ["did you mean set"]),
+        (["--methods", "sett"], ["did you mean set"]),
         (["--set", "learning_rat=1"], ["there is no setting 'learning_rat'"]),
     ],
 )

@@ -10,7 +10,8 @@ from typing import Any, get_args
 from regrow.experiments import models
 from regrow.experiments.errors import UserError
 from regrow.experiments.options import split_names
-from regrow.experiments.study.axes import DENSITY
+from regrow.experiments.study.axes import DENSITY, percent
+from regrow.experiments.study.intervals import Interval
 from regrow.experiments.study.panels import Panel
 from regrow.experiments.study.study import INFERENCE, TRAINING, Axis, Cell, Figure, Study
 from regrow.experiments.train.config import TrainConfig
@@ -88,15 +89,14 @@ def _network(name: str) -> Mapping[str, Any]:
 
 
 def _panels(cells: Sequence[Cell]) -> list[Panel]:
-    """Return a plot for each density: the error over networks, a line for each pair of parts."""
+    """Return a plot for each rule of growth and density: the error over networks, a line for each redistribution."""
     panels = []
-    for density in dict.fromkeys(cell.key[-1] for cell in cells):
-        lines: dict[str, list[tuple[float | str, Any]]] = {}
+    for density, grow in dict.fromkeys((cell.key[3], cell.key[2]) for cell in cells):
+        lines: dict[str, list[tuple[float | str, Interval]]] = {}
         for cell in cells:
-            network, redistribute, grow, its = cell.key
-            if its == density:
-                lines.setdefault(f"{redistribute}, grow {grow}", []).append((network, cell.error))
-        title = f"{100 * density:g} %"
+            if cell.key[2:] == (grow, density):
+                lines.setdefault(f"redistribute {cell.key[1]}", []).append((cell.key[0], cell.error))
+        title = f"grow {grow}, {percent(density)}"
         panels.append(Panel(lines, "network", "test error, % (mean, standard error)", title))
     return panels
 

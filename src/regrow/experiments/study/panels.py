@@ -24,6 +24,7 @@ Band = tuple[str, Interval]
 _APART = 0.06
 _APART_LOGARITHMIC = 1.025
 _WIDTH, _HEIGHT = 6.4, 4.2
+_LONG_LEGEND = 5  # lines above which the legend stands below the plot
 _LONG_NAME = 6  # characters of a value on the axis above which values are written aslant
 
 
@@ -134,7 +135,8 @@ def draw_panels(panels: Sequence[Panel | Dots], title: str = "", *, columns: int
         panel.draw(axes)
         handles, _ = axes.get_legend_handles_labels()
         if handles:
-            axes.legend(fontsize="small", ncols=2 if len(handles) > _LONG_NAME else 1)
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+            axes.legend(fontsize="small", **(below if len(handles) > _LONG_LEGEND else {}))
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     if title:
