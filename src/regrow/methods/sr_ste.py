@@ -74,12 +74,18 @@ def largest_of_groups(weight: Tensor, keep: int, of: int, dimension: int = 1) ->
     """
     last = weight.abs().movedim(dimension, -1)
     groups = last.reshape(-1, of)
-    numbers = torch.arange(of, device=weight.device)
-    rank = torch.zeros_like(groups, dtype=torch.int16)
-    for other in range(of):  # a few passes, far quicker than to sort many short rows
-        number = groups[:, other, None]
-        rank += (number > groups) | ((number == groups) & (other < numbers))
-    return (rank < keep).view(last.shape).movedim(-1, dimension)
+    # Two of a group at a time, for all groups at once: far quicker than to sort many short rows.
+    columns = [column.contiguous() for column in groups.unbind(1)]
+    ranks = [torch.zeros(len(groups), dtype=torch.int16, device=weight.device) for _ in columns]
+    for first in range(of):
+        for second in range(first + 1, of):
+            ahead = columns[first] >= columns[second]
+            ranks[second].add_(ahead)
+            ranks[first].add_(ahead.logical_not_())
+    mask = torch.empty(groups.shape, dtype=torch.bool, device=weight.device)
+    for number, rank in enumerate(ranks):
+        torch.lt(rank, keep, out=mask[:, number])
+    return mask.view(last.shape).movedim(-1, dimension)
 
 
 def sr_ste(every: int = 1, steps: int = 1, *, keep: int = 2, of: int = 4, penalty: float = 2e-4) -> SrSte:  # noqa: ARG001
@@ -98,7 +104,8 @@ def sr_ste(every: int = 1, steps: int = 1, *, keep: int = 2, of: int = 4, penalt
     **Watch for.** Layers whose inputs `of` does not divide stay dense (`keep_dense`), the first convolution most of
     all. Training takes the time and twice the memory of a dense one: the pattern pays when the network is used.
 
-    **Cost and information.** Dense weights and gradients. Every step takes some five passes for each weight of a group.
+    **Cost and information.** Dense weights and gradients. A step takes some five more passes over them, and compares
+    the weights of each group in pairs.
 
     **Credit.** Zhou et al. 2021, "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch",
     arXiv:2102.04010, and its code `NM-sparsity`.

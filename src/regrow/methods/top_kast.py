@@ -106,8 +106,8 @@ def top_kast(
     **Watch for.** The optimizer's own weight decay acts on B too: make it 0, or the penalty. Here masked storage
     computes the dense gradient all the same, and holds the weights twice.
 
-    **Cost and information.** Weights alone. A step takes four more passes over the dense weight; a choice of the sets
-    takes a selection of the largest.
+    **Cost and information.** Weights alone. A step takes some seven more passes over the dense weight; a choice of the
+    sets takes a selection of the largest.
 
     **Credit.** Jayakumar et al. 2020, "Top-KAST: Top-K Always Sparse Training", arXiv:2106.03517.
 
