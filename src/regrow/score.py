@@ -1,5 +1,6 @@
 """Scores: one number for each entry; the lowest are dropped, the highest are grown."""
 
+from regrow.core.pick import Pick, per_output
 from regrow.core.score import (
     Score,
     gradient,
@@ -10,10 +11,12 @@ from regrow.core.score import (
 )
 
 __all__ = [
+    "Pick",
     "Score",
     "gradient",
     "magnitude",
     "magnitude_by_sign",
     "momentum",
+    "per_output",
     "random",
 ]

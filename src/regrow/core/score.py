@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regrow.core.entries import Entries
 
-__all__ = ["Score", "gradient", "magnitude", "magnitude_by_sign", "momentum", "random"]
+__all__ = ["Score", "gradient", "magnitude", "magnitude_by_sign", "momentum", "random", "unit_means"]
 
 Score = Callable[[Entries], Tensor]
 
@@ -64,3 +64,29 @@ def momentum(entries: Entries) -> Tensor:
 def random(entries: Entries) -> Tensor:
     """Score at random, uniform in [0, 1), from the generator that was passed to the update (SET)."""
     return entries.noise()
+
+
+def unit_means(score: Score, entries: Entries, size: int) -> Tensor:
+    """Return the score of each unit, the mean over its entries, shape (units,).
+
+    Args:
+        score: the score of each entry.
+        entries: the entries, unit after unit.
+        size: entries in a unit.
+
+    Raises:
+        ValueError: if the score does not return a number for each entry.
+
+    Example:
+        >>> import torch
+        >>> entries = Entries(index=torch.arange(4), weight=torch.tensor([1.0, 3.0, -2.0, 2.0]))
+        >>> unit_means(magnitude, entries, 2).tolist()
+        [2.0, 2.0]
+    """
+    scores = score(entries)
+    if scores.shape != (len(entries),):
+        raise ValueError(f"a score of shape {tuple(scores.shape)} for {len(entries)} entries: give one for each")
+    if size == 1:
+        return scores
+    # A mean in half precision would tie what differs.
+    return scores.view(-1, size).mean(dim=1, dtype=torch.promote_types(scores.dtype, torch.float32))

@@ -25,7 +25,9 @@ from regrow.experiments.train.run import Run
 
 __all__ = ["Axis", "Cell", "Figure", "Study", "run_study"]
 
-_IN_RUN_NAME = frozenset({"method", "redistribute", "compute", "growth", "block", "density", "seed"})
+_IN_RUN_NAME = frozenset(
+    ("method", "prune", "grow", "prune_rate_decay", "redistribute", "compute", "growth", "block", "density", "seed")
+)
 
 
 @dataclass(frozen=True)

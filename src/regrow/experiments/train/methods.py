@@ -13,11 +13,11 @@ from pathlib import Path
 
 import regrow
 from regrow.core.budget import within
-from regrow.core.redistribute import keep
 from regrow.core.schedule import constant, cosine, linear
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.growth import parse_growth
+from regrow.experiments.train.modes import with_modes
 from regrow.methods import METHODS
 
 __all__ = ["METHODS", "Factory", "check_method", "make_recipe", "recipe_file", "run_name", "with_digest"]
@@ -52,10 +52,11 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
         if not isinstance(made, regrow.Recipe):
             raise UserError(f"{config.method} returned {type(made).__name__}: it must return a regrow.Recipe")
         recipe = made
-    if config.redistribute == "keep":
-        recipe = replace(recipe, redistribute=keep)
-    if config.compute is not None and ("compute" not in arguments or config.redistribute == "keep"):
+    if config.compute is not None and "compute" not in arguments:
         recipe = replace(recipe, redistribute=within(config.compute, recipe.redistribute))
+    recipe = with_modes(
+        recipe, prune=config.prune, grow=config.grow, redistribute=config.redistribute, compute=config.compute
+    )
     if config.keep_returning is not None:
         recipe = replace(recipe, keep_returning=config.keep_returning)
     if config.distribution is not None:
@@ -69,7 +70,7 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     decays = {
         "constant": constant(start),
         "cosine": cosine(start, steps, end=end),
-        "linear": linear(start, steps, end=end),
+        "linear": linear(start, steps),  # to 0, as in the code of arXiv:1907.04840
     }
     return replace(recipe, fraction=decays[config.prune_rate_decay])
 
@@ -86,10 +87,12 @@ def run_name(config: TrainConfig) -> str:
     density = "" if method == "dense" else f"-{config.density:g}"
     growth = "" if config.growth is None else "-" + config.growth.replace(":", "-")
     block = "" if config.block is None or method == "dense" else f"-{config.block}"
-    kept = "" if config.redistribute == "method" else f"-{config.redistribute}"
+    kept = {"method": "", "keep": "-keep"}.get(config.redistribute, f"-redistribute-{config.redistribute}")
+    asked = {"prune": config.prune, "grow": config.grow, "rate": config.prune_rate_decay}
+    modes = "".join(f"-{setting}-{name}" for setting, name in asked.items() if name is not None)
     bound = "" if config.compute is None or method == "dense" else f"-compute{config.compute:g}"
     spread = "" if config.distribution is None or method == "dense" else f"-{config.distribution}"
-    return f"{method}{kept}{bound}{spread}{growth}{block}{density}-seed{config.seed}"
+    return f"{method}{modes}{kept}{bound}{spread}{growth}{block}{density}-seed{config.seed}"
 
 
 def check_method(name: str) -> None:
