@@ -26,7 +26,9 @@ class Method:
     needs_momentum: bool = False
     resets_state: bool = False  # a grown weight's optimizer state starts anew; else it keeps what it has
     keeps_returning: bool = False  # a weight that is dropped and grown in the same update stays as it was
+    needs_gradient: bool = False
     keeps_layers: bool = True  # each layer gets back as many weights as it dropped
+    keeps_number: bool = True  # the network has as many weights after an update; else the recipe's density says
     due: tuple[int, ...] = ()  # steps after which updates are due with every=2, steps=8
 
     @property
@@ -45,8 +47,19 @@ class Method:
 METHODS = [
     Method("static"),
     Method("set", resets_state=True, due=(2, 4, 6)),
-    Method("rigl", resets_state=True, keeps_returning=True, due=(2, 4)),
+    Method("rigl", needs_gradient=True, resets_state=True, keeps_returning=True, due=(2, 4)),
     Method("sparse-momentum", needs_momentum=True, keeps_returning=True, keeps_layers=False, due=(2, 4, 6)),
+    Method("dsr", resets_state=True, keeps_layers=False, due=(2, 4, 6)),
+    Method("gmp", keeps_layers=False, keeps_number=False, due=(4, 6)),
+    Method(
+        "granet",
+        needs_gradient=True,
+        resets_state=True,
+        keeps_returning=True,
+        keeps_layers=False,
+        keeps_number=False,
+        due=(2, 4, 6),
+    ),
 ]
 
 # For each backend of `sparsify` the storage that it means, as the summary names it.
@@ -232,13 +245,15 @@ class Run:
         optimization: Optimization,
         *,
         storage: str = "masked",
-        density: float = 0.3,
+        density: float | None = None,
         block: tuple[int, int] = (1, 1),
         seed: int = 0,
         prepare: Callable[[nn.Module], nn.Module] = lambda module: module,
         **settings: Any,
     ) -> None:
         torch.manual_seed(seed)
+        if density is None:
+            density = 0.3 if recipe.density is None else recipe.density(0)
         self.case = model
         self.model = prepare(regrow.sparsify(model.build(), density, block=block, backend=storage, seed=seed))
         self.optimizer = optimization.build(self.model.parameters())

@@ -7,17 +7,23 @@ factories as the command line does.
 from collections.abc import Callable, Mapping
 
 from regrow.core.recipe import Recipe
+from regrow.methods.dsr import dsr
+from regrow.methods.gmp import gmp
+from regrow.methods.granet import granet
 from regrow.methods.rigl import rigl
 from regrow.methods.set import set
 from regrow.methods.sparse_momentum import sparse_momentum
 from regrow.methods.static import static
 
-__all__ = ["rigl", "set", "sparse_momentum", "static"]
+__all__ = ["dsr", "gmp", "granet", "rigl", "set", "sparse_momentum", "static"]
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     "static": static,
     "set": set,
     "rigl": rigl,
     "sparse-momentum": sparse_momentum,
+    "dsr": dsr,
+    "gmp": gmp,
+    "granet": granet,
 }
 """The factory of each method by its name, called as `factory(every=..., steps=...)`."""

@@ -31,8 +31,8 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     """Return the recipe that the settings name, over the steps of the whole training.
 
     `config.method` is a name from `METHODS` or `path/to/file.py:recipe`, where `recipe` is a `regrow.Recipe` or a
-    function of `every` and `steps` (both in optimizer steps), with `prune_rate` and `compute` if it takes them, that
-    returns one. A bound on compute that it does not take is put around its redistribution.
+    function of `every` and `steps` (both in optimizer steps), with `prune_rate`, `compute` and `density` (that of its
+    end) if it takes them, that returns one. A bound on compute that it does not take is put around its redistribution.
 
     Raises:
         UserError: if there is no such method or file, the file does not hold a recipe, or is not that of
@@ -45,7 +45,7 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     if isinstance(factory, regrow.Recipe):
         recipe = factory
     else:
-        asked = {"prune_rate": config.prune_rate, "compute": config.compute}
+        asked = {"prune_rate": config.prune_rate, "compute": config.compute, "density": config.density}
         takes = inspect.signature(factory).parameters
         arguments |= {name: value for name, value in asked.items() if value is not None and name in takes}
         made = _call(factory, config.method, arguments)

@@ -275,7 +275,7 @@ class Run:
             with self._precision():
                 regrow.sparsify(
                     self.model,
-                    config.density,
+                    config.density if recipe.density is None else recipe.density(0),
                     distribution=recipe.distribution,
                     keep_dense=config.keep_dense,
                     block=config.block_shape,
