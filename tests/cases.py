@@ -60,6 +60,7 @@ METHODS = [
         keeps_number=False,
         due=(2, 4, 6),
     ),
+    Method("itop", resets_state=True, keeps_returning=True, due=(2, 4, 6)),
 ]
 
 # For each backend of `sparsify` the storage that it means, as the summary names it.

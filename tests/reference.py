@@ -354,6 +354,17 @@ def granet(layers: Sequence[Layer], rate: float, noise: Noise, target: int | Non
     return decisions
 
 
+def itop(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Drop by magnitude; grow as many in the same layer where the noise is largest; what returns stays as it was."""
+    decisions = []
+    for layer in layers:
+        drop = drop_smallest(layer, rate)
+        places, drawn = [i for unit in growable(layer, drop) for i in unit], np.zeros(len(layer.weight))
+        drawn[places] = noise(len(places))
+        decisions.append(without_returning(drop, grow_largest(layer, drop, drawn, len(drop))))
+    return decisions
+
+
 UPDATES = {
     "static": static,
     "set": set_,
@@ -362,6 +373,7 @@ UPDATES = {
     "dsr": dsr,
     "gmp": gmp,
     "granet": granet,
+    "itop": itop,
 }
 
 
@@ -378,6 +390,7 @@ RATES: dict[str, Callable[[int, int], float]] = {
     "dsr": lambda step, steps: 0.15,
     "gmp": lambda step, steps: 0.0,
     "granet": lambda step, steps: cosine(0.5, 0.005, step, steps),
+    "itop": lambda step, steps: cosine(0.5, 0.005, step, steps),
 }
 
 
@@ -397,7 +410,7 @@ DENSITIES: dict[str, Callable[[int, int, int], float]] = {
 }
 # The part of the training after which there are no more updates.
 UNTIL = {"rigl": 0.75, "dsr": 0.95}
-RESETS = {"set", "rigl", "dsr", "granet"}
+RESETS = {"set", "rigl", "dsr", "granet", "itop"}
 # Methods whose update takes the place of a step.
 REPLACES = {"rigl"}
 

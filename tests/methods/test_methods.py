@@ -54,7 +54,7 @@ def test_each_method_has_the_distribution_that_it_was_published_with():
     found = {row.name: row.recipe().distribution for row in METHODS}
     assert found == {
         "static": "uniform", "set": "erdos-renyi", "rigl": "erdos-renyi-kernel", "sparse-momentum": "uniform",
-        "dsr": "uniform", "gmp": "uniform", "granet": "erdos-renyi-kernel",
+        "dsr": "uniform", "gmp": "uniform", "granet": "erdos-renyi-kernel", "itop": "erdos-renyi-kernel",
     }  # fmt: skip
 
 

@@ -10,12 +10,13 @@ from regrow.core.recipe import Recipe
 from regrow.methods.dsr import dsr
 from regrow.methods.gmp import gmp
 from regrow.methods.granet import granet
+from regrow.methods.itop import itop
 from regrow.methods.rigl import rigl
 from regrow.methods.set import set
 from regrow.methods.sparse_momentum import sparse_momentum
 from regrow.methods.static import static
 
-__all__ = ["dsr", "gmp", "granet", "rigl", "set", "sparse_momentum", "static"]
+__all__ = ["dsr", "gmp", "granet", "itop", "rigl", "set", "sparse_momentum", "static"]
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     "static": static,
@@ -25,5 +26,6 @@ METHODS: Mapping[str, Callable[..., Recipe]] = {
     "dsr": dsr,
     "gmp": gmp,
     "granet": granet,
+    "itop": itop,
 }
 """The factory of each method by its name, called as `factory(every=..., steps=...)`."""
