@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,7 +30,10 @@ class Method:
     needs_gradient: bool = False
     keeps_layers: bool = True  # each layer gets back as many weights as it dropped
     keeps_number: bool = True  # the network has as many weights after an update; else the recipe's density says
+    resets_momentum: bool = False  # and that of all weights of a layer that grows is zero
+    grows_all: bool = False  # every absent weight at times, so growth may not look at some alone
     due: tuple[int, ...] = ()  # steps after which updates are due with every=2, steps=8
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of its factory, where tests want others than its own
 
     @property
     def updates(self) -> tuple[int, ...]:
@@ -38,7 +42,7 @@ class Method:
 
     @property
     def factory(self) -> Callable[..., regrow.Recipe]:
-        return regrow.methods.METHODS[self.name]
+        return partial(regrow.methods.METHODS[self.name], **self.settings)
 
     def recipe(self) -> regrow.Recipe:
         return self.factory(every=EVERY, steps=STEPS)
@@ -61,6 +65,17 @@ METHODS = [
         due=(2, 4, 6),
     ),
     Method("itop", resets_state=True, keeps_returning=True, due=(2, 4, 6)),
+    # a factor with which sums are exact, so that ties are ties
+    Method("mest", needs_gradient=True, resets_state=True, due=(2, 4), settings={"gradient": 1 / 128}),
+    Method(
+        "acdc",
+        resets_state=True,
+        resets_momentum=True,
+        keeps_layers=False,
+        keeps_number=False,
+        grows_all=True,
+        due=(2, 4, 6),
+    ),
 ]
 
 # For each backend of `sparsify` the storage that it means, as the summary names it.

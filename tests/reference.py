@@ -365,6 +365,33 @@ def itop(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None 
     return decisions
 
 
+def mest(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Drop the lowest |weight| + |gradient| / 128; grow as many in the same layer where the noise is largest."""
+    decisions = []
+    for layer in layers:
+        active = [unit for unit in layer.units() if layer.active[unit].all()]
+        both = np.abs(layer.weight) + np.abs(layer.grad) / 128
+        drop = choose(active, both, math.ceil(rate * len(active)), largest=False)
+        places, drawn = [i for unit in growable(layer, drop) for i in unit], np.zeros(len(layer.weight))
+        drawn[places] = noise(len(places))
+        decisions.append((drop, grow_largest(layer, drop, drawn, len(drop))))
+    return decisions
+
+
+def acdc(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Keep the largest of all layers, or grow all there is; without a target drop at the rate and grow that again."""
+    existing = sum(int(layer.active.sum()) for layer in layers)
+    surplus = math.ceil(rate * existing) if target is None else surplus_of(layers, target)
+    if surplus < 0:
+        return [([], sorted(i for unit in growable(layer, []) for i in unit)) for layer in layers]
+    drops = [drop_count(layer, count) for layer, count in zip(layers, lowest_of_all(layers, surplus), strict=True)]
+    if target is not None:
+        return [(drop, []) for drop in drops]
+    return [
+        (drop, grow_largest(layer, drop, layer.weight, len(drop))) for layer, drop in zip(layers, drops, strict=True)
+    ]
+
+
 UPDATES = {
     "static": static,
     "set": set_,
@@ -374,6 +401,8 @@ UPDATES = {
     "gmp": gmp,
     "granet": granet,
     "itop": itop,
+    "mest": mest,
+    "acdc": acdc,
 }
 
 
@@ -391,6 +420,8 @@ RATES: dict[str, Callable[[int, int], float]] = {
     "gmp": lambda step, steps: 0.0,
     "granet": lambda step, steps: cosine(0.5, 0.005, step, steps),
     "itop": lambda step, steps: cosine(0.5, 0.005, step, steps),
+    "mest": lambda step, steps: 0.2 if step < 9 * steps / 16 else 0.1,
+    "acdc": lambda step, steps: 0.0,
 }
 
 
@@ -401,16 +432,27 @@ def cubic(start: float, end: float, step: int, first: int, last: int) -> float:
     return 1 - (final + (initial - final) * (1 - progress) ** 3)
 
 
+def alternating(step: int, steps: int, phase: int) -> float:
+    """Return the density of AC/DC at a step: sparse and dense in turn from a tenth of the training to 0.85 of it."""
+    begin, last = math.ceil(steps / 10 / phase) * phase, math.floor(0.85 * steps / phase) * phase
+    if step >= last:
+        return 0.1
+    number = (step - begin) // phase
+    ends_before_the_last = begin + (number + 1) * phase < last
+    return 0.1 if step >= begin and number % 2 == 0 and ends_before_the_last else 1.0
+
+
 # The density of each method that changes it, with its usual settings and an update every `every` steps.
 DENSITIES: dict[str, Callable[[int, int, int], float]] = {
     "gmp": lambda step, steps, every: cubic(
         1.0, 0.1, step, steps // 4 // every * every, 3 * steps // 4 // every * every
     ),
     "granet": lambda step, steps, every: cubic(0.5, 0.1, step, 0, 69 * steps // 100 // every * every),
+    "acdc": alternating,
 }
 # The part of the training after which there are no more updates.
-UNTIL = {"rigl": 0.75, "dsr": 0.95}
-RESETS = {"set", "rigl", "dsr", "granet", "itop"}
+UNTIL = {"rigl": 0.75, "dsr": 0.95, "mest": 0.75}
+RESETS = {"set", "rigl", "dsr", "granet", "itop", "mest", "acdc"}
 # Methods whose update takes the place of a step.
 REPLACES = {"rigl"}
 
@@ -466,3 +508,5 @@ class Trainer:
             self.masks[i].ravel()[grow] = True
             if method in RESETS and self.buffers:
                 self.buffers[i].ravel()[grow] = 0
+            if method == "acdc" and self.buffers and grow:
+                self.buffers[i][:] = 0

@@ -257,7 +257,8 @@ def test_every_layer_draws_its_own_noise_and_a_new_seed_new_noise(method):
     runs = [carry_out(with_rate(method.recipe(), 0.5), layers, seed) for seed in (0, 1)]
     is_random = method.recipe().grow is regrow.score.random
     assert (runs[0] != runs[1]) is is_random
-    assert (runs[0][0] != runs[0][1]) is is_random
+    # a ranking over both layers breaks the ties of equal layers by their order
+    assert (runs[0][0] != runs[0][1]) is (is_random or method.name == "acdc")
 
 
 def test_a_weight_that_returns_at_once_can_stay_as_it_was():

@@ -100,3 +100,66 @@ def test_a_training_that_is_too_short_and_a_density_that_would_rise_are_errors(f
         factory(every=10, steps=100, density=0.2, start=0.05)
     with pytest.raises(ValueError, match="0 <= begin < end <= 1"):
         factory(every=10, steps=100, end=1.5)
+
+
+def test_the_soft_bound_of_mest_drops_to_the_density_and_grows_to_what_there_may_be():
+    """At 90 % as the authors' script: from 85 % to 90 % and back, to 87.5 % after 90 of 160 epochs, 90 % after 120."""
+    recipe = regrow.mest(every=5, steps=160, density=0.1, start=0.15)
+    found = {due: (recipe.density(due), recipe.fraction(due)) for due in range(161) if recipe.update_at(due)}
+    assert list(found) == list(range(5, 121, 5))
+    before = 0.15
+    for due, (density, fraction) in found.items():
+        assert before * (1 - fraction) == pytest.approx(0.1)
+        assert density == pytest.approx(0.15 if due < 90 else 0.125 if due < 120 else 0.1)
+        before = density
+    counts = [sum(layers.values()) for layers in densities(recipe, 160)]
+    assert (set(counts[:90]), set(counts[90:120]), set(counts[120:])) == ({225}, {188}, {150})
+    with pytest.raises(ValueError, match=r"no way from a density of 0\.05 to 0\.1"):
+        regrow.mest(every=5, steps=160, density=0.1, start=0.05)
+    with pytest.raises(ValueError, match="an update in the last quarter"):
+        regrow.mest(every=80, steps=160, density=0.1, start=0.2)
+
+
+def test_acdc_takes_turns_and_ends_sparse():
+    counts = [sum(layers.values()) for layers in densities(regrow.acdc(every=5, steps=100, density=0.1), 100)]
+    sparse = [number for number, count in enumerate(counts) if count == 150]
+    phases = [range(begin, begin + 5) for begin in range(10, 75, 10)]
+    assert sparse == [number for phase in (*phases, range(85, 100)) for number in phase]
+    assert {count for number, count in enumerate(counts) if number not in sparse} == {1500}
+    with pytest.raises(ValueError, match="comes too late"):
+        regrow.acdc(every=50, steps=50)
+    with pytest.raises(ValueError, match="density is 0"):
+        regrow.acdc(every=5, steps=100, density=0.0)
+
+
+@pytest.mark.parametrize("storage", ["masked", "cpu"])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_momentum_starts_anew_where_acdc_goes_dense_and_nowhere_else(storage, kind):
+    settings = {"lr": 0.01, **({"momentum": 0.9} if kind is torch.optim.SGD else {})}
+    torch.manual_seed(0)
+    model = regrow.sparsify(nn.Sequential(nn.Linear(20, 12, bias=False)), 1.0, backend=storage)
+    optimizer = kind(model.parameters(), **settings)
+    regrow.TopologyUpdater(model, optimizer, regrow.acdc(every=4, steps=40, density=0.2))
+    for step in range(1, 41):
+        optimizer.zero_grad()
+        model(torch.randn(8, 20)).square().mean().backward()
+        optimizer.step()
+        state = optimizer.state[next(model.parameters())]
+        averages = state["momentum_buffer"] if kind is torch.optim.SGD else state["exp_avg"]
+        # dense phases begin after 8, 16 and 24; an update comes a step later
+        assert bool(averages.any()) is (step not in (9, 17, 25)), step
+        if kind is torch.optim.AdamW and step == 9:
+            assert (state["exp_avg_sq"] > 0).all()
+
+
+def test_acdc_says_that_candidates_are_too_few():
+    model = regrow.sparsify(nn.Sequential(nn.Linear(20, 12)), 1.0, backend="cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    growth = regrow.growth.candidates(1, per_nonzero=1)
+    regrow.TopologyUpdater(model, optimizer, regrow.acdc(every=2, steps=20, density=0.1, growth=growth))
+    for step in range(1, 6):
+        model(torch.randn(4, 20)).sum().backward()
+        if step < 5:  # an update is due after the fourth
+            optimizer.step()
+    with pytest.raises(ValueError, match="asks for 216 weights to grow, but there are 24 to choose from"):
+        optimizer.step()

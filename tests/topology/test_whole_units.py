@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from agreement import EVERY, STEPS, assert_storages_agree
+from agreement import EVERY, STEPS, assert_storages_agree, skip_where_all_must_grow
 from torch import nn
 
 import regrow
@@ -55,6 +55,8 @@ def test_whole_units_leave_and_join_and_the_number_of_weights_stays(method, mode
 @pytest.mark.parametrize("name", ["mlp", "conv2d", "grouped"])
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=lambda row: row.name)
 def test_both_storages_have_the_same_units(method, growth, name, optimizer):
+    skip_where_all_must_grow(growth, method)
+
     def make(storage):
         recipe = dataclasses.replace(method.recipe(), growth=growth)
         return Run(model(name), recipe, optimizer, storage=storage, block=(4, 2), prepare=nn.Module.double)

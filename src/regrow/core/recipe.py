@@ -19,7 +19,7 @@ __all__ = ["Information", "Recipe", "ResetState", "Rounding", "check_rate"]
 
 Information = Literal["gradient", "momentum", "cost"]
 
-ResetState = Literal["keep", "zero", "warm"]
+ResetState = Literal["keep", "zero", "warm", "all"]
 Rounding = Literal["up", "down"]
 
 
@@ -46,8 +46,8 @@ class Recipe:
         reset_state: the optimizer state of a grown weight. "keep" leaves it the momentum that made it grow. "zero" sets
             all of it to zero. "warm" does that too, but where the optimizer divides by an average of squares (the Adam
             family, RMSprop), that starts at the mean over the active weights of the layer: from zero, the first steps
-            of a grown weight would be several times as long as those of the others. True stands for "warm", False for
-            "keep".
+            of a grown weight would be several times as long as those of the others. "all" does what "warm" does, and
+            sets the momentum of every weight of a layer that grows to zero. True stands for "warm", False for "keep".
         keep_returning: whether a weight that is dropped and grown again in the same update stays as it was, with its
             value and its optimizer state; otherwise it starts again at zero.
         density: the network's density after an update, a function of the step; None keeps the number of

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from regrow.core.entries import Entries
 
-__all__ = ["Score", "gradient", "magnitude", "magnitude_by_sign", "momentum", "random", "unit_means"]
+__all__ = [
+    "Score",
+    "gradient",
+    "magnitude",
+    "magnitude_and_gradient",
+    "magnitude_by_sign",
+    "momentum",
+    "random",
+    "unit_means",
+]
 
 Score = Callable[[Entries], Tensor]
 
@@ -27,6 +36,32 @@ def magnitude(entries: Entries) -> Tensor:
         [2.0, 1.0]
     """
     return entries.weight.abs()
+
+
+def magnitude_and_gradient(factor: float) -> Score:
+    """Score by |weight| + `factor` |gradient|, in single precision at least (MEST, arXiv:2110.14032).
+
+    Args:
+        factor: what the gradient counts beside the weight, not below 0.
+
+    Raises:
+        ValueError: if `factor` is below 0.
+
+    Example:
+        >>> import torch
+        >>> entries = Entries(torch.arange(2), torch.tensor([-2.0, 1.0]), grad=torch.tensor([0.0, 4.0]))
+        >>> magnitude_and_gradient(0.5)(entries).tolist()
+        [2.0, 3.0]
+    """
+    if factor < 0:
+        raise ValueError(f"factor is {factor}: a gradient cannot count less than nothing")
+
+    def both(entries: Entries) -> Tensor:
+        # half precision would lose the gradient's part
+        kind = torch.promote_types(entries.weight.dtype, torch.float32)
+        return entries.weight.abs().to(kind).add_(entries.grad.abs().to(kind), alpha=factor)
+
+    return both
 
 
 def magnitude_by_sign(entries: Entries) -> Tensor:

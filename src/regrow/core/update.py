@@ -270,8 +270,12 @@ def _meet(
         if total < surplus:
             continue
         wanted, room = total - surplus, room_to_grow(layers, drops)
-        # where there is no room for so many, the redistribution says so
-        grown = reachable(wanted, room, sizes) if wanted <= sum(room.values()) else wanted
+        if wanted > sum(room.values()):
+            raise ValueError(
+                f"the density asks for {wanted} weights to grow, but there are {sum(room.values())} to choose from: "
+                "let growth look at all absent weights (regrow.growth.window, not candidates), or train all layers"
+            )
+        grown = reachable(wanted, room, sizes)
         if best is None or wanted - grown < missed:
             best, missed = (drops, grown), wanted - grown
         if not missed or total == most:

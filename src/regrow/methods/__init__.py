@@ -7,16 +7,18 @@ factories as the command line does.
 from collections.abc import Callable, Mapping
 
 from regrow.core.recipe import Recipe
+from regrow.methods.acdc import acdc
 from regrow.methods.dsr import dsr
 from regrow.methods.gmp import gmp
 from regrow.methods.granet import granet
 from regrow.methods.itop import itop
+from regrow.methods.mest import mest
 from regrow.methods.rigl import rigl
 from regrow.methods.set import set
 from regrow.methods.sparse_momentum import sparse_momentum
 from regrow.methods.static import static
 
-__all__ = ["dsr", "gmp", "granet", "itop", "rigl", "set", "sparse_momentum", "static"]
+__all__ = ["acdc", "dsr", "gmp", "granet", "itop", "mest", "rigl", "set", "sparse_momentum", "static"]
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     "static": static,
@@ -27,5 +29,7 @@ METHODS: Mapping[str, Callable[..., Recipe]] = {
     "gmp": gmp,
     "granet": granet,
     "itop": itop,
+    "mest": mest,
+    "acdc": acdc,
 }
 """The factory of each method by its name, called as `factory(every=..., steps=...)`."""

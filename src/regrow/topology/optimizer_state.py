@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from regrow.storage import Weight
 
-__all__ = ["check_momentum", "correction", "groups_of", "keeps_momentum", "momentum", "numbers_of", "reset_numbers"]
+__all__ = [
+    "check_momentum",
+    "correction",
+    "forget_momentum",
+    "groups_of",
+    "keeps_momentum",
+    "momentum",
+    "numbers_of",
+    "reset_numbers",
+]
 
 _ADVICE = "use SGD with momentum, Adam or AdamW, or a method without momentum (regrow.set, regrow.rigl)"
 
@@ -18,6 +27,7 @@ _ADVICE = "use SGD with momentum, Adam or AdamW, or a method without momentum (r
 _AVERAGES = {"exp_avg": 0, "exp_avg_sq": 1, "max_exp_avg_sq": 1}
 
 # What optimizers divide a step by, or by the root of: a weight whose own begins at zero takes far too long a step.
+_MOMENTA = ("momentum_buffer", "exp_avg")
 _DIVISORS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum")
 
 
@@ -62,6 +72,13 @@ def reset_numbers(weight: Weight, state: Mapping[str, Tensor], *, warm: bool) ->
         key: weight.existing(tensor).mean() if warm and key in _DIVISORS and weight.nonzeros() else tensor.new_zeros(())
         for key, tensor in state.items()
     }
+
+
+def forget_momentum(numbers: Mapping[str, Tensor]) -> None:
+    """Set the momentum among the tensors of optimizer state to zero, in place."""
+    for key in _MOMENTA:
+        if key in numbers:
+            numbers[key].zero_()
 
 
 def momentum(
