@@ -42,7 +42,8 @@ class Method:
 
     @property
     def factory(self) -> Callable[..., regrow.Recipe]:
-        return partial(regrow.methods.METHODS[self.name], **self.settings)
+        factory = regrow.methods.METHODS[self.name]
+        return partial(factory, **self.settings) if self.settings else factory
 
     def recipe(self) -> regrow.Recipe:
         return self.factory(every=EVERY, steps=STEPS)
