@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,8 +27,13 @@ class Method:
     needs_momentum: bool = False
     resets_state: bool = False  # a grown weight's optimizer state starts anew; else it keeps what it has
     keeps_returning: bool = False  # a weight that is dropped and grown in the same update stays as it was
+    needs_gradient: bool = False
     keeps_layers: bool = True  # each layer gets back as many weights as it dropped
+    keeps_number: bool = True  # the network has as many weights after an update; else the recipe's density says
+    resets_momentum: bool = False  # and that of all weights of a layer that grows is zero
+    grows_all: bool = False  # every absent weight at times, so growth may not look at some alone
     due: tuple[int, ...] = ()  # steps after which updates are due with every=2, steps=8
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of its factory, where tests want others than its own
 
     @property
     def updates(self) -> tuple[int, ...]:
@@ -36,7 +42,8 @@ class Method:
 
     @property
     def factory(self) -> Callable[..., regrow.Recipe]:
-        return regrow.methods.METHODS[self.name]
+        factory = regrow.methods.METHODS[self.name]
+        return partial(factory, **self.settings) if self.settings else factory
 
     def recipe(self) -> regrow.Recipe:
         return self.factory(every=EVERY, steps=STEPS)
@@ -45,8 +52,31 @@ class Method:
 METHODS = [
     Method("static"),
     Method("set", resets_state=True, due=(2, 4, 6)),
-    Method("rigl", resets_state=True, keeps_returning=True, due=(2, 4)),
+    Method("rigl", needs_gradient=True, resets_state=True, keeps_returning=True, due=(2, 4)),
     Method("sparse-momentum", needs_momentum=True, keeps_returning=True, keeps_layers=False, due=(2, 4, 6)),
+    Method("dsr", resets_state=True, keeps_layers=False, due=(2, 4, 6)),
+    Method("gmp", keeps_layers=False, keeps_number=False, due=(4, 6)),
+    Method(
+        "granet",
+        needs_gradient=True,
+        resets_state=True,
+        keeps_returning=True,
+        keeps_layers=False,
+        keeps_number=False,
+        due=(2, 4, 6),
+    ),
+    Method("itop", resets_state=True, keeps_returning=True, due=(2, 4, 6)),
+    # a factor with which sums are exact, so that ties are ties
+    Method("mest", needs_gradient=True, resets_state=True, due=(2, 4), settings={"gradient": 1 / 128}),
+    Method(
+        "acdc",
+        resets_state=True,
+        resets_momentum=True,
+        keeps_layers=False,
+        keeps_number=False,
+        grows_all=True,
+        due=(2, 4, 6),
+    ),
 ]
 
 
@@ -254,13 +284,15 @@ class Run:
         optimization: Optimization,
         *,
         storage: str = "masked",
-        density: float = 0.3,
+        density: float | None = None,
         block: tuple[int, int] = (1, 1),
         seed: int = 0,
         prepare: Callable[[nn.Module], nn.Module] = lambda module: module,
         **settings: Any,
     ) -> None:
         torch.manual_seed(seed)
+        if density is None:
+            density = 0.3 if recipe.density is None else recipe.density(0)
         self.case = model
         self.model = prepare(regrow.sparsify(model.build(), density, block=block, backend=storage, seed=seed))
         self.optimizer = optimization.build(self.model.parameters())

@@ -228,7 +228,7 @@ def authors_share(
     return whole_units(total, share_equally(with_least(total, share, least), most), most, size)
 
 
-def sparse_momentum(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
+def sparse_momentum(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
     """Drop by magnitude, pool, share by mean |momentum| over active weights before the drop, grow by |momentum|.
 
     With the rules of the authors' code: full layers of large share are spared, a layer with a share gets at least one,
@@ -252,7 +252,7 @@ def sparse_momentum(layers: Sequence[Layer], rate: float, noise: Noise) -> list[
     ]
 
 
-def set_(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
+def set_(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
     """Drop by magnitude, each sign apart; grow as many in the same layer where the noise is largest."""
     decisions = []
     for layer in layers:
@@ -264,7 +264,7 @@ def set_(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
     return decisions
 
 
-def rigl(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
+def rigl(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
     """Drop by magnitude, rounded down; grow as many where |gradient| is largest; what returns stays as it was."""
     drops = [drop_smallest(layer, rate, math.floor) for layer in layers]
     return [
@@ -273,11 +273,137 @@ def rigl(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
     ]
 
 
-def static(layers: Sequence[Layer], rate: float, noise: Noise) -> list[Decision]:
+def static(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
     return [([], []) for _ in layers]
 
 
-UPDATES = {"static": static, "set": set_, "rigl": rigl, "sparse-momentum": sparse_momentum}
+def lowest_of_all(layers: Sequence[Layer], count: int) -> list[int]:
+    """Return how many weights each layer loses if the units of lowest mean magnitude of all of them leave.
+
+    Whole units until there are `count` weights. The last unit of a layer stays.
+    """
+    ranking = []
+    for number, layer in enumerate(layers):
+        units = [unit for unit in layer.units() if layer.active[unit].all()]
+        means = [math.fsum(abs(float(layer.weight[i])) for i in unit) / len(unit) for unit in units]
+        ranking += [(mean, number) for mean in sorted(means)[:-1]]
+    counts = [0] * len(layers)
+    for _, number in sorted(ranking):
+        if sum(counts) < count:
+            counts[number] += layers[number].size
+    return counts
+
+
+def surplus_of(layers: Sequence[Layer], target: int | None) -> int:
+    """Return how many weights are too many, in whole units of one size."""
+    existing, size = sum(int(layer.active.sum()) for layer in layers), layers[0].size
+    return 0 if target is None else -(-(existing - target) // size) * size
+
+
+def drop_count(layer: Layer, count: int) -> list[int]:
+    """Return the positions of the smallest active units."""
+    active = [unit for unit in layer.units() if layer.active[unit].all()]
+    return choose(active, layer.weight, count // layer.size, largest=False)
+
+
+def dsr(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Drop the smallest of all layers; grow at random, by what survives, and not where it was just dropped."""
+    existing = [int(layer.active.sum()) for layer in layers]
+    counts = lowest_of_all(layers, math.ceil(rate * sum(existing)))
+    drops = [drop_count(layer, count) for layer, count in zip(layers, counts, strict=True)]
+    room, sizes = [int(layer.candidate.sum()) for layer in layers], [layer.size for layer in layers]
+    enough = sum(room) >= sum(counts) and nearest_below(sum(counts), room, sizes) == sum(counts)
+    if not enough:
+        room = [free + count for free, count in zip(room, counts, strict=True)]
+    share = [Fraction(n - count) for n, count in zip(existing, counts, strict=True)]
+    each = apportion(sum(counts), share if any(share) else [Fraction(1)] * len(share), room, sizes)
+    decisions = []
+    for layer, drop, count in zip(layers, drops, each, strict=True):
+        offered = growable(layer, [] if enough else drop)
+        places, drawn = [i for unit in offered for i in unit], np.zeros(len(layer.weight))
+        drawn[places] = noise(len(places))
+        decisions.append((drop, choose(offered, drawn, count // layer.size, largest=True)))
+    return decisions
+
+
+def gmp(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Drop the smallest, the same share of each layer, until as many are left as there are to be; nothing grows.
+
+    Without a target, drop at the rate and grow the largest of what there is, which is what was dropped.
+    """
+    if target is None:
+        drops = [drop_smallest(layer, rate) for layer in layers]
+        return [
+            (drop, grow_largest(layer, drop, layer.weight, len(drop)))
+            for layer, drop in zip(layers, drops, strict=True)
+        ]
+    existing = [int(layer.active.sum()) for layer in layers]
+    share = [Fraction(n) for n in existing]
+    counts = apportion(surplus_of(layers, target), share, existing, [layer.size for layer in layers])
+    return [(drop_count(layer, count), []) for layer, count in zip(layers, counts, strict=True)]
+
+
+def granet(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Prune the smallest of all layers to the target; then drop and grow, by |gradient|, at the rate in each layer."""
+    decisions = []
+    for layer, pruned in zip(layers, lowest_of_all(layers, surplus_of(layers, target)), strict=True):
+        left = (int(layer.active.sum()) - pruned) // layer.size
+        more = math.ceil(rate * left) * layer.size
+        drop = drop_count(layer, pruned + more)
+        decisions.append(without_returning(drop, grow_largest(layer, drop, layer.grad, more)))
+    return decisions
+
+
+def itop(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Drop by magnitude; grow as many in the same layer where the noise is largest; what returns stays as it was."""
+    decisions = []
+    for layer in layers:
+        drop = drop_smallest(layer, rate)
+        places, drawn = [i for unit in growable(layer, drop) for i in unit], np.zeros(len(layer.weight))
+        drawn[places] = noise(len(places))
+        decisions.append(without_returning(drop, grow_largest(layer, drop, drawn, len(drop))))
+    return decisions
+
+
+def mest(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Drop the lowest |weight| + |gradient| / 128; grow as many in the same layer where the noise is largest."""
+    decisions = []
+    for layer in layers:
+        active = [unit for unit in layer.units() if layer.active[unit].all()]
+        both = np.abs(layer.weight) + np.abs(layer.grad) / 128
+        drop = choose(active, both, math.ceil(rate * len(active)), largest=False)
+        places, drawn = [i for unit in growable(layer, drop) for i in unit], np.zeros(len(layer.weight))
+        drawn[places] = noise(len(places))
+        decisions.append((drop, grow_largest(layer, drop, drawn, len(drop))))
+    return decisions
+
+
+def acdc(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Keep the largest of all layers, or grow all there is; without a target drop at the rate and grow that again."""
+    existing = sum(int(layer.active.sum()) for layer in layers)
+    surplus = math.ceil(rate * existing) if target is None else surplus_of(layers, target)
+    if surplus < 0:
+        return [([], sorted(i for unit in growable(layer, []) for i in unit)) for layer in layers]
+    drops = [drop_count(layer, count) for layer, count in zip(layers, lowest_of_all(layers, surplus), strict=True)]
+    if target is not None:
+        return [(drop, []) for drop in drops]
+    return [
+        (drop, grow_largest(layer, drop, layer.weight, len(drop))) for layer, drop in zip(layers, drops, strict=True)
+    ]
+
+
+UPDATES = {
+    "static": static,
+    "set": set_,
+    "rigl": rigl,
+    "sparse-momentum": sparse_momentum,
+    "dsr": dsr,
+    "gmp": gmp,
+    "granet": granet,
+    "itop": itop,
+    "mest": mest,
+    "acdc": acdc,
+}
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:
@@ -290,8 +416,43 @@ RATES: dict[str, Callable[[int, int], float]] = {
     "set": lambda step, steps: 0.3,
     "rigl": lambda step, steps: cosine(0.3, 0.0, step, round(0.75 * steps)),
     "sparse-momentum": lambda step, steps: cosine(0.5, 0.005, step, steps),
+    "dsr": lambda step, steps: 0.15,
+    "gmp": lambda step, steps: 0.0,
+    "granet": lambda step, steps: cosine(0.5, 0.005, step, steps),
+    "itop": lambda step, steps: cosine(0.5, 0.005, step, steps),
+    "mest": lambda step, steps: 0.2 if step < 9 * steps / 16 else 0.1,
+    "acdc": lambda step, steps: 0.0,
 }
-RESETS = {"set", "rigl"}
+
+
+def cubic(start: float, end: float, step: int, first: int, last: int) -> float:
+    """Return the density of Zhu & Gupta at a step: one minus `s_f + (s_i - s_f) (1 - (t - t0) / (n dt))^3`."""
+    initial, final = 1 - start, 1 - end
+    progress = min(max((step - first) / (last - first), 0.0), 1.0)
+    return 1 - (final + (initial - final) * (1 - progress) ** 3)
+
+
+def alternating(step: int, steps: int, phase: int) -> float:
+    """Return the density of AC/DC at a step: sparse and dense in turn from a tenth of the training to 0.85 of it."""
+    begin, last = math.ceil(steps / 10 / phase) * phase, math.floor(0.85 * steps / phase) * phase
+    if step >= last:
+        return 0.1
+    number = (step - begin) // phase
+    ends_before_the_last = begin + (number + 1) * phase < last
+    return 0.1 if step >= begin and number % 2 == 0 and ends_before_the_last else 1.0
+
+
+# The density of each method that changes it, with its usual settings and an update every `every` steps.
+DENSITIES: dict[str, Callable[[int, int, int], float]] = {
+    "gmp": lambda step, steps, every: cubic(
+        1.0, 0.1, step, steps // 4 // every * every, 3 * steps // 4 // every * every
+    ),
+    "granet": lambda step, steps, every: cubic(0.5, 0.1, step, 0, 69 * steps // 100 // every * every),
+    "acdc": alternating,
+}
+# The part of the training after which there are no more updates.
+UNTIL = {"rigl": 0.75, "dsr": 0.95, "mest": 0.75}
+RESETS = {"set", "rigl", "dsr", "granet", "itop", "mest", "acdc"}
 # Methods whose update takes the place of a step.
 REPLACES = {"rigl"}
 
@@ -334,16 +495,18 @@ class Trainer:
             (w - self.lr * move) * mask for w, move, mask in zip(self.weights, moves, self.masks, strict=True)
         ]
 
-    def update(self, method: str, rate: float, noise: Noise) -> None:
+    def update(self, method: str, rate: float, noise: Noise, target: int | None = None) -> None:
         """Carry out one update of `method`, in place."""
         buffers = self.buffers or [np.zeros_like(w) for w in self.weights]
         layers = [
             Layer(w.ravel(), mask.ravel(), ~mask.ravel(), g.ravel(), b.ravel(), w.shape, unit)
             for w, mask, g, b, unit in zip(self.weights, self.masks, self.gradients, buffers, self.units, strict=True)
         ]
-        for i, (drop, grow) in enumerate(UPDATES[method](layers, rate, noise)):
+        for i, (drop, grow) in enumerate(UPDATES[method](layers, rate, noise, target)):
             self.weights[i].ravel()[drop] = 0
             self.masks[i].ravel()[drop] = False
             self.masks[i].ravel()[grow] = True
             if method in RESETS and self.buffers:
                 self.buffers[i].ravel()[grow] = 0
+            if method == "acdc" and self.buffers and grow:
+                self.buffers[i][:] = 0

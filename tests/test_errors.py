@@ -201,12 +201,12 @@ def update_with_nan(method, field):
         fields[field] = torch.tensor([1.0, float("nan"), 1.0, 1.0])
         return regrow.Entries(torch.arange(start, start + 4), **fields)
 
-    recipe = dataclasses.replace(method.recipe(), fraction=lambda step: 0.5)
+    recipe = dataclasses.replace(method.recipe(), fraction=lambda step: 0.5, density=None)
     return regrow.update(recipe, {"a": regrow.LayerState(entries(0), entries(4), 8, (8,))}, 1, torch.Generator())
 
 
 def reads(method, field):
-    return {"weight": True, "grad": method.name == "rigl", "momentum": method.needs_momentum}[field]
+    return {"weight": True, "grad": method.needs_gradient, "momentum": method.needs_momentum}[field]
 
 
 CASES = [(method, field) for method in METHODS for field in ("weight", "grad", "momentum")]

@@ -21,6 +21,7 @@ from regrow.methods import *  # noqa: F403 - a method is named once, in regrow.m
 from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
 from regrow.nn.sparse_linear import SparseLinear
 from regrow.topology.decay import decay_groups
+from regrow.topology.explored import Explored
 from regrow.topology.step_updater import StepUpdater
 from regrow.topology.updater import TopologyUpdater
 
@@ -30,6 +31,7 @@ __all__ = [
     "AveragedModel",
     "Change",
     "Entries",
+    "Explored",
     "LayerState",
     "Recipe",
     "SparseConv1d",

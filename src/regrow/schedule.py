@@ -3,23 +3,31 @@
 from regrow.core.schedule import (
     Schedule,
     Timing,
+    at,
     constant,
     cosine,
     cubic,
     every,
+    falling,
     inverse_power,
     linear,
     never,
+    span,
+    stages,
 )
 
 __all__ = [
     "Schedule",
     "Timing",
+    "at",
     "constant",
     "cosine",
     "cubic",
     "every",
+    "falling",
     "inverse_power",
     "linear",
     "never",
+    "span",
+    "stages",
 ]

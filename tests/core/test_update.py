@@ -70,7 +70,7 @@ def as_states(layers, dtype=torch.float64):
 
 
 def with_rate(recipe, rate):
-    return dataclasses.replace(recipe, fraction=regrow.schedule.constant(rate))
+    return dataclasses.replace(recipe, fraction=regrow.schedule.constant(rate), density=None)
 
 
 def returning_anew(recipe, rate):
@@ -103,7 +103,8 @@ def test_update_keeps_its_invariants(method, layers, rate, dtype):
         assert set(drop) <= active
         assert set(grow) <= positions(layer.candidate) | set(drop)
         assert not set(grow) & (active - set(drop))
-        assert len(drop) == rounded(own * (len(active) // layer.size)) * layer.size
+        if recipe.drops is None:
+            assert len(drop) == rounded(own * (len(active) // layer.size)) * layer.size
         for unit in layer.units():
             assert len(set(unit) & set(drop)) in (0, layer.size)
             assert len(set(unit) & set(grow)) in (0, layer.size)
@@ -256,7 +257,8 @@ def test_every_layer_draws_its_own_noise_and_a_new_seed_new_noise(method):
     runs = [carry_out(with_rate(method.recipe(), 0.5), layers, seed) for seed in (0, 1)]
     is_random = method.recipe().grow is regrow.score.random
     assert (runs[0] != runs[1]) is is_random
-    assert (runs[0][0] != runs[0][1]) is is_random
+    # a ranking over both layers breaks the ties of equal layers by their order
+    assert (runs[0][0] != runs[0][1]) is (is_random or method.name == "acdc")
 
 
 def test_a_weight_that_returns_at_once_can_stay_as_it_was():

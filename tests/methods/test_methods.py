@@ -13,8 +13,10 @@ FACTORIES = list(regrow.methods.METHODS.values())
 def test_the_row_of_the_table_says_what_the_recipe_does(method):
     recipe = method.recipe()
     assert ("momentum" in recipe.needs) is method.needs_momentum
+    assert ("gradient" in recipe.needs) is method.needs_gradient
+    assert (recipe.density is None) is method.keeps_number
     assert set(recipe.needs_of_absent) <= set(recipe.needs)
-    assert recipe.reset_state == ("warm" if method.resets_state else "keep")
+    assert recipe.reset_state == ("all" if method.resets_momentum else "warm" if method.resets_state else "keep")
     assert recipe.keep_returning is method.keeps_returning
     assert tuple(step for step in range(2 * STEPS) if recipe.update_at(step)) == method.due
     assert tuple(step for step in range(2 * STEPS) if recipe.updates_in(step)) == method.updates
@@ -51,7 +53,9 @@ def test_every_factory_takes_where_growth_comes_from(method):
 def test_each_method_has_the_distribution_that_it_was_published_with():
     found = {row.name: row.recipe().distribution for row in METHODS}
     assert found == {
-        "static": "uniform", "set": "erdos-renyi", "rigl": "erdos-renyi-kernel", "sparse-momentum": "uniform"
+        "static": "uniform", "set": "erdos-renyi", "rigl": "erdos-renyi-kernel", "sparse-momentum": "uniform",
+        "dsr": "uniform", "gmp": "uniform", "granet": "erdos-renyi-kernel", "itop": "erdos-renyi-kernel",
+        "mest": "uniform", "acdc": "uniform",
     }  # fmt: skip
 
 

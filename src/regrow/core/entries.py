@@ -307,6 +307,8 @@ class LayerState:
         shape: shape of the dense weight.
         unit: outputs and inputs of a unit, which is dropped and grown whole. The weights of a unit follow one another.
         cost: multiply-adds that one weight takes in the forward pass of a sample; None where it is not known.
+        absent: what may be grown once the update has dropped: the candidates and, unless the recipe says otherwise,
+            what was just dropped. None before that.
     """
 
     active: Entries
@@ -315,6 +317,7 @@ class LayerState:
     shape: tuple[int, ...]
     unit: tuple[int, int] = (1, 1)
     cost: float | None = None
+    absent: Entries | None = None
 
     @property
     def unit_size(self) -> int:

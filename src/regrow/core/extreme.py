@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regrow.core.positions import chosen, where
 
-__all__ = ["extreme"]
+__all__ = ["extreme", "refuse_nan"]
 
 # From this many scores on a sample is taken, of about so many, in strides that no layer's sides are multiples of.
 _MANY, _SAMPLE = 1 << 17, 1 << 14
@@ -36,8 +36,7 @@ def extreme(score: Tensor, count: int, index_at: Callable[[Tensor], Tensor], *, 
     """
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=score.device)
-    if score.amin().isnan():  # as is the least of any numbers of which one is
-        raise ValueError("a score is NaN: the weights, gradients or momentum have diverged; lower the learning rate")
+    refuse_nan(score)
     threshold = _nth(score, count, largest=largest)
     reached = where(score >= threshold if largest else score <= threshold)
     if len(reached) == count:
@@ -47,6 +46,12 @@ def extreme(score: Tensor, count: int, index_at: Callable[[Tensor], Tensor], *, 
     wanted = count - len(beyond)
     ties = ties[index_at(ties).argsort()[:wanted]]
     return torch.cat((beyond, ties)).sort().values
+
+
+def refuse_nan(score: Tensor) -> None:
+    """Raise a ValueError if a score is NaN."""
+    if len(score) and score.amin().isnan():  # as is the least of any numbers of which one is
+        raise ValueError("a score is NaN: the weights, gradients or momentum have diverged; lower the learning rate")
 
 
 def _nth(score: Tensor, count: int, *, largest: bool) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from regrow.core.entries import Entries, LayerState
-from regrow.core.redistribute import Redistribute
+from regrow.core.pick import Pick
+from regrow.core.ranking import Drops
+from regrow.core.redistribute import Rates, Redistribute
 from regrow.core.score import Score
 
 __all__ = ["what_is_read"]
@@ -22,7 +24,9 @@ def what_is_read(
     drop: Score,
     redistribute: Redistribute,
     grow: Score,
-    rates: Callable[[Mapping[str, LayerState], float], Mapping[str, float]] | None,
+    rates: Rates | None = None,
+    drops: Drops | None = None,
+    pick: Pick | None = None,
 ) -> tuple[set[str], set[str]]:
     """Return what is read of any weight and what is read of absent weights: "gradient", "momentum", "cost".
 
@@ -31,6 +35,8 @@ def what_is_read(
         redistribute: how many weights each layer grows.
         grow: the score of the absent weights.
         rates: the share that each layer drops.
+        drops: how many weights each layer drops.
+        pick: which absent weights grow.
 
     Raises:
         ValueError: if one of them fails.
@@ -46,10 +52,16 @@ def what_is_read(
         try:
             if rates is not None:
                 rates(layers, 0.5)
+            if drops is not None:
+                drops(layers, 0.5, 0)
+            for layer in layers.values():
+                # by `replace` the cost would be read
+                object.__setattr__(layer, "absent", layer.candidates.join(layer.active.select(torch.arange(_DROPPED))))
             redistribute(layers, dict.fromkeys(layers, _DROPPED), _DROPPED * len(layers))
             for layer in layers.values():
                 drop(layer.active)
-                grow(layer.candidates.join(layer.active.select(torch.arange(_DROPPED))))
+                assert layer.absent is not None
+                grow(layer.absent) if pick is None else pick(layer, grow, _DROPPED)
         except Exception as error:  # whatever a user's own code raises
             raise ValueError(
                 f"the trial that finds what this recipe reads failed with {type(error).__name__}: {error}; "

@@ -8,7 +8,9 @@ from typing import Literal, get_args
 
 from regrow.core.distribution import Distribution
 from regrow.core.growth import Growth
+from regrow.core.pick import Pick
 from regrow.core.probe import what_is_read
+from regrow.core.ranking import Drops
 from regrow.core.redistribute import Rates, Redistribute
 from regrow.core.schedule import Schedule, Timing
 from regrow.core.score import Score
@@ -17,7 +19,7 @@ __all__ = ["Information", "Recipe", "ResetState", "Rounding", "check_rate"]
 
 Information = Literal["gradient", "momentum", "cost"]
 
-ResetState = Literal["keep", "zero", "warm"]
+ResetState = Literal["keep", "zero", "warm", "all"]
 Rounding = Literal["up", "down"]
 
 
@@ -29,8 +31,8 @@ class _Inferred(tuple[Information, ...]):
 class Recipe:
     """A sparse training algorithm: what leaves, how many each layer gets back, what joins, how much and when.
 
-    Scores, redistribution and rates are tried once on a few entries, which tells what they read. Name `needs`
-    where that depends on a condition.
+    Scores, redistribution, rates, drops and pick are tried once on a few entries, which tells what they read. Name
+    `needs` where that depends on a condition.
 
     Attributes:
         drop: score of the active weights; in each layer the lowest leave.
@@ -44,8 +46,8 @@ class Recipe:
         reset_state: the optimizer state of a grown weight. "keep" leaves it the momentum that made it grow. "zero" sets
             all of it to zero. "warm" does that too, but where the optimizer divides by an average of squares (the Adam
             family, RMSprop), that starts at the mean over the active weights of the layer: from zero, the first steps
-            of a grown weight would be several times as long as those of the others. True stands for "warm", False for
-            "keep".
+            of a grown weight would be several times as long as those of the others. "all" does what "warm" does, and
+            sets the momentum of every weight of a layer that grows to zero. True stands for "warm", False for "keep".
         keep_returning: whether a weight that is dropped and grown again in the same update stays as it was, with its
             value and its optimizer state; otherwise it starts again at zero.
         density: the network's density after an update, a function of the step; None keeps the number of
@@ -56,6 +58,12 @@ class Recipe:
         rates: from the layers and the fraction of the step, the share that each layer drops; None drops the same
             share of all.
         rounding: whether the units that a layer drops are rounded "up" or "down".
+        drops: how many weights each layer drops, decided over all layers together, as by
+            `regrow.redistribute.lowest_of_all`; None drops a share of each layer, as `rates` and `rounding` say.
+        pick: which of the absent weights of a layer grow, as `regrow.score.per_output`; None grows those of highest
+            score.
+        may_return: whether what an update drops may grow in the same update. Where it may not, it does all the same
+            if the candidates of all layers are too few.
         replaces_step: whether an update takes the place of the optimizer's step: no parameter of the optimizer
             is changed by that step.
         distribution: how the nonzeros are spread over layers at the start, for
@@ -94,6 +102,9 @@ class Recipe:
     rounding: Rounding = "up"
     replaces_step: bool = False
     distribution: Distribution | str = "uniform"
+    drops: Drops | None = None
+    pick: Pick | None = None
+    may_return: bool = True
     needs_of_absent: Sequence[Information] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,11 +119,13 @@ class Recipe:
         ):
             if value not in known:
                 raise ValueError(f"there is no {what} {value!r}: choose among {', '.join(map(str, known))}")
+        if self.rates is not None and self.drops is not None:
+            raise ValueError("rates and drops both say how many weights each layer drops: give one of them")
         check_rate(self.fraction(0), "fraction to drop", step=0)
         if self.density is not None:
             check_rate(self.density(0), "density", step=0)
         if isinstance(self.needs, _Inferred):
-            every, absent = what_is_read(self.drop, self.redistribute, self.grow, self.rates)
+            every, absent = what_is_read(self.drop, self.redistribute, self.grow, self.rates, self.drops, self.pick)
             object.__setattr__(self, "needs", _Inferred(name for name in get_args(Information) if name in every))
         else:
             absent = set[str](self.needs) - {"cost"}

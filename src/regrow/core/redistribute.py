@@ -9,11 +9,29 @@ from regrow.core.apportion import Overflow, apportion
 from regrow.core.entries import LayerState
 from regrow.core.score import Score
 
-__all__ = ["Rates", "Redistribute", "apportion", "by_mean", "keep", "room_to_grow", "spare_full", "unit_sizes"]
+__all__ = [
+    "Rates",
+    "Redistribute",
+    "Share",
+    "apportion",
+    "by_mean",
+    "by_share",
+    "keep",
+    "mean_of",
+    "nonzeros",
+    "room_to_grow",
+    "spare_full",
+    "survivors",
+    "unit_sizes",
+    "weights",
+]
 
 Redistribute = Callable[[Mapping[str, LayerState], Mapping[str, int], int], dict[str, int]]
 """From the layers before the drop, the number dropped in each, and the number to grow in all, to the
 number to grow in each. All are numbers of weights, and those of a layer are multiples of its `unit_size`."""
+
+Share = Callable[[Mapping[str, LayerState], Mapping[str, int]], Mapping[str, float]]
+"""From the layers before the drop and the number dropped in each to a non-negative share of each."""
 
 Rates = Callable[[Mapping[str, LayerState], float], Mapping[str, float]]
 """From the layers before the drop and the rate of the step to the rate of each layer."""
@@ -23,8 +41,11 @@ _NEARLY_FULL = 0.8
 
 
 def room_to_grow(layers: Mapping[str, LayerState], dropped: Mapping[str, int]) -> dict[str, int]:
-    """Return how many weights each layer can grow: its candidates and what it has just dropped."""
-    return {name: len(layer.candidates) + dropped[name] for name, layer in layers.items()}
+    """Return how many weights each layer can grow: its candidates and, where that may return, what it has dropped."""
+    return {
+        name: len(layer.candidates) + dropped[name] if layer.absent is None else len(layer.absent)
+        for name, layer in layers.items()
+    }
 
 
 def unit_sizes(layers: Mapping[str, LayerState]) -> dict[str, int]:
@@ -40,6 +61,56 @@ def keep(layers: Mapping[str, LayerState], dropped: Mapping[str, int], total: in
     return apportion(total, dropped, room_to_grow(layers, dropped), unit_sizes(layers))
 
 
+def by_share(
+    share: Share, *, at_least: int = 0, fill: float = 1.0, overflow: Overflow = "proportional"
+) -> Redistribute:
+    """Share the pool in proportion to a number of each layer.
+
+    Args:
+        share: the number of each layer: `mean_of(score)`, `nonzeros`, `survivors`, `weights` or a function of yours.
+        at_least: units that a layer of positive share gets at least, and one without weights too, as far as there is
+            room.
+        fill: the part of a layer's room that is filled, unless there are too many to grow for that.
+        overflow: how what does not fit is shared among layers that have room: in the proportion of their shares,
+            "proportional", or in "equal" parts.
+
+    Example:
+        >>> import torch
+        >>> from regrow.core.entries import Entries
+        >>> def layer(active, absent):
+        ...     index = torch.arange(active + absent)
+        ...     entries = [Entries(part, part + 1.0) for part in (index[:active], index[active:])]
+        ...     return LayerState(*entries, active + absent, (active + absent,))
+        >>> layers = {"a": layer(6, 30), "b": layer(3, 30)}
+        >>> by_share(nonzeros)(layers, {"a": 4, "b": 2}, 6), by_share(survivors)(layers, {"a": 4, "b": 2}, 6)
+        ({'a': 4, 'b': 2}, {'a': 4, 'b': 2})
+    """
+
+    def redistribute(layers: Mapping[str, LayerState], dropped: Mapping[str, int], total: int) -> dict[str, int]:
+        shares, sizes = share(layers, dropped), unit_sizes(layers)
+        needy = {name for name, layer in layers.items() if shares[name] > 0 or not len(layer.active)}
+        least = {name: at_least * sizes[name] if name in needy else 0 for name in layers}
+        room = room_to_grow(layers, dropped)
+        return apportion(total, shares, room, sizes, at_least=least, fill=fill, overflow=overflow)
+
+    return redistribute
+
+
+def nonzeros(layers: Mapping[str, LayerState], dropped: Mapping[str, int]) -> dict[str, int]:  # noqa: ARG001 - a Share
+    """Share by the weights that each layer had before the drop (`nonzeros` in the code of arXiv:1907.04840)."""
+    return {name: len(layer.active) for name, layer in layers.items()}
+
+
+def survivors(layers: Mapping[str, LayerState], dropped: Mapping[str, int]) -> dict[str, int]:
+    """Share by the number of weights that each layer has left (DSR, arXiv:1902.05967)."""
+    return {name: len(layer.active) - dropped[name] for name, layer in layers.items()}
+
+
+def weights(layers: Mapping[str, LayerState], dropped: Mapping[str, int]) -> dict[str, int]:  # noqa: ARG001 - a Share
+    """Share by the size of the dense weights, which pulls layers to one density (`none` in that code)."""
+    return {name: layer.numel for name, layer in layers.items()}
+
+
 def by_mean(score: Score, *, at_least: int = 0, fill: float = 1.0, overflow: Overflow = "proportional") -> Redistribute:
     """Share the pool in proportion to each layer's mean score over its active weights before the drop.
 
@@ -49,11 +120,9 @@ def by_mean(score: Score, *, at_least: int = 0, fill: float = 1.0, overflow: Ove
 
     Args:
         score: what the mean is taken of.
-        at_least: units that a layer of positive mean gets at least, and one without weights too, as far as there is
-            room.
-        fill: the part of a layer's room that is filled, unless there are too many to grow for that.
-        overflow: how what does not fit is shared among layers that have room: in the proportion of their means,
-            "proportional", or in "equal" parts.
+        at_least: as that of `by_share`, and likewise the others.
+        fill: the part of a layer's room that is filled.
+        overflow: how what does not fit is shared.
 
     Example:
         >>> import torch
@@ -68,15 +137,12 @@ def by_mean(score: Score, *, at_least: int = 0, fill: float = 1.0, overflow: Ove
         >>> by_mean(magnitude)(layers, {"a": 2, "b": 2}, 4)
         {'a': 3, 'b': 1}
     """
+    return by_share(mean_of(score), at_least=at_least, fill=fill, overflow=overflow)
 
-    def redistribute(layers: Mapping[str, LayerState], dropped: Mapping[str, int], total: int) -> dict[str, int]:
-        means, sizes = _means(score, layers), unit_sizes(layers)
-        needy = {name for name, layer in layers.items() if means[name] > 0 or not len(layer.active)}
-        least = {name: at_least * sizes[name] if name in needy else 0 for name in layers}
-        room = room_to_grow(layers, dropped)
-        return apportion(total, means, room, sizes, at_least=least, fill=fill, overflow=overflow)
 
-    return redistribute
+def mean_of(score: Score) -> Share:
+    """Share by the mean score over the active weights of each layer before the drop; a layer without any has zero."""
+    return lambda layers, _: _means(score, layers)
 
 
 def spare_full(score: Score) -> Rates:

@@ -7,18 +7,23 @@ is due after it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Mapping
 
 __all__ = [
     "Schedule",
     "Timing",
+    "at",
     "constant",
     "cosine",
     "cubic",
     "every",
+    "falling",
     "inverse_power",
     "linear",
     "never",
+    "span",
+    "stages",
 ]
 
 Schedule = Callable[[int], float]
@@ -80,6 +85,82 @@ def cubic(start: float, end: float, begin: int, until: int) -> Schedule:
     """
     _check_steps(until - begin)
     return lambda step: end + (start - end) * (1 - _progress(step, begin, until)) ** 3
+
+
+def falling(start: float, end: float, begin: int, until: int) -> Schedule:
+    """Return a density that falls along a cubic, for a training from many weights to few.
+
+    Args:
+        start: density up to step `begin`.
+        end: density from step `until` on.
+        begin: the step after which it falls.
+        until: the step at which it has fallen.
+
+    Raises:
+        ValueError: if the density would rise, or is not in (0, 1].
+
+    Example:
+        >>> falling(1.0, 0.5, begin=100, until=200)(150)
+        0.5625
+    """
+    if not 0 < end <= start <= 1:
+        raise ValueError(f"a density cannot fall from {start} to {end}: give 0 < density <= start <= 1")
+    return cubic(start, end, begin, until)
+
+
+def span(every: int, steps: int, begin: float, end: float) -> tuple[int, int]:
+    """Return the multiples of an interval at or before two parts of a training, at least one interval apart.
+
+    Args:
+        every: the interval in steps.
+        steps: steps of the whole training.
+        begin: the first part, in [0, 1).
+        end: the second part.
+
+    Raises:
+        ValueError: if the second is not within the training.
+
+    Example:
+        >>> span(100, 1000, 0.25, 0.75)
+        (200, 700)
+    """
+    if every < 1 or not 0 <= begin < end <= 1:
+        raise ValueError(
+            f"no updates every {every} steps from {begin} to {end} of a training: give 0 <= begin < end <= 1"
+        )
+    first = int(begin * steps / every) * every
+    last = max(int(end * steps / every) * every, first + every)
+    if last >= steps:
+        raise ValueError(
+            f"an update every {every} steps comes too late in a training of {steps}: update more often, or train longer"
+        )
+    return first, last
+
+
+def stages(values: Mapping[int, float]) -> Schedule:
+    """Hold each value from its step on, until the next; the first holds from the start.
+
+    Example:
+        >>> rate = stages({0: 0.2, 90: 0.1})
+        >>> rate(0), rate(89), rate(90), rate(200)
+        (0.2, 0.2, 0.1, 0.1)
+    """
+    if not values:
+        raise ValueError("a schedule in stages needs a value: give one for step 0")
+    begins = sorted(values)
+    return lambda step: values[begins[max(bisect_right(begins, step) - 1, 0)]]
+
+
+def at(steps: Collection[int]) -> Timing:
+    """Be due after the steps that are named.
+
+    Example:
+        >>> due = at({100, 250})
+        >>> [step for step in range(0, 401, 50) if due(step)]
+        [100, 250]
+    """
+    named = frozenset(steps)
+    return lambda step: step in named
 
 
 def every(interval: int, start: int = 0, until: int | None = None) -> Timing:

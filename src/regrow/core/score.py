@@ -13,7 +13,16 @@ from torch import Tensor
 
 from regrow.core.entries import Entries
 
-__all__ = ["Score", "gradient", "magnitude", "magnitude_by_sign", "momentum", "random"]
+__all__ = [
+    "Score",
+    "gradient",
+    "magnitude",
+    "magnitude_and_gradient",
+    "magnitude_by_sign",
+    "momentum",
+    "random",
+    "unit_means",
+]
 
 Score = Callable[[Entries], Tensor]
 
@@ -27,6 +36,32 @@ def magnitude(entries: Entries) -> Tensor:
         [2.0, 1.0]
     """
     return entries.weight.abs()
+
+
+def magnitude_and_gradient(factor: float) -> Score:
+    """Score by |weight| + `factor` |gradient|, in single precision at least (MEST, arXiv:2110.14032).
+
+    Args:
+        factor: what the gradient counts beside the weight, not below 0.
+
+    Raises:
+        ValueError: if `factor` is below 0.
+
+    Example:
+        >>> import torch
+        >>> entries = Entries(torch.arange(2), torch.tensor([-2.0, 1.0]), grad=torch.tensor([0.0, 4.0]))
+        >>> magnitude_and_gradient(0.5)(entries).tolist()
+        [2.0, 3.0]
+    """
+    if factor < 0:
+        raise ValueError(f"factor is {factor}: a gradient cannot count less than nothing")
+
+    def both(entries: Entries) -> Tensor:
+        # half precision would lose the gradient's part
+        kind = torch.promote_types(entries.weight.dtype, torch.float32)
+        return entries.weight.abs().to(kind).add_(entries.grad.abs().to(kind), alpha=factor)
+
+    return both
 
 
 def magnitude_by_sign(entries: Entries) -> Tensor:
@@ -64,3 +99,29 @@ def momentum(entries: Entries) -> Tensor:
 def random(entries: Entries) -> Tensor:
     """Score at random, uniform in [0, 1), from the generator that was passed to the update (SET)."""
     return entries.noise()
+
+
+def unit_means(score: Score, entries: Entries, size: int) -> Tensor:
+    """Return the score of each unit, the mean over its entries, shape (units,).
+
+    Args:
+        score: the score of each entry.
+        entries: the entries, unit after unit.
+        size: entries in a unit.
+
+    Raises:
+        ValueError: if the score does not return a number for each entry.
+
+    Example:
+        >>> import torch
+        >>> entries = Entries(index=torch.arange(4), weight=torch.tensor([1.0, 3.0, -2.0, 2.0]))
+        >>> unit_means(magnitude, entries, 2).tolist()
+        [2.0, 2.0]
+    """
+    scores = score(entries)
+    if scores.shape != (len(entries),):
+        raise ValueError(f"a score of shape {tuple(scores.shape)} for {len(entries)} entries: give one for each")
+    if size == 1:
+        return scores
+    # A mean in half precision would tie what differs.
+    return scores.view(-1, size).mean(dim=1, dtype=torch.promote_types(scores.dtype, torch.float32))

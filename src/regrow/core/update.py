@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from regrow.core.extreme import extreme
 from regrow.core.positions import find
 from regrow.core.recipe import Recipe, check_rate
 from regrow.core.redistribute import room_to_grow, unit_sizes
-from regrow.core.score import Score
+from regrow.core.score import Score, unit_means
 
 __all__ = ["update"]
 
@@ -25,9 +25,9 @@ def update(
 ) -> dict[str, Change]:
     """Carry out one update: in each layer drop, pool what was dropped, redistribute it, and grow.
 
-    What was just dropped is offered for growth with the rest, with the weight it had. Pure: nothing passed in is
-    changed but the generator. The number of nonzeros over all layers stays exactly the same, or meets
-    `round(recipe.density(step) * weights)` exactly. Ties fall to the lower index.
+    What was just dropped is offered for growth with the rest, with the weight it had, unless the recipe says that it
+    may not return. Pure: nothing passed in is changed but the generator. The number of nonzeros over all layers stays
+    exactly the same, or meets `round(recipe.density(step) * weights)` exactly. Ties fall to the lower index.
 
     Units are dropped and grown whole: scores are means over their weights, and the fraction counts units, rounded as
     the recipe says. If no choice of whole units meets the density exactly, the number of nonzeros is the nearest below.
@@ -68,13 +68,16 @@ def update(
         leaving = _extreme(recipe.drop, layer.active, drop_counts[name], layer.unit_size, largest=False)
         dropped[name] = layer.active.select(leaving)
 
-    grow_counts = recipe.redistribute(layers, drop_counts, grow_total)
-    _check_counts(grow_counts, grow_total, room_to_grow(layers, drop_counts), unit_sizes(layers))
+    offering = _with_absent(recipe, layers, dropped, grow_total)
+    grow_counts = recipe.redistribute(offering, drop_counts, grow_total)
+    _check_counts(grow_counts, grow_total, room_to_grow(offering, drop_counts), unit_sizes(layers))
 
     changes: dict[str, Change] = {}
-    for name, layer in layers.items():
-        absent = layer.candidates.join(dropped[name])
-        joining = _extreme(recipe.grow, absent, grow_counts[name], layer.unit_size, largest=True)
+    for name in layers:
+        layer = offering.pop(name)  # what is read of its absent weights may be as large as the dense weight
+        absent = layer.absent
+        assert absent is not None
+        joining = _joining(recipe, name, layer, absent, grow_counts[name])
         drop, grow = dropped[name].index, absent.index_at(joining).sort().values
         if layer.unit_size > 1:
             drop = drop.sort().values
@@ -89,6 +92,17 @@ def update(
 def _with_generator(layer: LayerState, generator: torch.Generator) -> LayerState:
     active, candidates = layer.active.with_generator(generator), layer.candidates.with_generator(generator)
     return replace(layer, active=active, candidates=candidates)
+
+
+def _with_absent(
+    recipe: Recipe, layers: Mapping[str, LayerState], dropped: Mapping[str, Entries], total: int
+) -> dict[str, LayerState]:
+    """Return the layers with what may be grown in each."""
+    free = {name: len(layer.candidates) for name, layer in layers.items()}
+    enough = total <= sum(free.values()) and reachable(total, free, unit_sizes(layers)) == total
+    if enough and not recipe.may_return:
+        return {name: replace(layer, absent=layer.candidates) for name, layer in layers.items()}
+    return {name: replace(layer, absent=layer.candidates.join(dropped[name])) for name, layer in layers.items()}
 
 
 def _check_units(name: str, layer: LayerState) -> None:
@@ -127,38 +141,98 @@ def _extreme(score: Score, entries: Entries, count: int, size: int, *, largest: 
         size: entries in a unit.
         largest: whether the highest are wanted.
     """
-    scores = score(entries)
-    if scores.shape != (len(entries),):
-        raise ValueError(f"a score of shape {tuple(scores.shape)} for {len(entries)} entries: give one for each")
-    if size == 1:
-        return extreme(scores, count, entries.index_at, largest=largest)
-    # A mean in half precision would tie what differs.
-    means = scores.view(-1, size).mean(dim=1, dtype=torch.promote_types(scores.dtype, torch.float32))
     # The first weights of units are in the order of the units.
-    units = extreme(means, count // size, lambda at: entries.index_at(at * size), largest=largest)
-    return (units[:, None] * size + torch.arange(size, device=units.device)).flatten()
+    first = entries.index_at if size == 1 else lambda at: entries.index_at(at * size)
+    return _members(extreme(unit_means(score, entries, size), count // size, first, largest=largest), size)
+
+
+def _joining(recipe: Recipe, name: str, layer: LayerState, absent: Entries, count: int) -> Tensor:
+    """Return the ascending numbers of the absent entries that grow."""
+    size = layer.unit_size
+    if recipe.pick is None:
+        return _extreme(recipe.grow, absent, count, size, largest=True)
+    units = recipe.pick(layer, recipe.grow, count // size)
+    if units.shape != (count // size,) or (count and not bool((units.diff() > 0).all())):
+        raise ValueError(
+            f"pick gave {tuple(units.shape)} numbers for {count // size} units to grow in {name!r}: make it return as "
+            "many as it was asked for, ascending and each once"
+        )
+    return _members(units, size)
+
+
+def _members(units: Tensor, size: int) -> Tensor:
+    """Return the numbers of the entries of units."""
+    return units if size == 1 else (units[:, None] * size + torch.arange(size, device=units.device)).flatten()
 
 
 def _count(recipe: Recipe, layers: Mapping[str, LayerState], step: int) -> tuple[dict[str, int], int]:
     """Return how many weights each layer drops and how many are grown in all."""
-    rates = _rates(recipe, layers, step)
-    sizes = unit_sizes(layers)
-    nonzeros = {name: len(layer.active) for name, layer in layers.items()}
-    rounded = math.ceil if recipe.rounding == "up" else math.floor
-    drops = {name: rounded(rates[name] * (nonzeros[name] // sizes[name])) * sizes[name] for name in layers}
-    if recipe.density is None:
-        return drops, sum(drops.values())
-
-    density = recipe.density(step)
-    check_rate(density, "density", step)
-    target = round(density * sum(layer.numel for layer in layers.values()))
-    surplus = sum(nonzeros.values()) - target
-    return _meet(surplus, drops, layers)
-
-
-def _rates(recipe: Recipe, layers: Mapping[str, LayerState], step: int) -> Mapping[str, float]:
     fraction = recipe.fraction(step)
     check_rate(fraction, "fraction to drop", step)
+    nonzeros = sum(len(layer.active) for layer in layers.values())
+    surplus = 0
+    if recipe.density is not None:
+        density = recipe.density(step)
+        check_rate(density, "density", step)
+        surplus = nonzeros - round(density * sum(layer.numel for layer in layers.values()))
+    leaving = _leaving(recipe, layers, step, fraction, max(surplus, 0))
+    if recipe.density is None:
+        drops = leaving(0)
+        return drops, sum(drops.values())
+    return _meet(surplus, leaving, layers)
+
+
+def _leaving(
+    recipe: Recipe, layers: Mapping[str, LayerState], step: int, fraction: float, least: int
+) -> Callable[[int], dict[str, int]]:
+    """Return a function from a number of weights to what each layer drops if so many more leave than must.
+
+    Args:
+        recipe: the algorithm.
+        layers: the layers.
+        step: optimizer steps taken so far.
+        fraction: of the step.
+        least: weights that must leave.
+    """
+    sizes = unit_sizes(layers)
+    nonzeros = {name: len(layer.active) for name, layer in layers.items()}
+    if recipe.drops is not None:
+        decide = recipe.drops
+
+        def decided(more: int) -> dict[str, int]:
+            counts = dict(decide(layers, fraction, min(least + more, sum(nonzeros.values()))))
+            _check_drops(counts, least, nonzeros, sizes)
+            return counts
+
+        return decided
+
+    rates = _rates(recipe, layers, step, fraction)
+    rounded = math.ceil if recipe.rounding == "up" else math.floor
+    drops = {name: rounded(rates[name] * (nonzeros[name] // sizes[name])) * sizes[name] for name in layers}
+
+    def proportional(more: int) -> dict[str, int]:
+        total = max(sum(drops.values()), least) + more
+        return drops if total == sum(drops.values()) else apportion(total, nonzeros, nonzeros, sizes)
+
+    return proportional
+
+
+def _check_drops(counts: Mapping[str, int], least: int, nonzeros: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    """Refuse what `drops` of a recipe returned if it cannot be carried out."""
+    if counts.keys() != nonzeros.keys() or sum(counts.values()) < least:
+        raise ValueError(
+            f"drops gave {sum(counts.values())} weights of {len(counts)} layers, but at least {least} of "
+            f"{len(nonzeros)} must leave: make it return a count for every layer, in all as many as it is asked for"
+        )
+    for name, count in counts.items():
+        if not 0 <= count <= nonzeros[name] or count % sizes[name]:
+            raise ValueError(
+                f"drops gave {count} weights of {name!r}, which has {nonzeros[name]} in units of {sizes[name]}: give "
+                "whole units that are there"
+            )
+
+
+def _rates(recipe: Recipe, layers: Mapping[str, LayerState], step: int, fraction: float) -> Mapping[str, float]:
     if recipe.rates is None:
         return dict.fromkeys(layers, fraction)
     rates = recipe.rates(layers, fraction)
@@ -172,36 +246,39 @@ def _rates(recipe: Recipe, layers: Mapping[str, LayerState], step: int) -> Mappi
     return rates
 
 
-def _meet(surplus: int, drops: dict[str, int], layers: Mapping[str, LayerState]) -> tuple[dict[str, int], int]:
+def _meet(
+    surplus: int, leaving: Callable[[int], dict[str, int]], layers: Mapping[str, LayerState]
+) -> tuple[dict[str, int], int]:
     """Return how many weights each layer drops and how many are grown in all, so that `surplus` weights fewer exist.
 
     If whole units cannot make that, the next larger number of weights is taken away that they can make.
 
     Args:
         surplus: weights to take away; negative to add.
-        drops: how many weights each layer drops at least, unless more must leave.
+        leaving: what each layer drops if so many more leave than must.
         layers: the layers.
     """
     sizes = unit_sizes(layers)
-    nonzeros = {name: len(layer.active) for name, layer in layers.items()}
-    least, most = max(sum(drops.values()), surplus), sum(nonzeros.values())
+    most = sum(len(layer.active) for layer in layers.values())
     best: tuple[dict[str, int], int] | None = None
     missed = 0
     # Where units have several sizes, dropping a few more may make a sum that could not be made otherwise.
     largest = max(sizes.values(), default=1)
-    for total in range(least, min(most, least + 2 * largest**2) + 1):
-        if total > sum(drops.values()):
-            more = apportion(total, nonzeros, nonzeros, sizes)
-            if sum(more.values()) != total:
-                continue
-        else:
-            more = drops
-        wanted, room = total - surplus, room_to_grow(layers, more)
-        # where there is no room for so many, the redistribution says so
-        grown = reachable(wanted, room, sizes) if wanted <= sum(room.values()) else wanted
+    for further in range(min(2 * largest**2, most) + 1):
+        drops = leaving(further)
+        total = sum(drops.values())
+        if total < surplus:
+            continue
+        wanted, room = total - surplus, room_to_grow(layers, drops)
+        if wanted > sum(room.values()):
+            raise ValueError(
+                f"the density asks for {wanted} weights to grow, but there are {sum(room.values())} to choose from: "
+                "let growth look at all absent weights (regrow.growth.window, not candidates), or train all layers"
+            )
+        grown = reachable(wanted, room, sizes)
         if best is None or wanted - grown < missed:
-            best, missed = (more, grown), wanted - grown
-        if not missed:
+            best, missed = (drops, grown), wanted - grown
+        if not missed or total == most:
             break
     assert best is not None, "dropping every weight is always possible"
     return best

@@ -14,7 +14,7 @@ from regrow.experiments import data as data_sets
 from regrow.experiments.bench.command import bench_app
 from regrow.experiments.demo import demo as run_demo
 from regrow.experiments.errors import StoppedError
-from regrow.experiments.help import TrainHelp, methods_table, presets_table
+from regrow.experiments.help import TrainHelp, methods_table, modes_table, presets_table
 from regrow.experiments.options import RUN, TRAINED, DataRoot, Epochs, Preset, Settings, read_settings
 from regrow.experiments.study.command import study_app
 from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, say
@@ -130,8 +130,10 @@ def presets() -> None:
 
 @app.command()
 def methods() -> None:
-    """List the methods."""
+    """List the methods, and the modes that may stand in the place of their rules."""
     OUT.print(methods_table())
+    OUT.print()
+    OUT.print(modes_table())
 
 
 @app.command()

@@ -15,9 +15,10 @@ from typer.core import TyperCommand
 from regrow.experiments.terminal import OUT
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.methods import CARDS, DENSE
+from regrow.experiments.train.modes import MODES
 from regrow.experiments.train.presets import PRESETS
 
-__all__ = ["TrainHelp", "methods_table", "presets_table", "settings_table"]
+__all__ = ["TrainHelp", "methods_table", "modes_table", "presets_table", "settings_table"]
 
 # The first argument, and what a run writes down itself.
 _NOT_SET = ("preset", "method_digest")
@@ -39,7 +40,7 @@ class TrainHelp(TyperCommand):
         super().format_help(ctx, formatter)
         OUT.print("Examples", style="bold")
         OUT.print(_EXAMPLES, markup=False, highlight=False, soft_wrap=True)
-        for table in (presets_table(), methods_table(), settings_table()):
+        for table in (presets_table(), methods_table(), modes_table(), settings_table()):
             OUT.print()
             OUT.print(table)
 
@@ -65,6 +66,15 @@ def methods_table() -> Table:
     table.add_row(
         "path/to/file.py:recipe", "A regrow.Recipe of your own, or a function of `every` and `steps` that returns one."
     )
+    return table
+
+
+def modes_table() -> Table:
+    """Return the rules that may stand in the place of a method's own."""
+    table = _table("Modes, over any method, as --set SETTING=MODE", "setting", "mode", "what it does")
+    for setting, modes in MODES.items():
+        for name, mode in modes.items():
+            table.add_row(setting, name, mode.about)
     return table
 
 

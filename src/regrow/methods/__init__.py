@@ -8,7 +8,13 @@ from collections.abc import Callable, Mapping
 
 from regrow.core.recipe import Recipe
 from regrow.core.step_rule import StepRule
+from regrow.methods.acdc import acdc
 from regrow.methods.deep_r import deep_r
+from regrow.methods.dsr import dsr
+from regrow.methods.gmp import gmp
+from regrow.methods.granet import granet
+from regrow.methods.itop import itop
+from regrow.methods.mest import mest
 from regrow.methods.rigl import rigl
 from regrow.methods.set import set
 from regrow.methods.soft_threshold import soft_threshold
@@ -17,13 +23,34 @@ from regrow.methods.sr_ste import sr_ste
 from regrow.methods.static import static
 from regrow.methods.top_kast import top_kast
 
-__all__ = ["deep_r", "rigl", "set", "soft_threshold", "sparse_momentum", "sr_ste", "static", "top_kast"]
+__all__ = [
+    "acdc",
+    "deep_r",
+    "dsr",
+    "gmp",
+    "granet",
+    "itop",
+    "mest",
+    "rigl",
+    "set",
+    "soft_threshold",
+    "sparse_momentum",
+    "sr_ste",
+    "static",
+    "top_kast",
+]
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     "static": static,
     "set": set,
     "rigl": rigl,
     "sparse-momentum": sparse_momentum,
+    "dsr": dsr,
+    "gmp": gmp,
+    "granet": granet,
+    "itop": itop,
+    "mest": mest,
+    "acdc": acdc,
 }
 """The factory of each method by its name, called as `factory(every=..., steps=...)`."""
 

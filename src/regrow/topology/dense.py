@@ -12,7 +12,7 @@ from torch import Tensor
 from regrow.core.entries import Change, LayerState
 from regrow.core.recipe import Recipe
 from regrow.storage import Weight
-from regrow.topology.optimizer_state import momentum, numbers_of, reset_numbers
+from regrow.topology.optimizer_state import forget_momentum, momentum, numbers_of, reset_numbers
 from regrow.topology.source import layer_state
 
 __all__ = ["Dense"]
@@ -56,10 +56,12 @@ class Dense:
         """Carry out a change: numbers of optimizer state stay with their positions, or start at zero."""
         state, reset = self._optimizer.state.get(self.weight.weight, {}), self._recipe.reset_state
         before = numbers_of(state, self.weight.weight)
-        beginnings = {} if reset == "keep" else reset_numbers(self.weight, before, warm=reset == "warm")
+        beginnings = {} if reset == "keep" else reset_numbers(self.weight, before, warm=reset != "zero")
         numbers = self.weight.apply(change, before)
         for key, number in beginnings.items():
             self.weight.put(numbers[key], change.grow, number)
+        if reset == "all" and len(change.grow):
+            forget_momentum(numbers)
         state.update(numbers)
 
     def leave(self) -> None:

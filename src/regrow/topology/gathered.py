@@ -21,7 +21,7 @@ from regrow.core.growth import Growth, wanted
 from regrow.core.positions import find
 from regrow.core.recipe import Recipe
 from regrow.storage import Weight
-from regrow.topology.optimizer_state import correction, momentum, numbers_of, reset_numbers
+from regrow.topology.optimizer_state import correction, forget_momentum, momentum, numbers_of, reset_numbers
 from regrow.topology.source import layer_state
 
 __all__ = ["Gathered"]
@@ -120,7 +120,7 @@ class Gathered:
         gone = change.drop[~find(change.drop, change.grow)[1]]
         state, steps, own = self._state, self._own_steps - self._begun_at, self._own_steps
         before = numbers_of(state, self.weight.weight)
-        beginnings = {} if reset == "keep" else reset_numbers(self.weight, before, warm=reset == "warm")
+        beginnings = {} if reset == "keep" else reset_numbers(self.weight, before, warm=reset != "zero")
         numbers = self.weight.apply(change, before)
         for key, tensor in numbers.items():
             if key in beginnings:
@@ -128,6 +128,8 @@ class Gathered:
             elif corrects and (factor := correction(key, group, steps, into=own)) != 1:
                 self.weight.put(tensor, grown, self.weight.at(tensor, grown) * factor)
                 self.weight.put(tensor, gone, self.weight.at(tensor, gone) / factor)
+        if reset == "all" and len(change.grow):
+            forget_momentum(numbers)
         state.update(numbers)
         if self._window is not None and not (self._window.candidates is None and self._is_wanted(step)):
             self.close()  # candidates are drawn anew for each update

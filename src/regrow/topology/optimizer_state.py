@@ -13,6 +13,7 @@ from regrow.storage import Weight
 __all__ = [
     "check_momentum",
     "correction",
+    "forget_momentum",
     "groups_of",
     "keeps_momentum",
     "momentum",
@@ -27,6 +28,7 @@ _ADVICE = "use SGD with momentum, Adam or AdamW, or a method without momentum (r
 _AVERAGES = {"exp_avg": 0, "exp_avg_sq": 1, "max_exp_avg_sq": 1}
 
 # What optimizers divide a step by, or by the root of: a weight whose own begins at zero takes far too long a step.
+_MOMENTA = ("momentum_buffer", "exp_avg")
 _DIVISORS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum")
 
 
@@ -90,6 +92,13 @@ def restart(state: dict[str, Any], parameter: Tensor, trained: Tensor, joined: T
         if key in _DIVISORS:
             mean = tensor.sum() / stays.sum().clamp_(min=1)
             tensor.add_(joined * mean)
+
+
+def forget_momentum(numbers: Mapping[str, Tensor]) -> None:
+    """Set the momentum among the tensors of optimizer state to zero, in place."""
+    for key in _MOMENTA:
+        if key in numbers:
+            numbers[key].zero_()
 
 
 def momentum(

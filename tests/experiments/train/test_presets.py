@@ -150,7 +150,7 @@ def test_norms_decay_or_not(optimizer, decays):
     assert all(torch.equal(after[name], before[name]) != decays for name in ("1.weight", "4.weight"))
 
 
-@pytest.mark.parametrize(("decay", "halfway"), [("constant", 0.4), ("cosine", 0.2025), ("linear", 0.2025)])
+@pytest.mark.parametrize(("decay", "halfway"), [("constant", 0.4), ("cosine", 0.2025), ("linear", 0.2)])
 def test_the_prune_rate_can_be_set(decay, halfway):
     config = override(tiny(), {"prune_rate": 0.4, "prune_rate_decay": decay})
     recipe = make_recipe(config, 10)
@@ -191,6 +191,8 @@ def other_value(name, value):
         "method_options": {"samples": 3},
         "keep_dense": ["first"],
         "redistribute": "keep",
+        "prune": "set",
+        "grow": "random",
         "train_samples": 50,
         "learning_rate_drops": [0.25],
         "image_size": 8,

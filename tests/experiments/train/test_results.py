@@ -33,6 +33,7 @@ CONTRACT = {
     "seconds_per_step": float,
     "peak_memory_bytes": int,
     "model_bytes": int,
+    "explored": float,
     "multiply_adds_train": int,
     "multiply_adds_train_dense": int,
     "flops_per_step": int,

@@ -68,10 +68,16 @@ class TrainConfig(BaseModel):
     )
     prune_rate: float | None = Field(None, ge=0, le=1, description="first prune rate; the method's own if null")
     prune_rate_decay: Literal["constant", "cosine", "linear"] | None = Field(
-        None, description="how the prune rate falls to 0.005; the method's own if null"
+        None, description="how the prune rate falls: to 0.005 along a cosine, to 0 in a line; the method's own if null"
     )
-    redistribute: Literal["method", "keep"] = Field(
-        "method", description="what each layer grows: as the method says, or as many weights as it dropped"
+    prune: Literal["magnitude", "global-magnitude", "set"] | None = Field(
+        None, description="what is dropped; the method's own if null"
+    )
+    grow: Literal["momentum", "gradient", "random", "momentum-neuron", "global-momentum"] | None = Field(
+        None, description="what grows; the method's own if null"
+    )
+    redistribute: Literal["method", "momentum", "magnitude", "nonzeros", "none", "keep", "compute"] = Field(
+        "method", description="what each layer grows of all that was dropped; as the method says if method"
     )
     compute: float | None = Field(
         None,

@@ -14,11 +14,11 @@ from typing import Any
 
 import regrow
 from regrow.core.budget import within
-from regrow.core.redistribute import keep
 from regrow.core.schedule import constant, cosine, linear
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.config import WITHOUT_DENSITY, TrainConfig
 from regrow.experiments.train.growth import parse_growth
+from regrow.experiments.train.modes import with_modes
 from regrow.experiments.train.options import method_options
 from regrow.methods import METHODS, STEP_METHODS
 from regrow.saliency import SALIENCIES
@@ -92,8 +92,8 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     """Return the recipe that the settings name, over the steps of the whole training.
 
     `config.method` is a name from `METHODS` or `path/to/file.py:recipe`, where `recipe` is a `regrow.Recipe` or a
-    function of `every` and `steps` (both in optimizer steps), with `prune_rate` and `compute` if it takes them, that
-    returns one. A bound on compute that it does not take is put around its redistribution.
+    function of `every` and `steps` (both in optimizer steps), with `prune_rate`, `compute` and `density` (that of its
+    end) if it takes them, that returns one. A bound on compute that it does not take is put around its redistribution.
 
     Raises:
         UserError: if there is no such method or file, the file does not hold a recipe, or is not that of
@@ -107,17 +107,18 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     else:
         if config.method not in SALIENCIES:
             arguments |= method_options(config, factory, _GIVEN)
-        asked = {"prune_rate": config.prune_rate, "compute": config.compute}
+        asked = {"prune_rate": config.prune_rate, "compute": config.compute, "density": config.density}
         takes = inspect.signature(factory).parameters
         arguments |= {name: value for name, value in asked.items() if value is not None and name in takes}
         made = _call(factory, config.method, arguments)
         if not isinstance(made, regrow.Recipe):
             raise UserError(f"{config.method} returned {type(made).__name__}: it must return a regrow.Recipe")
         recipe = made
-    if config.redistribute == "keep":
-        recipe = replace(recipe, redistribute=keep)
-    if config.compute is not None and ("compute" not in arguments or config.redistribute == "keep"):
+    if config.compute is not None and "compute" not in arguments:
         recipe = replace(recipe, redistribute=within(config.compute, recipe.redistribute))
+    recipe = with_modes(
+        recipe, prune=config.prune, grow=config.grow, redistribute=config.redistribute, compute=config.compute
+    )
     if config.keep_returning is not None:
         recipe = replace(recipe, keep_returning=config.keep_returning)
     if config.distribution is not None:
@@ -131,7 +132,7 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     decays = {
         "constant": constant(start),
         "cosine": cosine(start, steps, end=end),
-        "linear": linear(start, steps, end=end),
+        "linear": linear(start, steps),  # to 0, as in the code of arXiv:1907.04840
     }
     return replace(recipe, fraction=decays[config.prune_rate_decay])
 
@@ -148,10 +149,12 @@ def run_name(config: TrainConfig) -> str:
     density = "" if method == "dense" or method in WITHOUT_DENSITY else f"-{config.density:g}"
     growth = "" if config.growth is None else "-" + config.growth.replace(":", "-")
     block = "" if config.block is None or method in DENSE else f"-{config.block}"
-    kept = "" if config.redistribute == "method" else f"-{config.redistribute}"
+    kept = {"method": "", "keep": "-keep"}.get(config.redistribute, f"-redistribute-{config.redistribute}")
+    asked = {"prune": config.prune, "grow": config.grow, "rate": config.prune_rate_decay}
+    modes = "".join(f"-{setting}-{name}" for setting, name in asked.items() if name is not None)
     bound = "" if config.compute is None or method in DENSE else f"-compute{config.compute:g}"
     spread = "" if config.distribution is None or method in DENSE else f"-{config.distribution}"
-    return f"{method}{kept}{bound}{spread}{growth}{block}{density}-seed{config.seed}"
+    return f"{method}{modes}{kept}{bound}{spread}{growth}{block}{density}-seed{config.seed}"
 
 
 def check_method(name: str) -> None:

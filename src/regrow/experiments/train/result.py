@@ -54,6 +54,7 @@ def result_of(run: Run) -> Result:
         "peak_memory_bytes": _peak_memory(run.device),
         "model_bytes": regrow.summary(run.model).bytes,
         "model_bytes_sparse": summary.sparse_bytes if run.topology else regrow.summary(run.model).bytes,
+        "explored": run.explored,
         "compute": config.compute,
         "multiply_adds_train": last["multiply_adds_train"],
         "multiply_adds_train_dense": last["multiply_adds_train_dense"],

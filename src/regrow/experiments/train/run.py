@@ -87,6 +87,7 @@ class Run:
         self._changes = ChangeCounts()
         costs = layer_costs(self.model, self._one_sample())
         self._optimizer = self._make_sparse_and_optimizer()
+        self._explored = regrow.Explored(self.model)
         self.warnings = self._changes.find_thin(sparse_weights(self.model))
         self.work = Work(costs, sparse_weights(self._as_sparse()), sparse_weights(self.model))
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
@@ -154,6 +155,7 @@ class Run:
             "density": self.density,
             "nonzeros_by_layer": self.nonzeros_by_layer,
             **self.work.row(),
+            "explored": self.explored,
             "updates": self._changes.updates,
             "changes_by_layer": self._changes.row(),
             "seconds": self.seconds,
@@ -190,6 +192,11 @@ class Run:
         )
 
     @property
+    def explored(self) -> float:
+        """The part of all weights that may be sparse that were ever active; 1 for the dense method."""
+        return self._explored.rate if self.topology else 1.0
+
+    @property
     def stored(self) -> str:
         """How the weights are stored, in one line; empty for the dense method."""
         return regrow.summary(self.model).stored if self.topology else ""
@@ -217,6 +224,7 @@ class Run:
             "optimizer": self._optimizer.state_dict(),
             "topology": self.topology.state_dict() if self.topology else {},
             "changes": self._changes.state_dict(),
+            "explored": self._explored.state_dict(),
             "work": self.work.state_dict(),
             "data": self.data.train.state_dict(),
             "step": self.step,
@@ -243,6 +251,7 @@ class Run:
                 self.topology.load_state_dict(state["topology"])
                 self.work.look(sparse_weights(self.model))
             self._changes.load_state_dict(state["changes"])
+            self._explored.load_state_dict(state["explored"])
             self.work.load_state_dict(state["work"])
             self.data.train.load_state_dict(state["data"])
             self.step, self.epoch, self.rows = state["step"], state["epoch"], state["rows"]
@@ -346,7 +355,8 @@ class Run:
             return regrow.TopologyUpdater(self.model, optimizer, method, seed=seed, on_update=count)
         return regrow.StepUpdater(self.model, optimizer, method, seed=seed, on_update=count)
 
-    def _count_changes(self, _: int, changes: Mapping[str, regrow.Change]) -> None:
+    def _count_changes(self, step: int, changes: Mapping[str, regrow.Change]) -> None:
+        self._explored.add(step, changes)
         self._changes.add(changes, self.recipe is not None and self.recipe.keep_returning)
         self.work.look(sparse_weights(self.model))
         self.warnings += self._changes.find_thin(sparse_weights(self.model))

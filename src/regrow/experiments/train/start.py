@@ -31,7 +31,8 @@ def at_start(
         masks: those that were chosen, which say the density.
     """
     if isinstance(method, regrow.Recipe):
-        density = config.density if masks is None else None
+        starts_at = config.density if method.density is None else method.density(0)
+        density = starts_at if masks is None else None
         return {"density": density, "distribution": method.distribution, "backend": config.backend}
     return {
         "density": 1.0 if method.dense else config.density,
