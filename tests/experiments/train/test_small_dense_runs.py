@@ -20,6 +20,10 @@ def test_a_run_trains_a_narrow_network(tmp_path):
     assert result["density"] == 0.1
     assert result["density_actual"] == result["nnz"] / WEIGHTS == pytest.approx(0.1, rel=0.05)
     assert 0 < result["width"] < 0.4
+    # Held against the whole network.
+    assert result["flops_inference_dense"] == 2 * WEIGHTS
+    assert result["flops_inference"] == 2 * result["nnz"]
+    assert result["flops_train"] / result["flops_train_dense"] == pytest.approx(result["density_actual"])
     assert run_name(config) == "small-dense-0.1-seed0"
 
 

@@ -89,7 +89,8 @@ class Run:
         self._optimizer = self._make_sparse_and_optimizer()
         self._explored = regrow.Explored(self.model)
         self.warnings = self._changes.find_thin(sparse_weights(self.model))
-        self.work = Work(costs, sparse_weights(self._as_sparse()), sparse_weights(self.model))
+        whole = None if self.small is None else self._whole_costs()
+        self.work = Work(costs, sparse_weights(self._as_sparse()), sparse_weights(self.model), whole)
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         # loss times samples, correct, samples: kept on the device, so that no step waits for it
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -211,6 +212,13 @@ class Run:
             return self.model
         dense = deepcopy(self.model)
         return regrow.sparsify(dense, density=1.0, keep_dense=self.config.keep_dense, backend="masked")
+
+    def _whole_costs(self) -> dict[str, tuple[float, int]]:
+        """Return the costs of the layers of the network that a small one was made of."""
+        config, shape = self.config, self.data.image_shape
+        with torch.random.fork_rng(devices=[]):
+            whole = models.build(config.model, image_shape=shape, classes=self.data.classes, **config.model_options)
+        return layer_costs(whole, torch.zeros(1, *shape))
 
     def _one_sample(self) -> Tensor:
         """Return a batch of one sample."""

@@ -50,13 +50,19 @@ class Work:
         costs: as `layer_costs` returns them, of all layers: those that are kept dense are counted too.
         sparse: names of the layers that may be sparse, or would be in a sparse model; multiply-adds are of these alone.
         weights: the sparse weights of the model.
+        dense: costs of the dense network to hold it against; None where that is the same network.
     """
 
     def __init__(
-        self, costs: Mapping[str, tuple[float, int]], sparse: Iterable[str], weights: Mapping[str, Weight]
+        self,
+        costs: Mapping[str, tuple[float, int]],
+        sparse: Iterable[str],
+        weights: Mapping[str, Weight],
+        dense: Mapping[str, tuple[float, int]] | None = None,
     ) -> None:
         self._costs = {name: cost for name, (cost, _) in costs.items()}
         self._numel = {name: numel for name, (_, numel) in costs.items()}
+        self._dense = {name: cost * numel for name, (cost, numel) in (dense or costs).items()}
         self._sparse = list(sparse)
         self._nonzeros = dict(self._numel)
         self._samples = 0
@@ -88,11 +94,12 @@ class Work:
         """Return what is known after an epoch, as metrics name it."""
         self._add_up()
         flops = self.flops_by_layer().values()
+        dense = sum(self._dense[name] for name in self._sparse)
         return {
             "multiply_adds": round(self._sum(self._nonzeros)),
-            "multiply_adds_dense": round(self._sum(self._numel)),
+            "multiply_adds_dense": round(dense),
             "multiply_adds_train": round(_PASSES * self._sum(self._taken)),
-            "multiply_adds_train_dense": round(_PASSES * self._samples * self._sum(self._numel)),
+            "multiply_adds_train_dense": round(_PASSES * self._samples * dense),
             "flops_train": sum(layer["train"] for layer in flops),
             "flops_train_dense": sum(layer["train_dense"] for layer in flops),
         }
@@ -112,9 +119,9 @@ class Work:
             looking = cost * self._looked[name]
             multiply_adds = {
                 "inference": cost * self._nonzeros[name],
-                "inference_dense": cost * self._numel[name],
+                "inference_dense": self._dense[name],
                 "train": _PASSES * cost * self._taken[name] + looking,
-                "train_dense": _PASSES * cost * self._samples * self._numel[name],
+                "train_dense": _PASSES * self._samples * self._dense[name],
                 "train_looking": looking,
             }
             found[name] = {kind: round(_OPERATIONS * number) for kind, number in multiply_adds.items()}
