@@ -119,8 +119,7 @@ class SparseLayer(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to an input as the ordinary layer takes it."""
-        x = as_activation(x, self.values)
-        entered = self.enter(x)
+        entered = self.enter(as_activation(x, self.values))
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None):
             with exclusive:
                 values, pattern = self._active_values(), self.pattern
