@@ -36,6 +36,36 @@ static inline void look_up_offsets(const Index& index, const int32_t* packed_off
     for (int64_t entry = 0; entry < index.nonzeros; ++entry) offsets[entry] = packed_offset[index.tap_offset[entry]];
 }
 
+// Where in the ring each entry's input stands, for each rotation of it.
+template <class Plan>
+class RotatedOffsets {
+   public:
+    RotatedOffsets(const Plan& plan, const Index& index)
+        : index_(index), rotations_(plan.rotations()), taps_(plan.tap_offsets()), of_taps_(rotations_ * taps_),
+          offsets_(rotations_ * index.nonzeros) {
+        if (*this) plan.tabulate_offsets(of_taps_.data());
+    }
+
+    // Whether there was memory.
+    explicit operator bool() const { return of_taps_ && offsets_; }
+
+    // Called by every thread of the team, before any asks for an offset.
+    void look_up() {
+        for (int64_t rotation = 0; rotation < rotations_; ++rotation)
+            look_up_offsets(index_, of_taps_.data() + rotation * taps_, offsets_.data() + rotation * index_.nonzeros);
+    }
+
+    // [entries]
+    const int32_t* of(int64_t rotation) const { return offsets_.data() + rotation * index_.nonzeros; }
+
+   private:
+    const Index& index_;
+    int64_t rotations_;
+    int64_t taps_;
+    Buffer<int32_t> of_taps_;
+    Buffer<int32_t> offsets_;
+};
+
 // steps[group] = how far apart the values of two rows of a unit stand: as many values as its rows have.
 static inline void unit_steps(const Index& index, int32_t* steps) {
     std::memset(steps, 0, static_cast<size_t>(index.groups()) * sizeof(int32_t));
