@@ -147,9 +147,18 @@ def test_what_cannot_be_stored_sparsely_stays_masked_with_the_reason(times):
     assert "only the weights of nn.Linear" in found["core.weight_ih_l0"]
     double = regrow.sparsify(network().double(), 0.5, example_input=X.double())
     assert set(reasons(double).values()) == {"no kernels for torch.float64 on cpu"}
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         low = regrow.sparsify(network(), 0.5, example_input=X)
-    assert set(reasons(low).values()) == {"the kernels compute float32, and autocast is on"}
+    assert set(reasons(low).values()) == {"no kernels for torch.float16 on cpu"}
+
+
+def test_layers_are_timed_as_autocast_calls_them():
+    model = network()
+    with torch.autocast("cpu", torch.bfloat16):
+        calls = choosing._observe(model, [model[0], model[3]], (X,))
+    assert [each.dtype for each in calls[model[0]]] == [torch.float32]
+    assert [each.dtype for each in calls[model[3]]] == [torch.bfloat16]
+    assert all(each.input().dtype is each.dtype for made in calls.values() for each in made)
 
 
 def test_the_reason_travels_with_the_layer_and_ends_with_its_storage(times):

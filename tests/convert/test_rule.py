@@ -61,8 +61,17 @@ def test_what_has_no_sparse_form_is_masked_in_the_same_call_with_its_reason():
     assert set(reasons(regrow.sparsify(convolutions().double(), 0.1)).values()) == {
         "no kernels for torch.float64 on cpu"
     }
+    with torch.autocast("cpu", torch.float16):
+        assert set(reasons(regrow.sparsify(convolutions(), 0.1)).values()) == {"no kernels for torch.float16 on cpu"}
+
+
+def test_under_autocast_to_bfloat16_dense_layers_are_faster_and_limits_lower():
+    assert "sparse" in storages(regrow.sparsify(convolutions(), 0.3)).values()
     with torch.autocast("cpu", torch.bfloat16):
-        assert set(storages(regrow.sparsify(convolutions(), 0.1)).values()) == {"masked"}
+        assert "sparse" in storages(regrow.sparsify(convolutions(), 0.1)).values()
+        assert set(storages(regrow.sparsify(convolutions(), 0.3)).values()) == {"masked"}
+    assert conv_choice(LayerShape(64, 64, 9, 0.3, dense_speed=2.0), company=True).reason == "density above 0.25"
+    assert linear_choice(LayerShape(4096, 4096, 1, 0.15, dense_speed=2.0), company=True).reason == "density up to 0.15"
 
 
 def test_a_model_that_is_a_single_layer_is_masked():

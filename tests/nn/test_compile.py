@@ -202,13 +202,13 @@ def test_gradients_of_sparse_models_by_finite_differences(build, shape):
     torch.testing.assert_close(finite_differences(loss, values, 1e-6), values.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_under_autocast_sparse_layers_compute_in_single_precision():
+def test_under_autocast_models_compute_in_bfloat16():
     sparse = regrow.sparsify(plane(), 0.3, backend="cpu", keep_dense=["last"])
     x = inputs(PLANE, 0)
     with torch.autocast("cpu", torch.bfloat16):
         hidden = sparse[:4](x)
         output = sparse(x)
-    assert (hidden.dtype, output.dtype) == (torch.float32, torch.bfloat16)
-    torch.testing.assert_close(hidden, sparse[:4](x))
+    assert (hidden.dtype, output.dtype) == (torch.bfloat16, torch.bfloat16)
+    torch.testing.assert_close(hidden.float(), sparse[:4](x), rtol=0.02, atol=0.02)
     output.float().square().sum().backward()
-    assert all(parameter.grad is not None for parameter in sparse.parameters())
+    assert all(parameter.grad.dtype is torch.float32 for parameter in sparse.parameters())

@@ -23,7 +23,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 @pytest.fixture(params=["small", "pooled"])
 def _memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "pooled":
-        monkeypatch.setattr(layout, "_POOLED_FLOATS", 1)
+        monkeypatch.setattr(layout, "_POOLED_BYTES", 1)
 
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -136,6 +136,7 @@ def check(case: Case, seed: int) -> None:
     of_x, of_weight, *of_bias = expected_gradients
     pairs = [(output, expected), (gradients[0], of_x), (gradients[1], of_weight[mask]), (absent, of_weight[~mask])]
     pairs += zip(gradients[2:], of_bias, strict=True)
+    check_bfloat16(case, [tensor.detach() for tensor in ours], given.float(), pattern)
     for one, other in pairs:
         assert one.shape == other.shape, case
         # Sums of n numbers of size one, in float32, are off by about sqrt(n) roundings.
@@ -143,6 +144,25 @@ def check(case: Case, seed: int) -> None:
         torch.testing.assert_close(
             one.double(), other, rtol=1e-4, atol=2e-5 * max(1.0, scale), msg=lambda m: f"{case}: {m}"
         )
+
+
+def check_bfloat16(case: Case, leaves: list[Tensor], given: Tensor, pattern: Pattern) -> None:
+    """Compare output and gradients in bfloat16 with those in float32 of the same numbers, rounded once."""
+    x, *weights = leaves
+    given, found = given.bfloat16(), []
+    for dtype in (torch.bfloat16, torch.float32):
+        entered = laid_out(x.bfloat16().to(dtype), case.memory).requires_grad_()
+        of = [entered, *(weight.clone().requires_grad_() for weight in weights)]
+        bias = of[2] if case.bias else None
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            if case.plane is None:
+                output = sparse_linear(entered, of[1], bias, pattern)
+            else:
+                output = sparse_conv2d(entered, of[1], bias, pattern, *case.geometry)
+        assert output.dtype is dtype, case
+        found.append((output, *torch.autograd.grad(output, of, laid_out(given.to(dtype), case.memory))))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other.to(one.dtype)), case
 
 
 def run(seeds: range, draw: Callable[[random.Random], Case] = drawn_case) -> None:

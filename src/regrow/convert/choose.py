@@ -41,14 +41,17 @@ _SECONDS_MODEL = 2.0
 
 @dataclass(frozen=True)
 class _Call:
-    """How a layer is called: shape and strides of its input, and whether that wants a gradient."""
+    """How a layer is called: shape, strides and type of its input, and whether that wants a gradient."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    dtype: torch.dtype
     requires_grad: bool
 
     def input(self) -> Tensor:
-        x = torch.empty_strided(self.shape, self.stride).normal_(generator=torch.Generator().manual_seed(0))
+        x = torch.empty_strided(self.shape, self.stride, dtype=self.dtype).normal_(
+            generator=torch.Generator().manual_seed(0)
+        )
         return x.requires_grad_(self.requires_grad)
 
 
@@ -126,7 +129,7 @@ def _observe(
     def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         x = inputs[0] if inputs else None
         if isinstance(x, Tensor):
-            calls[module].append(_Call(tuple(x.shape), x.stride(), x.requires_grad))
+            calls[module].append(_Call(tuple(x.shape), x.stride(), x.dtype, x.requires_grad))
 
     hooks = [module.register_forward_pre_hook(note) for module in calls]
     modes = {module: module.training for module in model.modules()}

@@ -30,12 +30,33 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-using Floats = nb::ndarray<nb::pytorch, float, nb::device::cpu>;
+// An address, as whatever a kernel takes there.
+struct Address {
+    uintptr_t number;
+
+    template <class T>
+    operator T*() const {
+        return pointer<T>(number);
+    }
+};
+
+// Calls body(kernels) with those for activations of bfloat16, or of float32.
+template <class Body>
+void with_kernels(bool bfloat16, Body&& body) {
+    const nb::gil_scoped_release release;
+    if (bfloat16) return body(kernels().bfloat16);
+    body(kernels().float32);
+}
+
+using Activation = nb::ndarray<nb::pytorch, nb::device::cpu>;
 
 // Not a view in PyTorch's eyes, as one made of a tensor of another shape would be: it may be written in place.
-Floats allocate(const std::vector<size_t>& shape, const std::vector<int64_t>& strides) {
+Activation allocate(const std::vector<size_t>& shape, const std::vector<int64_t>& strides, bool bfloat16) {
     if (strides.size() != shape.size()) throw std::invalid_argument("a tensor needs as many strides as sides");
-    size_t bytes = sizeof(float);
+    size_t bytes = bfloat16 ? sizeof(Bfloat16) : sizeof(float);
+    const nb::dlpack::dtype type{
+        static_cast<uint8_t>(bfloat16 ? nb::dlpack::dtype_code::Bfloat : nb::dlpack::dtype_code::Float),
+        static_cast<uint8_t>(8 * bytes), 1};
     for (const size_t size : shape)
         if (__builtin_mul_overflow(bytes, size, &bytes)) throw std::bad_alloc();
     const Memory memory = take_memory(bytes);
@@ -45,7 +66,7 @@ Floats allocate(const std::vector<size_t>& shape, const std::vector<int64_t>& st
         give_back_memory(*back);
         delete back;
     });
-    return Floats(static_cast<float*>(memory.data), shape.size(), shape.data(), owner, strides.data());
+    return Activation(memory.data, shape.size(), shape.data(), owner, strides.data(), type);
 }
 
 // A tensor that takes over the memory of a vector.
@@ -210,49 +231,52 @@ Args:
     module.def(
         "gather",
         [](const Geometry& geometry, const Index& index, uintptr_t values, uintptr_t bias, uintptr_t input,
-           uintptr_t output, int threads) {
-            nb::gil_scoped_release release;
-            must(kernels().gather(geometry, index, pointer<const float>(values), pointer<const float>(bias),
-                                  pointer<const float>(input), pointer<float>(output), usable_threads(threads)));
+           uintptr_t output, int threads, bool bfloat16) {
+            with_kernels(bfloat16, [&](const auto& kernels) {
+                must(kernels.gather(geometry, index, Address{values}, Address{bias}, Address{input}, Address{output},
+                                    usable_threads(threads)));
+            });
         },
         nb::arg("geometry"), nb::arg("index"), nb::arg("values"), nb::arg("bias"), nb::arg("input"), nb::arg("output"),
-        nb::arg("threads"));
+        nb::arg("threads"), nb::arg("bfloat16") = false);
 
     module.def(
         "input_gradient",
         [](const Geometry& geometry, const Index& index, uintptr_t values, uintptr_t output_gradient,
-           uintptr_t input_gradient, int threads) {
-            nb::gil_scoped_release release;
-            must(kernels().input_gradient(geometry, index, pointer<const float>(values),
-                                          pointer<const float>(output_gradient), pointer<float>(input_gradient),
-                                          usable_threads(threads)));
+           uintptr_t input_gradient, int threads, bool bfloat16) {
+            with_kernels(bfloat16, [&](const auto& kernels) {
+                must(kernels.input_gradient(geometry, index, Address{values}, Address{output_gradient},
+                                            Address{input_gradient}, usable_threads(threads)));
+            });
         },
         nb::arg("geometry"), nb::arg("index"), nb::arg("values"), nb::arg("output_gradient"), nb::arg("input_gradient"),
-        nb::arg("threads"), "The gradient of the input, by an index of units and the geometry of the gather.");
+        nb::arg("threads"), nb::arg("bfloat16") = false,
+        "The gradient of the input, by an index of units and the geometry of the gather.");
 
     module.def(
         "values_gradient",
         [](const Geometry& geometry, const Index& index, uintptr_t output_gradient, uintptr_t input, uintptr_t gradient,
-           uintptr_t bias_gradient, int threads) {
-            nb::gil_scoped_release release;
-            must(kernels().values_gradient(geometry, index, pointer<const float>(output_gradient),
-                                           pointer<const float>(input), pointer<float>(gradient),
-                                           pointer<float>(bias_gradient), usable_threads(threads)));
+           uintptr_t bias_gradient, int threads, bool bfloat16) {
+            with_kernels(bfloat16, [&](const auto& kernels) {
+                must(kernels.values_gradient(geometry, index, Address{output_gradient}, Address{input},
+                                             Address{gradient}, Address{bias_gradient}, usable_threads(threads)));
+            });
         },
         nb::arg("geometry"), nb::arg("index"), nb::arg("output_gradient"), nb::arg("input"), nb::arg("gradient"),
-        nb::arg("bias_gradient"), nb::arg("threads"));
+        nb::arg("bias_gradient"), nb::arg("threads"), nb::arg("bfloat16") = false);
 
     module.def(
         "transpose",
         [](uintptr_t from, int64_t from_pitch, int64_t from_distance, uintptr_t to, int64_t to_pitch,
-           int64_t to_distance, int64_t rows, int64_t columns, int64_t count, int threads) {
-            nb::gil_scoped_release release;
-            kernels().transpose(pointer<const float>(from), from_pitch, from_distance, pointer<float>(to), to_pitch,
-                                to_distance, rows, columns, count, usable_threads(threads));
+           int64_t to_distance, int64_t rows, int64_t columns, int64_t count, int threads, bool bfloat16) {
+            with_kernels(bfloat16, [&](const auto& kernels) {
+                kernels.transpose(Address{from}, from_pitch, from_distance, Address{to}, to_pitch, to_distance, rows,
+                                  columns, count, usable_threads(threads));
+            });
         },
         nb::arg("source"), nb::arg("source_pitch"), nb::arg("source_distance"), nb::arg("target"),
         nb::arg("target_pitch"), nb::arg("target_distance"), nb::arg("rows"), nb::arg("columns"), nb::arg("count"),
-        nb::arg("threads"));
+        nb::arg("threads"), nb::arg("bfloat16") = false);
 
     nb::class_<Dropout>(module, "Dropout", "Which share is dropped, and the seed that says what.")
         .def(
@@ -262,13 +286,14 @@ Args:
 
     module.def(
         "drop",
-        [](const Dropout& dropout, int64_t channels, int64_t length, uintptr_t input, uintptr_t output, int threads) {
-            nb::gil_scoped_release release;
-            kernels().drop(dropout, channels, length, pointer<const float>(input), pointer<float>(output),
-                           usable_threads(threads));
+        [](const Dropout& dropout, int64_t channels, int64_t length, uintptr_t input, uintptr_t output, int threads,
+           bool bfloat16) {
+            with_kernels(bfloat16, [&](const auto& kernels) {
+                kernels.drop(dropout, channels, length, Address{input}, Address{output}, usable_threads(threads));
+            });
         },
         nb::arg("dropout"), nb::arg("channels"), nb::arg("length"), nb::arg("input"), nb::arg("output"),
-        nb::arg("threads"));
+        nb::arg("threads"), nb::arg("bfloat16") = false);
 
     nb::class_<Normalisation>(module, "Normalisation", "Batch normalisation of channels that are contiguous runs.")
         .def(
@@ -299,87 +324,95 @@ Args:
     module.def(
         "normalise",
         [](const Normalisation& shape, uintptr_t weight, uintptr_t bias, uintptr_t mean, uintptr_t variance,
-           const RunningStatistics& running, uintptr_t input, uintptr_t residual, uintptr_t output, int threads) {
-            nb::gil_scoped_release release;
+           const RunningStatistics& running, uintptr_t input, uintptr_t residual, uintptr_t output, int threads,
+           bool bfloat16) {
             const NormalisationTensors tensors{.weight = pointer<const float>(weight),
                                                .bias = pointer<const float>(bias),
                                                .mean = pointer<float>(mean),
                                                .variance = pointer<float>(variance)};
-            kernels().normalise(shape, tensors, running, pointer<const float>(input), pointer<const float>(residual),
-                                pointer<float>(output), usable_threads(threads));
+            with_kernels(bfloat16, [&](const auto& kernels) {
+                kernels.normalise(shape, tensors, running, Address{input}, Address{residual}, Address{output},
+                                  usable_threads(threads));
+            });
         },
         nb::arg("shape"), nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("variance"), nb::arg("running"),
-        nb::arg("input"), nb::arg("residual"), nb::arg("output"), nb::arg("threads"));
+        nb::arg("input"), nb::arg("residual"), nb::arg("output"), nb::arg("threads"), nb::arg("bfloat16") = false);
 
     module.def(
         "normalise_gradient",
         [](const Normalisation& shape, uintptr_t weight, uintptr_t bias, uintptr_t mean, uintptr_t variance,
            uintptr_t output_gradient, uintptr_t input, uintptr_t output, uintptr_t input_gradient,
-           uintptr_t residual_gradient, uintptr_t weight_gradient, uintptr_t bias_gradient, int threads) {
-            nb::gil_scoped_release release;
+           uintptr_t residual_gradient, uintptr_t weight_gradient, uintptr_t bias_gradient, int threads,
+           bool bfloat16) {
             const NormalisationTensors tensors{.weight = pointer<const float>(weight),
                                                .bias = pointer<const float>(bias),
                                                .mean = pointer<float>(mean),
                                                .variance = pointer<float>(variance)};
-            const NormalisationGradients gradients{.input = pointer<float>(input_gradient),
-                                                   .residual = pointer<float>(residual_gradient),
-                                                   .weight = pointer<float>(weight_gradient),
-                                                   .bias = pointer<float>(bias_gradient)};
-            kernels().normalise_gradient(shape, tensors, pointer<const float>(output_gradient),
-                                         pointer<const float>(input), pointer<const float>(output), gradients,
-                                         usable_threads(threads));
+            with_kernels(bfloat16, [&]<class Number>(const KernelsOf<Number>& kernels) {
+                const NormalisationGradients<Number> gradients{.input = Address{input_gradient},
+                                                               .residual = Address{residual_gradient},
+                                                               .weight = Address{weight_gradient},
+                                                               .bias = Address{bias_gradient}};
+                kernels.normalise_gradient(shape, tensors, Address{output_gradient}, Address{input}, Address{output},
+                                           gradients, usable_threads(threads));
+            });
         },
         nb::arg("shape"), nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("variance"),
         nb::arg("output_gradient"), nb::arg("input"), nb::arg("output"), nb::arg("input_gradient"),
-        nb::arg("residual_gradient"), nb::arg("weight_gradient"), nb::arg("bias_gradient"), nb::arg("threads"));
+        nb::arg("residual_gradient"), nb::arg("weight_gradient"), nb::arg("bias_gradient"), nb::arg("threads"),
+        nb::arg("bfloat16") = false);
 
     module.def(
         "max_pool",
-        [](const Geometry& geometry, int64_t channels, uintptr_t input, uintptr_t output, uintptr_t winner,
-           int threads) {
-            nb::gil_scoped_release release;
-            kernels().max_pool(geometry, channels, pointer<const float>(input), pointer<float>(output),
-                               pointer<uint8_t>(winner), usable_threads(threads));
+        [](const Geometry& geometry, int64_t channels, uintptr_t input, uintptr_t output, uintptr_t winner, int threads,
+           bool bfloat16) {
+            with_kernels(bfloat16, [&](const auto& kernels) {
+                kernels.max_pool(geometry, channels, Address{input}, Address{output}, Address{winner},
+                                 usable_threads(threads));
+            });
         },
         nb::arg("geometry"), nb::arg("channels"), nb::arg("input"), nb::arg("output"), nb::arg("winner"),
-        nb::arg("threads"));
+        nb::arg("threads"), nb::arg("bfloat16") = false);
 
     module.def(
         "max_pool_gradient",
         [](const Geometry& geometry, int64_t channels, uintptr_t output_gradient, uintptr_t winner,
-           uintptr_t input_gradient, int threads) {
-            nb::gil_scoped_release release;
-            kernels().max_pool_gradient(geometry, channels, pointer<const float>(output_gradient),
-                                        pointer<const uint8_t>(winner), pointer<float>(input_gradient),
-                                        usable_threads(threads));
+           uintptr_t input_gradient, int threads, bool bfloat16) {
+            with_kernels(bfloat16, [&](const auto& kernels) {
+                kernels.max_pool_gradient(geometry, channels, Address{output_gradient}, Address{winner},
+                                          Address{input_gradient}, usable_threads(threads));
+            });
         },
         nb::arg("geometry"), nb::arg("channels"), nb::arg("output_gradient"), nb::arg("winner"),
-        nb::arg("input_gradient"), nb::arg("threads"));
+        nb::arg("input_gradient"), nb::arg("threads"), nb::arg("bfloat16") = false);
 
     module.def(
         "mean_pool",
-        [](const Geometry& geometry, int64_t channels, int64_t divisor, uintptr_t input, uintptr_t output,
-           int threads) {
-            nb::gil_scoped_release release;
-            kernels().mean_pool(geometry, channels, divisor, pointer<const float>(input), pointer<float>(output),
-                                usable_threads(threads));
+        [](const Geometry& geometry, int64_t channels, int64_t divisor, uintptr_t input, uintptr_t output, int threads,
+           bool bfloat16) {
+            with_kernels(bfloat16, [&](const auto& kernels) {
+                kernels.mean_pool(geometry, channels, divisor, Address{input}, Address{output},
+                                  usable_threads(threads));
+            });
         },
         nb::arg("geometry"), nb::arg("channels"), nb::arg("divisor"), nb::arg("input"), nb::arg("output"),
-        nb::arg("threads"));
+        nb::arg("threads"), nb::arg("bfloat16") = false);
 
     module.def(
         "mean_pool_gradient",
         [](const Geometry& geometry, int64_t channels, int64_t divisor, uintptr_t output_gradient,
-           uintptr_t input_gradient, int threads) {
-            nb::gil_scoped_release release;
-            kernels().mean_pool_gradient(geometry, channels, divisor, pointer<const float>(output_gradient),
-                                         pointer<float>(input_gradient), usable_threads(threads));
+           uintptr_t input_gradient, int threads, bool bfloat16) {
+            with_kernels(bfloat16, [&](const auto& kernels) {
+                kernels.mean_pool_gradient(geometry, channels, divisor, Address{output_gradient},
+                                           Address{input_gradient}, usable_threads(threads));
+            });
         },
         nb::arg("geometry"), nb::arg("channels"), nb::arg("divisor"), nb::arg("output_gradient"),
-        nb::arg("input_gradient"), nb::arg("threads"));
+        nb::arg("input_gradient"), nb::arg("threads"), nb::arg("bfloat16") = false);
 
-    module.def("allocate", &allocate, nb::arg("shape"), nb::arg("strides"), nb::rv_policy::reference,
-               "A tensor of uninitialised floats, whose memory is kept for the next one when it is gone.");
+    module.def("allocate", &allocate, nb::arg("shape"), nb::arg("strides"), nb::arg("bfloat16") = false,
+               nb::rv_policy::reference,
+               "A tensor of uninitialised numbers, whose memory is kept for the next one when it is gone.");
     module.def(
         "release_memory", [] { return release_memory(); },
         "Return to the system the memory of tensors that are gone; in bytes.");

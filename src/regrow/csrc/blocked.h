@@ -38,13 +38,14 @@ static int64_t block_count(const Index& index) { return ceil_divide(index.channe
 constexpr int64_t kPitch3x3 = 6 * kLanes;
 
 // What every thread needs to walk over the packed blocks of its tiles.
+template <class Number>
 struct Walk {
     const Geometry& geometry;
     const Index& index;
     const Tile& tile;
     const PhasePlan& plan;
     int64_t phase;
-    const float* input;
+    const Number* input;
 
     int64_t input_pitch() const { return geometry.height.input * geometry.width.input * geometry.batch; }
     int64_t output_pitch() const { return geometry.height.output * geometry.width.output * geometry.batch; }
@@ -82,11 +83,11 @@ struct Walk {
             if (start[0] == start[1]) continue;
             const int64_t channel = block * index.channels_per_block;
             const int64_t channels = smaller(index.channels_per_block, index.channels - channel);
-            const float* plane = input + channel * input_pitch() + item.lane;
+            const Number* plane = input + channel * input_pitch() + item.lane;
             pack(packed, plan.channel_pitch, plane, input_pitch(), channels, inputs, tile, lanes);
             const int64_t next = smaller(index.channels_per_block, index.channels - channel - channels);
-            Ahead ahead(plane + channels * input_pitch(), input_pitch(), next, inputs, tile.vectors,
-                        start[1] - start[0]);
+            Ahead<Number> ahead(plane + channels * input_pitch(), input_pitch(), next, inputs, tile.vectors,
+                                start[1] - start[0]);
             body(Segments{index.segment_row, index.segment_start, start[0], start[1]}, block == 0, ahead);
         }
     }
@@ -100,7 +101,8 @@ static Rows<Float> tile_rows(Float* tiles) {
 }
 
 // Floats from the start of a packed block, for each tap offset.
-static void tabulate_offsets(const Walk& walk, int32_t* packed_offset) {
+template <class Number>
+static void tabulate_offsets(const Walk<Number>& walk, int32_t* packed_offset) {
     const PhasePlan& plan = walk.plan;
     for (int64_t channel = 0; channel < walk.index.channels_per_block; ++channel)
         for (int64_t row = 0; row < walk.geometry.height.kernel; ++row)
@@ -110,7 +112,9 @@ static void tabulate_offsets(const Walk& walk, int32_t* packed_offset) {
                                          plan.width.tap_line[column] * walk.tile.lanes());
 }
 
-static bool gather_phase(const Walk& walk, const float* values, const float* bias, float* output, int threads) {
+template <class Number>
+static bool gather_phase(const Walk<Number>& walk, const float* values, const float* bias, Number* output,
+                         int threads) {
     const Index& index = walk.index;
     const Tile& tile = walk.tile;
     const int64_t blocks = block_count(index);
@@ -134,14 +138,15 @@ static bool gather_phase(const Walk& walk, const float* values, const float* bia
         look_up_entries(index, values, first, last, offset_of, entries.data());
         const auto gather = [&](int64_t number) {
             const Item item = item_at(number, walk.plan, tile, walk.geometry.batch);
-            walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, bool first, Ahead& ahead) {
-                walk.with_constants([&](auto rows, auto pitch) {
-                    constexpr int kRows = decltype(rows)::value;
-                    gather_segments<kRows, kAccumulators / kRows, Access::kAll>(segments, entries.data(), packed.data(),
-                                                                                pitch, tile_rows<kRows>(sums.data()),
-                                                                                bias, !first, ahead);
-                });
-            });
+            walk.blocks(item, packed.data(), inputs.data(),
+                        [&](const Segments& segments, bool first, Ahead<Number>& ahead) {
+                            walk.with_constants([&](auto rows, auto pitch) {
+                                constexpr int kRows = decltype(rows)::value;
+                                gather_segments<kRows, kAccumulators / kRows, Access::kAll>(
+                                    segments, entries.data(), packed.data(), pitch, tile_rows<kRows>(sums.data()),
+                                    first ? nullptr : sums.data(), bias, ahead);
+                            });
+                        });
             const PositionList targets =
                 list_outputs(walk.plan, walk.geometry, tile, item.top, item.left, outputs.data());
             unpack(output + item.lane, walk.output_pitch(), sums.data(), kTileFloats, index.rows, targets, tile,
@@ -153,8 +158,9 @@ static bool gather_phase(const Walk& walk, const float* values, const float* bia
     return complete;
 }
 
+template <class Number>
 static bool blocked_gather(const Geometry& geometry, const Index& index, const float* values, const float* bias,
-                           const float* input, float* output, int threads) {
+                           const Number* input, Number* output, int threads) {
     PlanMemory memory(geometry);
     if (!memory) return false;
     for (int64_t phase = 0; phase < phase_count(geometry); ++phase) {
@@ -163,19 +169,20 @@ static bool blocked_gather(const Geometry& geometry, const Index& index, const f
                                                             ceil_divide(width.output, width.stride))
                                               : choose_tile(height.output, width.output);
         const PhasePlan plan = plan_phase(geometry, tile, phase, memory);
-        const Walk walk{geometry, index, tile, plan, phase, input};
+        const Walk<Number> walk{geometry, index, tile, plan, phase, input};
         if (!gather_phase(walk, values, bias, output, threads)) return false;
     }
     return true;
 }
 
-static bool values_gradient_by_tile(const Geometry& geometry, const Index& index, const float* output_gradient,
-                                    const float* input, float* gradient, float* bias_gradient, int threads,
+template <class Number>
+static bool values_gradient_by_tile(const Geometry& geometry, const Index& index, const Number* output_gradient,
+                                    const Number* input, float* gradient, float* bias_gradient, int threads,
                                     const Tile& tile) {
     PlanMemory memory(geometry);
     if (!memory) return false;
     const PhasePlan plan = plan_phase(geometry, tile, 0, memory);
-    const Walk walk{geometry, index, tile, plan, 0, input};
+    const Walk<Number> walk{geometry, index, tile, plan, 0, input};
     if (!within_offsets(walk.packed_size())) return false;
     Buffer<int32_t> packed_offset(walk.tap_offsets());
     Buffer<int32_t> offsets(index.nonzeros);
@@ -200,14 +207,15 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
                 std::memset(tiles.data(), 0, static_cast<size_t>(index.rows * kTileFloats) * sizeof(float));
             pack(tiles.data(), kTileFloats, output_gradient + item.lane, walk.output_pitch(), index.rows, targets, tile,
                  geometry.batch - item.lane);
-            walk.blocks(item, packed.data(), inputs.data(), [&](const Segments& segments, bool first, Ahead& ahead) {
-                walk.with_constants([&](auto rows, auto pitch) {
-                    constexpr int kRows = decltype(rows)::value;
-                    values_segments<kRows, kAccumulators / kRows, Access::kAll>(
-                        segments, offsets.data(), packed.data(), pitch, tile_rows<kRows, const float>(tiles.data()),
-                        partials.data(), mine.values, first ? mine.rows : nullptr, ahead);
+            walk.blocks(
+                item, packed.data(), inputs.data(), [&](const Segments& segments, bool first, Ahead<Number>& ahead) {
+                    walk.with_constants([&](auto rows, auto pitch) {
+                        constexpr int kRows = decltype(rows)::value;
+                        values_segments<kRows, kAccumulators / kRows, Access::kAll>(
+                            segments, offsets.data(), packed.data(), pitch, tile_rows<kRows, const float>(tiles.data()),
+                            partials.data(), mine.values, first ? mine.rows : nullptr, ahead);
+                    });
                 });
-            });
         };
         if (complete) for_share(item_count(plan, tile, geometry.batch), reduce);
         sums.finish();
@@ -222,8 +230,9 @@ static bool all_finite(const float* numbers, int64_t count) {
     return sum == 0.0f;
 }
 
-static bool blocked_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
-                                    const float* input, float* gradient, float* bias_gradient, int threads) {
+template <class Number>
+static bool blocked_values_gradient(const Geometry& geometry, const Index& index, const Number* output_gradient,
+                                    const Number* input, float* gradient, float* bias_gradient, int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     const Tile tile = choose_tile(height.output, width.output);
     const auto by_tile = [&](const Tile& shape) {

@@ -8,8 +8,6 @@
 
 namespace regrow::REGROW_VARIANT {
 
-typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-
 template <Access kAccess>
 using Accessed = std::integral_constant<Access, kAccess>;
 
@@ -75,7 +73,8 @@ class Kept {
     Vector scale_;
 };
 
-static void drop(const Dropout& dropout, int64_t channels, int64_t length, const float* input, float* output,
+template <class Number>
+static void drop(const Dropout& dropout, int64_t channels, int64_t length, const Number* input, Number* output,
                  int threads) {
     const bool streams = streams_outputs(output, channels * length, length);
 #pragma omp parallel num_threads(threads)
@@ -83,8 +82,8 @@ static void drop(const Dropout& dropout, int64_t channels, int64_t length, const
 #pragma omp for schedule(static)
         for (int64_t channel = 0; channel < channels; ++channel) {
             const Kept kept(dropout, channel);
-            const float* const from = input + channel * length;
-            float* const to = output + channel * length;
+            const Number* const from = input + channel * length;
+            Number* const to = output + channel * length;
             with_access(streams, [&](auto stored) {
                 for_vectors<Access::kAll>(length, [&](int64_t at, auto access, int64_t lanes) {
                     constexpr Access kRead = decltype(access)::value;

@@ -77,10 +77,12 @@ static inline void with_pitch(int64_t pitch, Body&& body) {
 
 // Lines that the next block will copy, asked for a few at a time while this block computes: they lie far apart, so
 // the processor does not foresee them, and fetched only when copied they cost more time than the arithmetic.
+template <class Number>
 class Ahead {
    public:
     Ahead() = default;
-    Ahead(const float* plane, int64_t pitch, int64_t channels, const PositionList& list, int64_t vectors, int64_t steps)
+    Ahead(const Number* plane, int64_t pitch, int64_t channels, const PositionList& list, int64_t vectors,
+          int64_t steps)
         : plane_(plane), pitch_(pitch), list_(list), vectors_(vectors), left_(channels * list.size),
           share_(ceil_divide(left_, larger(steps, 1))) {}
 
@@ -88,8 +90,7 @@ class Ahead {
         const int64_t count = smaller(share_, left_);
         left_ -= count;
         for (int64_t n = 0; n < count; ++n) {
-            const float* line = plane_ + list_.positions[at_].plane;
-            for (int64_t v = 0; v < vectors_; ++v) __builtin_prefetch(line + v * kLanes, 0, 2);
+            ask<false, 2>(plane_ + list_.positions[at_].plane, vectors_);
             if (++at_ == list_.size) {
                 at_ = 0;
                 plane_ += pitch_;
@@ -98,7 +99,7 @@ class Ahead {
     }
 
    private:
-    const float* plane_ = nullptr;
+    const Number* plane_ = nullptr;
     int64_t pitch_ = 0;
     PositionList list_{};
     int64_t vectors_ = 0;
@@ -109,10 +110,11 @@ class Ahead {
 
 // Outputs of this size go around the caches: read before they are written they would take twice the time, and the next
 // layer would find little of them there.
-static bool streams_outputs(const float* output, int64_t floats, int64_t batch) {
+template <class Number>
+static bool streams_outputs(const Number* output, int64_t numbers, int64_t batch) {
     constexpr int64_t kBytes = int64_t{8} << 20;
-    return floats * static_cast<int64_t>(sizeof(float)) >= kBytes && batch % kLanes == 0 &&
-           reinterpret_cast<uintptr_t>(output) % sizeof(Vector) == 0;
+    return numbers * static_cast<int64_t>(sizeof(Number)) >= kBytes && batch % kLanes == 0 &&
+           reinterpret_cast<uintptr_t>(output) % (kLanes * sizeof(Number)) == 0;
 }
 
 struct NothingAhead {
@@ -122,9 +124,9 @@ struct NothingAhead {
 constexpr int64_t kTileFloats = static_cast<int64_t>(kAccumulators) * kLanes;
 
 // Where the tile of each output row stands: in a buffer, or in the activation itself.
-template <class Float>
+template <class Number>
 struct Rows {
-    Float* first;
+    Number* first;
     int64_t pitch;       // between output rows (channels)
     int64_t line_pitch;  // between rows of the tile
     int64_t lanes;       // that exist, for Access::kSome
@@ -133,35 +135,37 @@ struct Rows {
 // How a tile meets memory: with all its lanes, with all around the caches, or with only some.
 enum class Access { kAll, kStream, kSome };
 
-template <Access kAccess>
-static inline __attribute__((always_inline)) Vector read(const float* from, int64_t lanes) {
+template <Access kAccess, class Number>
+static inline __attribute__((always_inline)) Vector read(const Number* from, int64_t lanes) {
     if (kAccess != Access::kSome || lanes >= kLanes) return load(from);
     Vector vector = {};
-    for (int64_t lane = 0; lane < lanes; ++lane) vector[lane] = from[lane];
+    for (int64_t lane = 0; lane < lanes; ++lane) vector[lane] = widened(from[lane]);
     return vector;
 }
 
-template <Access kAccess>
-static inline __attribute__((always_inline)) void write(float* to, Vector vector, int64_t lanes) {
+template <Access kAccess, class Number>
+static inline __attribute__((always_inline)) void write(Number* to, Vector vector, int64_t lanes) {
     if (kAccess == Access::kStream) return stream(to, vector);
     if (kAccess != Access::kSome || lanes >= kLanes) return store(to, vector);
-    for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = vector[lane];
+    for (int64_t lane = 0; lane < lanes; ++lane) put(to + lane, vector[lane]);
 }
 
-// For every segment: target[row] (+)= the sum of value * packed[offset]. Starts from the bias where `add` is false.
-template <int kRows, int kRun, Access kAccess, class Pitch, class Ahead>
+// For every segment: target[row] = the sum of value * packed[offset], added to the bias or, where they are not null, to
+// the sums of earlier blocks. Those lie as the targets do, and may be the targets.
+template <int kRows, int kRun, Access kAccess, class Number, class Pitch, class Ahead>
 void gather_segments(const Segments& segments, const Entry* entries, const float* packed, Pitch line_pitch,
-                     const Rows<float> targets, const float* bias, bool add, Ahead& ahead) {
+                     const Rows<Number> targets, const float* sums, const float* bias, Ahead& ahead) {
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const int64_t row = segments.row[segment];
-        float* const target = targets.first + row * targets.pitch;
+        const float* const sum = sums ? sums + row * targets.pitch : nullptr;
+        Number* const target = targets.first + row * targets.pitch;
         ahead.step(segment);
         Vector accumulator[kRows][kRun];
         const Vector initial = broadcast(bias ? bias[row] : 0.0f);
         for (int i = 0; i < kRows; ++i)
             for (int j = 0; j < kRun; ++j)
                 accumulator[i][j] =
-                    add ? read<kAccess>(target + i * targets.line_pitch + j * kLanes, targets.lanes - j * kLanes)
+                    sum ? read<kAccess>(sum + i * targets.line_pitch + j * kLanes, targets.lanes - j * kLanes)
                         : initial;
         const Entry* const end = entries + segments.start[segment + 1];
         for (const Entry* entry = entries + segments.start[segment]; entry < end; ++entry) {
@@ -214,14 +218,15 @@ static __attribute__((noinline)) void flush_partials(const float* partials, int6
 
 // gradient[entry] += the sum over the tile of sources[row] * packed[offset], for every entry of every segment; and, if
 // not null, row_sums[row] += the tile of sources[row], lane by lane, for every segment.
-template <int kRows, int kRun, Access kAccess, class Pitch, class Ahead>
+template <int kRows, int kRun, Access kAccess, class Number, class Pitch, class Ahead>
 void values_segments(const Segments& segments, const int32_t* offsets, const float* packed, Pitch line_pitch,
-                     const Rows<const float> sources, float* partials, float* gradient, float* row_sums, Ahead& ahead) {
+                     const Rows<const Number> sources, float* partials, float* gradient, float* row_sums,
+                     Ahead& ahead) {
     const int32_t* start = segments.start;
     int64_t flushed = start[segments.first];
     float* partial = partials;
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
-        const float* const source = sources.first + segments.row[segment] * sources.pitch;
+        const Number* const source = sources.first + segments.row[segment] * sources.pitch;
         ahead.step(segment);
         Vector factor[kRows][kRun];
         for (int i = 0; i < kRows; ++i)

@@ -36,7 +36,7 @@ bool few_samples(const Geometry& geometry) {
     return geometry.batch < kLanes && !(geometry.transposed && strided);
 }
 
-int64_t output_floats(const Geometry& geometry) {
+int64_t output_numbers(const Geometry& geometry) {
     return geometry.batch * geometry.height.output * geometry.width.output;
 }
 
@@ -57,28 +57,31 @@ bool with_unit(const Geometry& geometry, const Index& index, Body&& body) {
 }
 
 // Without input channels, outputs are the bias.
-bool gather_nothing(const Geometry& geometry, int64_t rows, const float* bias, float* output) {
-    const int64_t floats = output_floats(geometry);
-    for (int64_t i = 0; i < rows * floats; ++i) output[i] = bias ? bias[i / floats] : 0.0f;
+template <class Number>
+bool gather_nothing(const Geometry& geometry, int64_t rows, const float* bias, Number* output) {
+    const int64_t numbers = output_numbers(geometry);
+    for (int64_t i = 0; i < rows * numbers; ++i) put(output + i, bias ? bias[i / numbers] : 0.0f);
     return true;
 }
 
 // Without input channels or without outputs there are no products to sum up.
-bool values_gradient_of_nothing(const Geometry& geometry, const Index& index, const float* output_gradient,
+template <class Number>
+bool values_gradient_of_nothing(const Geometry& geometry, const Index& index, const Number* output_gradient,
                                 float* gradient, float* bias_gradient) {
     for (int64_t value = 0; value < index.nonzeros * index.unit; ++value) gradient[value] = 0.0f;
     if (!bias_gradient) return true;
-    const int64_t floats = output_floats(geometry);
+    const int64_t numbers = output_numbers(geometry);
     for (int64_t row = 0; row < index.rows; ++row) {
         bias_gradient[row] = 0.0f;
-        for (int64_t i = 0; i < floats; ++i) bias_gradient[row] += output_gradient[row * floats + i];
+        for (int64_t i = 0; i < numbers; ++i) bias_gradient[row] += widened(output_gradient[row * numbers + i]);
     }
     return true;
 }
 
-bool gather(const Geometry& geometry, const Index& index, const float* values, const float* bias, const float* input,
-            float* output, int threads) {
-    if (output_floats(geometry) == 0 || index.rows == 0) return true;
+template <class Number>
+bool gather(const Geometry& geometry, const Index& index, const float* values, const float* bias, const Number* input,
+            Number* output, int threads) {
+    if (output_numbers(geometry) == 0 || index.rows == 0) return true;
     if (index.channels == 0) return gather_nothing(geometry, index.rows, bias, output);
     if (index.unit > 1 && few_samples(geometry)) {
         const SingleWeights single(index);
@@ -99,23 +102,25 @@ bool gather(const Geometry& geometry, const Index& index, const float* values, c
     return complete;
 }
 
-bool input_gradient(const Geometry& geometry, const Index& index, const float* values, const float* output_gradient,
-                    float* input_gradient, int threads) {
-    const int64_t floats = geometry.batch * geometry.height.input * geometry.width.input * index.channels;
-    if (output_floats(geometry) == 0 || index.rows == 0) {
-        for (int64_t i = 0; i < floats; ++i) input_gradient[i] = 0.0f;
+template <class Number>
+bool input_gradient(const Geometry& geometry, const Index& index, const float* values, const Number* output_gradient,
+                    Number* input_gradient, int threads) {
+    const int64_t numbers = geometry.batch * geometry.height.input * geometry.width.input * index.channels;
+    if (output_numbers(geometry) == 0 || index.rows == 0) {
+        for (int64_t i = 0; i < numbers; ++i) input_gradient[i] = Number{};
         return true;
     }
-    if (floats == 0) return true;
+    if (numbers == 0) return true;
     return with_unit(geometry, index, [&](auto unit, auto vectors) {
         return units_input_gradient<decltype(unit)::value, decltype(vectors)::value>(
             geometry, index, values, output_gradient, input_gradient, threads);
     });
 }
 
-bool values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient, const float* input,
+template <class Number>
+bool values_gradient(const Geometry& geometry, const Index& index, const Number* output_gradient, const Number* input,
                      float* gradient, float* bias_gradient, int threads) {
-    if (output_floats(geometry) == 0 || index.rows == 0 || index.channels == 0)
+    if (output_numbers(geometry) == 0 || index.rows == 0 || index.channels == 0)
         return values_gradient_of_nothing(geometry, index, output_gradient, gradient, bias_gradient);
     if (index.unit > 1)
         return with_unit(geometry, index, [&](auto unit, auto vectors) {
@@ -132,22 +137,30 @@ bool values_gradient(const Geometry& geometry, const Index& index, const float* 
     return complete;
 }
 
+template <class Number>
+constexpr KernelsOf<Number> kernels_of() {
+    return {
+        .gather = gather<Number>,
+        .input_gradient = input_gradient<Number>,
+        .values_gradient = values_gradient<Number>,
+        .transpose = transpose<Number>,
+        .normalise = normalise<Number>,
+        .normalise_gradient = normalise_gradient<Number>,
+        .drop = drop<Number>,
+        .max_pool = max_pool<Number>,
+        .max_pool_gradient = max_pool_gradient<Number>,
+        .mean_pool = mean_pool<Number>,
+        .mean_pool_gradient = mean_pool_gradient<Number>,
+    };
+}
+
 }  // namespace
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
     .name = REGROW_NAME,
-    .gather = gather,
-    .input_gradient = input_gradient,
-    .values_gradient = values_gradient,
-    .transpose = transpose,
-    .normalise = normalise,
-    .normalise_gradient = normalise_gradient,
-    .drop = drop,
-    .max_pool = max_pool,
-    .max_pool_gradient = max_pool_gradient,
-    .mean_pool = mean_pool,
-    .mean_pool_gradient = mean_pool_gradient,
+    .float32 = kernels_of<float>(),
+    .bfloat16 = kernels_of<Bfloat16>(),
 };
 
 }  // namespace regrow::REGROW_VARIANT

@@ -9,6 +9,11 @@
 
 namespace regrow {
 
+// A bfloat16: the upper half of a float. Activations may have it; all else is single precision.
+struct Bfloat16 {
+    uint16_t bits;
+};
+
 // One axis of a convolution in the direction of the gather. Forward, output q reads input q * stride - padding +
 // tap * dilation. Transposed (the input gradient), input and output have changed places.
 struct Axis {
@@ -58,7 +63,7 @@ struct Dropout {
     uint64_t seed;
 };
 
-// Batch normalisation over activations with the batch innermost: a channel is one run of `length` floats.
+// Batch normalisation over activations with the batch innermost: a channel is one run of `length` numbers.
 struct Normalisation {
     int64_t channels;
     int64_t length;
@@ -85,47 +90,57 @@ struct RunningStatistics {
 };
 
 // Null where a gradient is not wanted.
+template <class Number>
 struct NormalisationGradients {
-    float* input;
-    float* residual;
+    Number* input;
+    Number* residual;
     float* weight;
     float* bias;
 };
 
-struct Kernels {
-    const char* name;
+// The kernels of one instruction set for activations, and gradients of activations, of one type of numbers. Sums are
+// single precision, and each output is rounded once.
+template <class Number>
+struct KernelsOf {
     // output[row] = bias[row] + sum of value * shifted input[channel]; a null bias is zero. False: out of memory.
-    bool (*gather)(const Geometry&, const Index&, const float* values, const float* bias, const float* input,
-                   float* output, int threads);
+    bool (*gather)(const Geometry&, const Index&, const float* values, const float* bias, const Number* input,
+                   Number* output, int threads);
     // input_gradient[channel] = sum of value * shifted output_gradient[row], by an index of units and the geometry of
     // the gather. (By any other, it is a gather over the transposed weight.)
-    bool (*input_gradient)(const Geometry&, const Index&, const float* values, const float* output_gradient,
-                           float* input_gradient, int threads);
+    bool (*input_gradient)(const Geometry&, const Index&, const float* values, const Number* output_gradient,
+                           Number* input_gradient, int threads);
     // gradient[order] = sum over batch and plane of output_gradient[row] * shifted input[channel]. The bias gradient, the
     // sum of output_gradient[row], may be null.
-    bool (*values_gradient)(const Geometry&, const Index&, const float* output_gradient, const float* input,
+    bool (*values_gradient)(const Geometry&, const Index&, const Number* output_gradient, const Number* input,
                             float* gradient, float* bias_gradient, int threads);
-    // to[column][row] = from[row][column], `count` times, with leading dimensions and distances in floats.
-    void (*transpose)(const float* from, int64_t from_pitch, int64_t from_distance, float* to, int64_t to_pitch,
+    // to[column][row] = from[row][column], `count` times, with leading dimensions and distances in numbers.
+    void (*transpose)(const Number* from, int64_t from_pitch, int64_t from_distance, Number* to, int64_t to_pitch,
                       int64_t to_distance, int64_t rows, int64_t columns, int64_t count, int threads);
     // output = the normalised input, plus the residual if not null, through ReLU and dropout if asked for.
-    void (*normalise)(const Normalisation&, const NormalisationTensors&, const RunningStatistics&, const float* input,
-                      const float* residual, float* output, int threads);
+    void (*normalise)(const Normalisation&, const NormalisationTensors&, const RunningStatistics&, const Number* input,
+                      const Number* residual, Number* output, int threads);
     // `output` serves ReLU after a residual; else null.
-    void (*normalise_gradient)(const Normalisation&, const NormalisationTensors&, const float* output_gradient,
-                               const float* input, const float* output, const NormalisationGradients&, int threads);
+    void (*normalise_gradient)(const Normalisation&, const NormalisationTensors&, const Number* output_gradient,
+                               const Number* input, const Number* output, const NormalisationGradients<Number>&,
+                               int threads);
     // output = what dropout keeps of `channels` runs of `length`, scaled, zero elsewhere; output and input may be one.
-    void (*drop)(const Dropout&, int64_t channels, int64_t length, const float* input, float* output, int threads);
+    void (*drop)(const Dropout&, int64_t channels, int64_t length, const Number* input, Number* output, int threads);
     // Largest of each window, and which tap of it that was (null if nobody asks): windows of at most 256 taps.
-    void (*max_pool)(const Geometry&, int64_t channels, const float* input, float* output, uint8_t* winner,
+    void (*max_pool)(const Geometry&, int64_t channels, const Number* input, Number* output, uint8_t* winner,
                      int threads);
-    void (*max_pool_gradient)(const Geometry&, int64_t channels, const float* output_gradient, const uint8_t* winner,
-                              float* input_gradient, int threads);
+    void (*max_pool_gradient)(const Geometry&, int64_t channels, const Number* output_gradient, const uint8_t* winner,
+                              Number* input_gradient, int threads);
     // Sum of each window over the divisor; a divisor of 0 stands for the window's inputs without padding.
-    void (*mean_pool)(const Geometry&, int64_t channels, int64_t divisor, const float* input, float* output,
+    void (*mean_pool)(const Geometry&, int64_t channels, int64_t divisor, const Number* input, Number* output,
                       int threads);
-    void (*mean_pool_gradient)(const Geometry&, int64_t channels, int64_t divisor, const float* output_gradient,
-                               float* input_gradient, int threads);
+    void (*mean_pool_gradient)(const Geometry&, int64_t channels, int64_t divisor, const Number* output_gradient,
+                               Number* input_gradient, int threads);
+};
+
+struct Kernels {
+    const char* name;
+    KernelsOf<float> float32;
+    KernelsOf<Bfloat16> bfloat16;
 };
 
 // The kernels of one instruction set ("portable", "avx2", "avx512"), or null where the processor or the build lacks it.

@@ -8,7 +8,7 @@
 
 namespace regrow::REGROW_VARIANT {
 
-// Floats whose sums are single precision: half of a first-level cache. Beyond, sums are double.
+// Numbers whose sums are single precision: half of a first-level cache. Beyond, sums are double.
 constexpr int64_t kSummed = 4096;
 
 struct Sums {
@@ -49,11 +49,12 @@ struct Moments {
 };
 
 // A block's moments about its own mean, read twice from the first-level cache; blocks are joined in double precision.
-static inline Moments moments_of(const float* run, int64_t length) {
+template <class Number>
+static inline Moments moments_of(const Number* run, int64_t length) {
     double mean = 0, squares = 0;
     for (int64_t first = 0; first < length; first += kSummed) {
         const int64_t count = smaller(kSummed, length - first);
-        const float* const block = run + first;
+        const Number* const block = run + first;
         const Sums sums = sum_run(count, [&](int64_t at, auto access, int64_t lanes, Vector* terms) {
             terms[0] = read<decltype(access)::value>(block + at, lanes);
             terms[1] = Vector{};
@@ -110,8 +111,9 @@ static inline void follow(const RunningStatistics& running, int64_t channel, con
     moved(running.variance[channel], moments.variance * (count / (count - 1.0)));
 }
 
+template <class Number>
 static void normalise(const Normalisation& shape, const NormalisationTensors& tensors, const RunningStatistics& running,
-                      const float* input, const float* residual, float* output, int threads) {
+                      const Number* input, const Number* residual, Number* output, int threads) {
     double share = running.momentum;
     if (running.batches) {
         *running.batches += 1;
@@ -122,9 +124,9 @@ static void normalise(const Normalisation& shape, const NormalisationTensors& te
     {
 #pragma omp for schedule(static)
         for (int64_t channel = 0; channel < shape.channels; ++channel) {
-            const float* const from = input + channel * shape.length;
-            const float* const more = residual ? residual + channel * shape.length : nullptr;
-            float* const to = output + channel * shape.length;
+            const Number* const from = input + channel * shape.length;
+            const Number* const more = residual ? residual + channel * shape.length : nullptr;
+            Number* const to = output + channel * shape.length;
             if (shape.training) {
                 const Moments moments = moments_of(from, shape.length);
                 tensors.mean[channel] = static_cast<float>(moments.mean);
@@ -157,12 +159,10 @@ static void normalise(const Normalisation& shape, const NormalisationTensors& te
 }
 
 // One channel of the gradients. `gradient_at(at, access, lanes, x)` is the gradient before the activation.
-template <class GradientAt>
-static inline __attribute__((always_inline)) void normalise_gradient_run(const Normalisation& shape,
-                                                                         const NormalisationTensors& tensors,
-                                                                         const NormalisationGradients& gradients,
-                                                                         int64_t channel, const float* from,
-                                                                         bool streams, GradientAt&& gradient_at) {
+template <class Number, class GradientAt>
+static inline __attribute__((always_inline)) void normalise_gradient_run(
+    const Normalisation& shape, const NormalisationTensors& tensors, const NormalisationGradients<Number>& gradients,
+    int64_t channel, const Number* from, bool streams, GradientAt&& gradient_at) {
     const Affine affine(shape, tensors, channel);
     Sums sums;
     if (shape.training || gradients.weight || gradients.bias)
@@ -178,8 +178,8 @@ static inline __attribute__((always_inline)) void normalise_gradient_run(const N
         }
     if (gradients.weight) gradients.weight[channel] = static_cast<float>(sums.second * affine.inverse);
     if (gradients.bias) gradients.bias[channel] = static_cast<float>(sums.first);
-    float* const to = gradients.input ? gradients.input + channel * shape.length : nullptr;
-    float* const also = gradients.residual ? gradients.residual + channel * shape.length : nullptr;
+    Number* const to = gradients.input ? gradients.input + channel * shape.length : nullptr;
+    Number* const also = gradients.residual ? gradients.residual + channel * shape.length : nullptr;
     if (!to && !also) return;
     // Batch statistics move with every input: their part is taken off.
     const double share = shape.training ? affine.scale[0] / static_cast<double>(shape.length) : 0.0;
@@ -197,19 +197,20 @@ static inline __attribute__((always_inline)) void normalise_gradient_run(const N
     });
 }
 
+template <class Number>
 static void normalise_gradient(const Normalisation& shape, const NormalisationTensors& tensors,
-                               const float* output_gradient, const float* input, const float* output,
-                               const NormalisationGradients& gradients, int threads) {
-    const int64_t floats = shape.channels * shape.length;
-    const bool streams = (!gradients.input || streams_outputs(gradients.input, floats, shape.length)) &&
-                         (!gradients.residual || streams_outputs(gradients.residual, floats, shape.length));
+                               const Number* output_gradient, const Number* input, const Number* output,
+                               const NormalisationGradients<Number>& gradients, int threads) {
+    const int64_t numbers = shape.channels * shape.length;
+    const bool streams = (!gradients.input || streams_outputs(gradients.input, numbers, shape.length)) &&
+                         (!gradients.residual || streams_outputs(gradients.residual, numbers, shape.length));
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (int64_t channel = 0; channel < shape.channels; ++channel) {
-            const float* const arriving = output_gradient + channel * shape.length;
-            const float* const from = input + channel * shape.length;
-            const float* const left = output ? output + channel * shape.length : nullptr;
+            const Number* const arriving = output_gradient + channel * shape.length;
+            const Number* const from = input + channel * shape.length;
+            const Number* const left = output ? output + channel * shape.length : nullptr;
             const auto run = [&](auto&& gradient_at) __attribute__((always_inline)) {
                 normalise_gradient_run(shape, tensors, gradients, channel, from, streams, gradient_at);
             };

@@ -8,7 +8,7 @@ namespace regrow::REGROW_VARIANT {
 // One position of a channel: the same for every channel, so a tile lists its positions once.
 struct Position {
     int64_t packed;  // floats from the channel's packed start
-    int64_t plane;   // floats from the channel's start in the activation
+    int64_t plane;   // numbers from the channel's start in the activation
 };
 
 struct PositionList {
@@ -50,29 +50,47 @@ static inline PositionList list_inputs(const PhasePlan& plan, const Geometry& ge
     return {into, size};
 }
 
-// Copies `lanes` floats and fills up to `vectors` vectors with zeros.
-static inline void copy_in(float* to, const float* from, int32_t vectors, int64_t lanes) {
+// Asks for some vectors of a line, to be written or read, at a level of the caches.
+template <bool kWrite, int kNear, class Number>
+static inline __attribute__((always_inline)) void ask(const Number* line, int64_t vectors) {
+    constexpr int64_t kStep = sizeof(float) / sizeof(Number);
+    for (int64_t v = 0; v < vectors; v += kStep) __builtin_prefetch(line + v * kLanes, kWrite, kNear);
+}
+
+// Copies `lanes` numbers as floats and fills up to `vectors` vectors with zeros.
+template <class Number>
+static inline void copy_in(float* to, const Number* from, int32_t vectors, int64_t lanes) {
     if (lanes >= static_cast<int64_t>(vectors) * kLanes) {
         for (int32_t v = 0; v < vectors; ++v) store(to + v * kLanes, load(from + v * kLanes));
         return;
     }
     for (int64_t lane = 0; lane < static_cast<int64_t>(vectors) * kLanes; ++lane)
-        to[lane] = lane < lanes ? from[lane] : 0;
+        to[lane] = lane < lanes ? widened(from[lane]) : 0;
 }
 
-static inline void copy_out(float* to, const float* from, int32_t vectors, int64_t lanes) {
+// Copies numbers that lie one after the other, as floats.
+template <class Number>
+static inline void copy_run(float* to, const Number* from, int64_t count) {
+    int64_t at = 0;
+    for (; at + kLanes <= count; at += kLanes) store(to + at, load(from + at));
+    for (; at < count; ++at) to[at] = widened(from[at]);
+}
+
+template <class Number>
+static inline void copy_out(Number* to, const float* from, int32_t vectors, int64_t lanes) {
     if (lanes >= static_cast<int64_t>(vectors) * kLanes) {
         for (int32_t v = 0; v < vectors; ++v) store(to + v * kLanes, load(from + v * kLanes));
         return;
     }
-    for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = from[lane];
+    for (int64_t lane = 0; lane < lanes; ++lane) put(to + lane, from[lane]);
 }
 
-static inline void pack(float* packed, int64_t packed_pitch, const float* plane, int64_t plane_pitch, int64_t channels,
+template <class Number>
+static inline void pack(float* packed, int64_t packed_pitch, const Number* plane, int64_t plane_pitch, int64_t channels,
                         const PositionList& list, const Tile& tile, int64_t lanes) {
     for (int64_t channel = 0; channel < channels; ++channel) {
         float* to = packed + channel * packed_pitch;
-        const float* from = plane + channel * plane_pitch;
+        const Number* from = plane + channel * plane_pitch;
         for (int64_t i = 0; i < list.size; ++i) {
             copy_in(to + list.positions[i].packed, from + list.positions[i].plane, tile.vectors, lanes);
         }
@@ -80,14 +98,15 @@ static inline void pack(float* packed, int64_t packed_pitch, const float* plane,
 }
 
 // Where `streams`, around the caches: the batch must then be a multiple of a vector.
-static inline void unpack(float* plane, int64_t plane_pitch, const float* packed, int64_t packed_pitch,
+template <class Number>
+static inline void unpack(Number* plane, int64_t plane_pitch, const float* packed, int64_t packed_pitch,
                           int64_t channels, const PositionList& list, const Tile& tile, int64_t lanes, bool streams) {
     const int64_t vectors = smaller(tile.vectors, lanes / kLanes);
     for (int64_t channel = 0; channel < channels; ++channel) {
-        float* to = plane + channel * plane_pitch;
+        Number* to = plane + channel * plane_pitch;
         const float* from = packed + channel * packed_pitch;
         for (int64_t i = 0; i < list.size; ++i) {
-            float* line = to + list.positions[i].plane;
+            Number* line = to + list.positions[i].plane;
             const float* sums = from + list.positions[i].packed;
             if (streams)
                 for (int64_t v = 0; v < vectors; ++v) stream(line + v * kLanes, load(sums + v * kLanes));

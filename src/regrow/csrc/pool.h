@@ -68,7 +68,8 @@ static inline __attribute__((always_inline)) void with_window(int64_t height, in
     body(height, width);
 }
 
-static void max_pool(const Geometry& geometry, int64_t channels, const float* input, float* output, uint8_t* winner,
+template <class Number>
+static void max_pool(const Geometry& geometry, int64_t channels, const Number* input, Number* output, uint8_t* winner,
                      int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     const int64_t batch = geometry.batch;
@@ -76,8 +77,8 @@ static void max_pool(const Geometry& geometry, int64_t channels, const float* in
     for_positions(channels, height.output, width.output, threads, [&](int64_t channel, int64_t row, int64_t column) {
         const Range rows = window_of(height, row), columns = window_of(width, column);
         const int64_t window = ((channel * height.output + row) * width.output + column) * batch;
-        const float* const plane = input + channel * height.input * width.input * batch;
-        const float* const corner = plane + (rows.first * width.input + columns.first) * batch;
+        const Number* const plane = input + channel * height.input * width.input * batch;
+        const Number* const corner = plane + (rows.first * width.input + columns.first) * batch;
         // Taps are counted from where the window would start, in the padding too.
         const int64_t top = row * height.stride - height.padding, left = column * width.stride - width.padding;
         const auto first_tap = static_cast<int32_t>((rows.first - top) * width.kernel + columns.first - left);
@@ -109,15 +110,15 @@ static void max_pool(const Geometry& geometry, int64_t channels, const float* in
 
 // input_gradient = for each input the sum over its windows of share(window) times the window's gradient. `term(window,
 // row, column, access, lanes)` is what a window gives to the input that is tap (row, column) of it.
-template <class Term>
-static inline void gather_windows(const Geometry& geometry, int64_t channels, float* input_gradient, int threads,
+template <class Number, class Term>
+static inline void gather_windows(const Geometry& geometry, int64_t channels, Number* input_gradient, int threads,
                                   Term&& term) {
     const Axis &height = geometry.height, &width = geometry.width;
     const int64_t batch = geometry.batch;
     const bool streams = streams_outputs(input_gradient, channels * height.input * width.input * batch, batch);
     for_positions(channels, height.input, width.input, threads, [&](int64_t channel, int64_t y, int64_t x) {
         const Range rows = windows_over(height, y), columns = windows_over(width, x);
-        float* const to = input_gradient + ((channel * height.input + y) * width.input + x) * batch;
+        Number* const to = input_gradient + ((channel * height.input + y) * width.input + x) * batch;
         with_access(streams, [&](auto stored) {
             for_vectors<Access::kAll>(batch, [&](int64_t at, auto access, int64_t lanes) {
                 constexpr Access kRead = decltype(access)::value;
@@ -140,14 +141,15 @@ static inline bool tiles(const Axis& axis) {
 }
 
 // Where windows tile the plane each writes its inputs: winner and gradient are read once.
-static void max_pool_gradient_tiled(const Geometry& geometry, int64_t channels, const float* output_gradient,
-                                    const uint8_t* winner, float* input_gradient, int threads) {
+template <class Number>
+static void max_pool_gradient_tiled(const Geometry& geometry, int64_t channels, const Number* output_gradient,
+                                    const uint8_t* winner, Number* input_gradient, int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     const int64_t batch = geometry.batch;
     const bool streams = streams_outputs(input_gradient, channels * height.input * width.input * batch, batch);
     for_positions(channels, height.output, width.output, threads, [&](int64_t channel, int64_t row, int64_t column) {
         const int64_t window = ((channel * height.output + row) * width.output + column) * batch;
-        float* const corner =
+        Number* const corner =
             input_gradient +
             ((channel * height.input + row * height.kernel) * width.input + column * width.kernel) * batch;
         const auto run = [&](auto stored, auto window_height, auto window_width) {
@@ -170,8 +172,9 @@ static void max_pool_gradient_tiled(const Geometry& geometry, int64_t channels, 
     });
 }
 
-static void max_pool_gradient(const Geometry& geometry, int64_t channels, const float* output_gradient,
-                              const uint8_t* winner, float* input_gradient, int threads) {
+template <class Number>
+static void max_pool_gradient(const Geometry& geometry, int64_t channels, const Number* output_gradient,
+                              const uint8_t* winner, Number* input_gradient, int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     if (tiles(height) && tiles(width))
         return max_pool_gradient_tiled(geometry, channels, output_gradient, winner, input_gradient, threads);
@@ -193,15 +196,16 @@ static inline float share_of(const Geometry& geometry, int64_t divisor, int64_t 
     return 1.0f / static_cast<float>(window_of(geometry.height, row).size() * window_of(geometry.width, column).size());
 }
 
-static void mean_pool(const Geometry& geometry, int64_t channels, int64_t divisor, const float* input, float* output,
+template <class Number>
+static void mean_pool(const Geometry& geometry, int64_t channels, int64_t divisor, const Number* input, Number* output,
                       int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     const int64_t batch = geometry.batch;
     for_positions(channels, height.output, width.output, threads, [&](int64_t channel, int64_t row, int64_t column) {
         const Range rows = window_of(height, row), columns = window_of(width, column);
         const Vector share = broadcast(share_of(geometry, divisor, row, column));
-        float* const to = output + ((channel * height.output + row) * width.output + column) * batch;
-        const float* const plane = input + channel * height.input * width.input * batch;
+        Number* const to = output + ((channel * height.output + row) * width.output + column) * batch;
+        const Number* const plane = input + channel * height.input * width.input * batch;
         for_vectors<Access::kAll>(batch, [&](int64_t at, auto access, int64_t lanes) {
             constexpr Access kAccess = decltype(access)::value;
             Vector sum = {};
@@ -213,8 +217,9 @@ static void mean_pool(const Geometry& geometry, int64_t channels, int64_t diviso
     });
 }
 
+template <class Number>
 static void mean_pool_gradient(const Geometry& geometry, int64_t channels, int64_t divisor,
-                               const float* output_gradient, float* input_gradient, int threads) {
+                               const Number* output_gradient, Number* input_gradient, int threads) {
     gather_windows(geometry, channels, input_gradient, threads,
                    [&](int64_t window, int64_t row, int64_t column, int64_t, int64_t, auto access, int64_t lanes) {
                        return read<decltype(access)::value>(output_gradient + window, lanes) *

@@ -36,12 +36,19 @@ void multiply_few(const Index& index, const float* values, const float* bias, Re
     for (int64_t row = 0; row < index.rows; ++row) write(row, sums[row]);
 }
 
-static bool gather_vectors(const Index& index, const float* values, const float* bias, const float* input,
-                           float* output, int64_t batch) {
+template <class Number>
+static bool gather_vectors(const Index& index, const float* values, const float* bias, const Number* input,
+                           Number* output, int64_t batch) {
     if (batch == 1) {
-        multiply_few(
-            index, values, bias, [&](int64_t channel) { return input[channel]; }, [](int64_t, float) {}, output);
-        return true;
+        const auto multiply = [&](float* sums) {
+            multiply_few(
+                index, values, bias, [&](int64_t channel) { return widened(input[channel]); },
+                [&](int64_t row, float sum) { put(output + row, sum); }, sums);
+            return true;
+        };
+        if constexpr (std::is_same_v<Number, float>) return multiply(output);
+        Buffer<float> sums(index.rows);
+        return sums && multiply(sums.data());
     }
     Buffer<float> lines(index.channels * kLanes), sums(index.rows * kLanes);
     if (!lines || !sums) return false;
@@ -86,17 +93,25 @@ class RowTiles {
     int64_t edge_size() const { return index_.rows * kRows * kTileLanes; }
 
     // One strip of rows: packs block after block, and adds what each contributes to the outputs.
-    void strip(int64_t number, const Entry* entries, const float* bias, const float* input, float* packed, float* edge,
-               float* output) const {
+    template <class Number>
+    void strip(int64_t number, const Entry* entries, const float* bias, const Number* input, float* packed, float* edge,
+               const BlockSums<Number>& sums, Number* output) const {
         const int64_t top = number * kRows, rows = smaller(kRows, height_.outputs - top);
         const int64_t run = width_output_ * batch_, whole = run - run % kTileLanes;
-        float* const target = output + top * run;
+        Number* const target = output + top * run;
         for (int64_t block = 0; block < blocks_; ++block) {
             pack_block(block, top, input, packed);
-            for (int64_t lane = 0; lane < whole; lane += kTileLanes)
-                tile(block, rows, packed + lane, entries, bias, {target + lane, output_pitch(), run, kTileLanes});
+            for (int64_t lane = 0; lane < whole; lane += kTileLanes) {
+                const Place place{rows, kTileLanes, top * run + lane, run, 0, block == 0, block == blocks_ - 1};
+                sums.block(place, 0, [&](auto* first, const float* before) {
+                    const Rows targets{first, output_pitch(), run, kTileLanes};
+                    tile(block, rows, packed + lane, entries, bias, before, targets);
+                });
+                sums.finish(place, kRun);
+            }
             if (whole < run)
-                tile(block, rows, packed + whole, entries, bias, {edge, kRows * kTileLanes, kTileLanes, kTileLanes});
+                tile(block, rows, packed + whole, entries, bias, block ? edge : nullptr,
+                     Rows<float>{edge, kRows * kTileLanes, kTileLanes, kTileLanes});
         }
         if (whole == run) return;
         for (int64_t row = 0; row < index_.rows; ++row)
@@ -106,28 +121,41 @@ class RowTiles {
     }
 
    private:
+    // Where a tile stands in the output, and in which of the blocks.
+    struct Place {
+        int64_t rows;
+        int64_t lanes;
+        int64_t position;
+        int64_t row_pitch;
+        int64_t phase;
+        bool first_block;
+        bool last_block;
+    };
+
+    template <class Number>
     void tile(int64_t block, int64_t rows, const float* packed, const Entry* entries, const float* bias,
-              const Rows<float>& targets) const {
+              const float* sums, const Rows<Number>& targets) const {
         const Segments segments{index_.segment_row, index_.segment_start, index_.block_start[block],
                                 index_.block_start[block + 1]};
         NothingAhead nothing;
         if (rows == kRows)
-            return gather_segments<kRows, kRun, Access::kAll>(segments, entries, packed, line_pitch_, targets, bias,
-                                                              block > 0, nothing);
+            return gather_segments<kRows, kRun, Access::kAll>(segments, entries, packed, line_pitch_, targets, sums,
+                                                              bias, nothing);
         for (int64_t row = 0; row < rows; ++row) {
-            Rows<float> one = targets;
+            Rows<Number> one = targets;
             one.first += row * targets.line_pitch;
             gather_segments<1, kRun, Access::kAll>(segments, entries, packed + row * line_pitch_, line_pitch_, one,
-                                                   bias, block > 0, nothing);
+                                                   sums ? sums + row * targets.line_pitch : nullptr, bias, nothing);
         }
     }
 
-    void pack_block(int64_t block, int64_t top, const float* input, float* packed) const {
+    template <class Number>
+    void pack_block(int64_t block, int64_t top, const Number* input, float* packed) const {
         const int64_t channel = block * index_.channels_per_block;
         const int64_t channels = smaller(index_.channels_per_block, index_.channels - channel);
         const int64_t row_floats = width_input_ * batch_;
         for (int64_t c = 0; c < channels; ++c) {
-            const float* plane = input + (channel + c) * height_.input * row_floats;
+            const Number* plane = input + (channel + c) * height_.input * row_floats;
             for (int64_t line = 0; line < height_.lines; ++line) {
                 float* to = packed + c * channel_pitch_ + line * line_pitch_;
                 const int64_t row = height_.source(top, line);
@@ -140,12 +168,13 @@ class RowTiles {
         }
     }
 
-    void pack_line(float* to, const float* from) const {
+    template <class Number>
+    void pack_line(float* to, const Number* from) const {
         if (width_.input_step == 1) {
             const int64_t first = larger(0, -width_.lowest), last = smaller(width_.lines, width_input_ - width_.lowest);
-            const size_t count = last > first ? static_cast<size_t>((last - first) * batch_) : 0;
+            const int64_t count = last > first ? (last - first) * batch_ : 0;
             std::memset(to, 0, static_cast<size_t>(first * batch_) * sizeof(float));
-            std::memcpy(to + first * batch_, from + (first + width_.lowest) * batch_, count * sizeof(float));
+            copy_run(to + first * batch_, from + (first + width_.lowest) * batch_, count);
             float* const end = to + first * batch_ + count;
             std::memset(end, 0, static_cast<size_t>(to + line_pitch_ - end) * sizeof(float));
             return;
@@ -156,7 +185,7 @@ class RowTiles {
             float* at = to + slot * width_.span * batch_;
             for (int64_t column = 0; column < width_.span; ++column, source += width_.input_step, at += batch_)
                 if (source >= 0 && source < width_input_)
-                    for (int64_t n = 0; n < batch_; ++n) at[n] = from[source * batch_ + n];
+                    for (int64_t n = 0; n < batch_; ++n) at[n] = widened(from[source * batch_ + n]);
         }
     }
 
@@ -173,15 +202,16 @@ class RowTiles {
     int64_t channel_pitch_;
 };
 
-template <int kRows, int kRun>
+template <int kRows, int kRun, class Number>
 bool gather_row_tiles(const Geometry& geometry, const Index& index, const float* values, const float* bias,
-                      const float* input, float* output, int threads) {
+                      const Number* input, Number* output, int threads) {
     PlanMemory memory(geometry);
     if (!memory) return false;
     const RowTiles<kRows, kRun> tiles(geometry, index, memory);
     if (!within_offsets(tiles.buffer_size())) return false;
     Buffer<Entry> entries(index.nonzeros);
-    if (!entries) return false;
+    const BlockSums<Number> sums(output, tiles.output_pitch(), index, 1);
+    if (!entries || !sums) return false;
 
     bool complete = true;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
@@ -192,13 +222,14 @@ bool gather_row_tiles(const Geometry& geometry, const Index& index, const float*
             index, values, 0, index.nonzeros, [&](int64_t entry) { return tiles.offset(entry); }, entries.data());
 #pragma omp for schedule(static)
         for (int64_t strip = 0; strip < tiles.strips(); ++strip)
-            if (complete) tiles.strip(strip, entries.data(), bias, input, packed.data(), edge.data(), output);
+            if (complete) tiles.strip(strip, entries.data(), bias, input, packed.data(), edge.data(), sums, output);
     }
     return complete;
 }
 
+template <class Number>
 static bool gather_rows(const Geometry& geometry, const Index& index, const float* values, const float* bias,
-                        const float* input, float* output, int threads) {
+                        const Number* input, Number* output, int threads) {
     const int64_t run = geometry.width.output * geometry.batch;
     const bool point = geometry.height.input == 1 && geometry.width.input == 1 && geometry.height.output == 1 &&
                        geometry.width.output == 1 && geometry.height.kernel == 1 && geometry.width.kernel == 1 &&

@@ -18,30 +18,30 @@
 namespace regrow::REGROW_VARIANT {
 
 // Asks for the lines that a segment to come will read: they lie far apart, so the processor does not foresee them.
-template <int kUnit, int kRun, class Float>
+template <int kUnit, int kRun, class Number>
 static inline __attribute__((always_inline)) void ask_ahead(const Segments& segments, int64_t segment, int64_t distance,
-                                                            const Rows<Float>& sources) {
+                                                            const Number* sources, int64_t pitch) {
     if (segment + distance >= segments.last) return;
-    const float* line = sources.first + segments.row[segment + distance] * (kUnit * sources.pitch);
-    for (int u = 0; u < kUnit; ++u, line += sources.pitch)
-        for (int j = 0; j < kRun; ++j) __builtin_prefetch(line + j * kLanes);
+    const Number* line = sources + segments.row[segment + distance] * (kUnit * pitch);
+    for (int u = 0; u < kUnit; ++u, line += pitch) ask<false, 3>(line, kRun);
 }
 
-// For every segment: the rows of its unit (+)= the sum of value * packed[offset]. Starts from the bias where `add` is
-// false.
-template <int kUnit, int kRun, Access kAccess, class Coming>
+// For every segment: the rows of its unit = the sum of value * packed[offset], added to the bias or, where they are not
+// null, to the sums of earlier blocks. Those lie as the targets do, and may be the targets.
+template <int kUnit, int kRun, Access kAccess, class Number, class Coming>
 void gather_units(const Segments& segments, const float* values, const int32_t* offsets, const float* packed,
-                  const Rows<float>& targets, const float* bias, bool add, Coming& coming) {
+                  const Rows<Number>& targets, const float* sums, const float* bias, Coming& coming) {
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const int64_t row = static_cast<int64_t>(segments.row[segment]) * kUnit;
-        float* const target = targets.first + row * targets.pitch;
-        if (add) ask_ahead<kUnit, kRun>(segments, segment, 2, targets);
+        Number* const target = targets.first + row * targets.pitch;
+        const float* const sum = sums ? sums + row * targets.pitch : nullptr;
+        if (sums) ask_ahead<kUnit, kRun>(segments, segment, 2, sums, targets.pitch);
         coming.step(segment);
         Vector accumulator[kUnit][kRun];
         for (int u = 0; u < kUnit; ++u)
             for (int j = 0; j < kRun; ++j)
                 accumulator[u][j] =
-                    add ? read<kAccess>(target + u * targets.pitch + j * kLanes, targets.lanes - j * kLanes)
+                    sum ? read<kAccess>(sum + u * targets.pitch + j * kLanes, targets.lanes - j * kLanes)
                         : broadcast(bias ? bias[row + u] : 0.0f);
         const int64_t end = segments.start[segment + 1];
         for (int64_t entry = segments.start[segment]; entry < end; ++entry) {
@@ -60,12 +60,12 @@ void gather_units(const Segments& segments, const float* values, const int32_t* 
 }
 
 // packed[offset] += the sum of value * sources[row] over the rows of the unit, for every entry of every segment.
-template <int kUnit, int kRun, Access kAccess>
+template <int kUnit, int kRun, Access kAccess, class Number>
 void scatter_units(const Segments& segments, const float* values, const int32_t* offsets, float* packed,
-                   const Rows<const float>& sources) {
+                   const Rows<const Number>& sources) {
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
-        const float* const source = sources.first + segments.row[segment] * (kUnit * sources.pitch);
-        ask_ahead<kUnit, kRun>(segments, segment, 2, sources);
+        const Number* const source = sources.first + segments.row[segment] * (kUnit * sources.pitch);
+        ask_ahead<kUnit, kRun>(segments, segment, 2, sources.first, sources.pitch);
         Vector factor[kUnit][kRun];
         for (int u = 0; u < kUnit; ++u)
             for (int j = 0; j < kRun; ++j)
@@ -92,9 +92,9 @@ constexpr int64_t kUnitPartials = 2 * kPartials;
 // `sources.line_pitch` lead from one row of the strip to the next.
 //
 // Some entries are walked over for all rows of the strip, so that lanes are summed once for all.
-template <int kUnit, int kRun, Access kAccess, class Coming>
+template <int kUnit, int kRun, Access kAccess, class Number, class Coming>
 void values_units(const Segments& segments, const int32_t* offsets, const float* packed, int64_t row_step,
-                  const Rows<const float>& sources, int64_t rows, float* partials, float* gradient, float* row_sums,
+                  const Rows<const Number>& sources, int64_t rows, float* partials, float* gradient, float* row_sums,
                   Coming& coming) {
     constexpr int64_t kEntries = kUnitPartials / kUnit;
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
@@ -104,10 +104,10 @@ void values_units(const Segments& segments, const int32_t* offsets, const float*
         do {
             const int64_t last = smaller(end, first + kEntries);
             for (int64_t row = 0; row < rows; ++row) {
-                const Rows<const float> its{sources.first + row * sources.line_pitch, sources.pitch, 0, 0};
-                const float* const source = its.first + group * (kUnit * sources.pitch);
+                const Number* const its = sources.first + row * sources.line_pitch;
+                const Number* const source = its + group * (kUnit * sources.pitch);
                 if (last == end) coming.step(segment);
-                if (last == end) ask_ahead<kUnit, kRun>(segments, segment, 1, its);
+                if (last == end) ask_ahead<kUnit, kRun>(segments, segment, 1, its, sources.pitch);
                 Vector factor[kUnit][kRun];
                 for (int u = 0; u < kUnit; ++u)
                     for (int j = 0; j < kRun; ++j)
@@ -139,16 +139,34 @@ void values_units(const Segments& segments, const int32_t* offsets, const float*
     }
 }
 
-// values_of_entry[entry][u], for every entry: the value of each row of its unit.
+// The values of each entry of an index of units, one after the other.
 template <int kUnit>
-static inline void look_up_units(const Index& index, const int32_t* steps, const float* values, float* table) {
-#pragma omp for schedule(static)
-    for (int64_t segment = 0; segment < index.segments(); ++segment) {
-        const int64_t step = steps[index.segment_row[segment]];
-        for (int64_t entry = index.segment_start[segment]; entry < index.segment_start[segment + 1]; ++entry)
-            for (int u = 0; u < kUnit; ++u) table[entry * kUnit + u] = values[index.order[entry] + u * step];
+class UnitValues {
+   public:
+    explicit UnitValues(const Index& index) : index_(index), steps_(index.groups()), values_(index.nonzeros * kUnit) {
+        if (*this) unit_steps(index, steps_.data());
     }
-}
+
+    // Whether there was memory.
+    explicit operator bool() const { return steps_ && values_; }
+
+    // Called by every thread of the team, before any asks for a value.
+    void look_up(const float* values) {
+#pragma omp for schedule(static)
+        for (int64_t segment = 0; segment < index_.segments(); ++segment) {
+            const int64_t step = steps_[index_.segment_row[segment]];
+            for (int64_t entry = index_.segment_start[segment]; entry < index_.segment_start[segment + 1]; ++entry)
+                for (int u = 0; u < kUnit; ++u) values_[entry * kUnit + u] = values[index_.order[entry] + u * step];
+        }
+    }
+
+    const float* data() const { return values_.data(); }
+
+   private:
+    const Index& index_;
+    Buffer<int32_t> steps_;
+    Buffer<float> values_;
+};
 
 // Rows of a strip: the more, the fewer lines are packed twice, as long as the ring stands in the second-level cache.
 template <int kRun>
@@ -180,21 +198,18 @@ static inline void visit_rows(const Tile& tile, int64_t tile_lanes, bool stream,
     }
 }
 
-template <int kUnit, int kRun>
+template <int kUnit, int kRun, class Number>
 bool units_gather(const Geometry& geometry, const Index& index, const float* values, const float* bias,
-                  const float* input, float* output, int threads) {
+                  const Number* input, Number* output, int threads) {
     using Plan = Sweep<1, kRun>;
     PlanMemory memory(geometry);
     if (!memory) return false;
     const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 1), true);
     if (!within_offsets(plan.buffer_size())) return false;
-    Buffer<int32_t> steps(index.groups());
-    Buffer<float> table(index.nonzeros * kUnit);
-    Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
-    Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
-    if (!steps || !table || !offsets || !packed_offset) return false;
-    unit_steps(index, steps.data());
-    plan.tabulate_offsets(packed_offset.data());
+    UnitValues<kUnit> table(index);
+    RotatedOffsets offsets(plan, index);
+    const BlockSums<Number> sums(output, plan.output_pitch(), index, 1);
+    if (!table || !offsets || !sums) return false;
     const bool streams = streams_outputs(output, index.rows * plan.output_pitch(), geometry.batch);
 
     bool complete = true;
@@ -202,24 +217,22 @@ bool units_gather(const Geometry& geometry, const Index& index, const float* val
     {
         Buffer<float> ring(plan.buffer_size());
         complete = static_cast<bool>(ring);
-        look_up_units<kUnit>(index, steps.data(), values, table.data());
-        for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation)
-            look_up_offsets(index, packed_offset.data() + rotation * plan.tap_offsets(),
-                            offsets.data() + rotation * index.nonzeros);
+        table.look_up(values);
+        offsets.look_up();
+        const auto gather_tile = [&](const auto& tile, auto& coming) {
+            visit_rows(tile, Plan::kTileLanes, streams && tile.last_block, [&](auto access, int64_t row) {
+                sums.block(tile, row, [&](auto* target, const float* before) {
+                    const Rows targets{target, plan.output_pitch(), tile.row_pitch, tile.lanes};
+                    gather_units<kUnit, kRun, decltype(access)::value>(
+                        tile.segments, table.data(), offsets.of(tile.rotation), ring.data() + row * plan.row_step(),
+                        targets, before, bias, coming);
+                });
+            });
+            sums.finish(tile, kRun);
+        };
         const int64_t team = omp_get_num_threads();
         const auto gather_item = [&](int64_t number) {
-            plan.tiles_ahead(
-                plan.item(number, team), plan.rows(), input, ring.data(),
-                [&](const typename Plan::Tile& tile, typename Plan::Coming& coming) {
-                    const int32_t* rotated = offsets.data() + tile.rotation * index.nonzeros;
-                    visit_rows(tile, Plan::kTileLanes, streams && tile.last_block, [&](auto access, int64_t row) {
-                        const Rows<float> targets{output + tile.position + row * tile.row_pitch, plan.output_pitch(),
-                                                  tile.row_pitch, tile.lanes};
-                        gather_units<kUnit, kRun, decltype(access)::value>(tile.segments, table.data(), rotated,
-                                                                           ring.data() + row * plan.row_step(), targets,
-                                                                           bias, !tile.first_block, coming);
-                    });
-                });
+            plan.tiles_ahead(plan.item(number, team), plan.rows(), input, ring.data(), gather_tile);
         };
         if (complete) for_share(plan.items(team), gather_item);
         stream_fence();
@@ -227,19 +240,17 @@ bool units_gather(const Geometry& geometry, const Index& index, const float* val
     return complete;
 }
 
-template <int kUnit, int kRun>
-bool units_values_gradient(const Geometry& geometry, const Index& index, const float* output_gradient,
-                           const float* input, float* gradient, float* bias_gradient, int threads) {
+template <int kUnit, int kRun, class Number>
+bool units_values_gradient(const Geometry& geometry, const Index& index, const Number* output_gradient,
+                           const Number* input, float* gradient, float* bias_gradient, int threads) {
     using Plan = Sweep<1, kRun>;
     PlanMemory memory(geometry);
     if (!memory) return false;
     const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 1), true);
     if (!within_offsets(plan.buffer_size())) return false;
-    Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
-    Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
+    RotatedOffsets offsets(plan, index);
     ThreadSums sums(index, gradient, bias_gradient, threads);
-    if (!offsets || !packed_offset || !sums) return false;
-    plan.tabulate_offsets(packed_offset.data());
+    if (!offsets || !sums) return false;
 
     bool complete = true;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
@@ -247,27 +258,24 @@ bool units_values_gradient(const Geometry& geometry, const Index& index, const f
         Buffer<float> ring(plan.buffer_size());
         Buffer<float> partials(kUnitPartials * kLanes);
         complete = ring && partials;
-        for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation)
-            look_up_offsets(index, packed_offset.data() + rotation * plan.tap_offsets(),
-                            offsets.data() + rotation * index.nonzeros);
+        offsets.look_up();
         const ThreadSums::Mine mine = sums.start();
+        const auto reduce_tile = [&](const auto& tile, auto& coming) {
+            const Rows<const Number> sources{output_gradient + tile.position, plan.output_pitch(), tile.row_pitch,
+                                             tile.lanes};
+            const auto reduce = [&](auto access) {
+                values_units<kUnit, kRun, decltype(access)::value>(
+                    tile.segments, offsets.of(tile.rotation), ring.data(), plan.row_step(), sources, tile.rows,
+                    partials.data(), mine.values, tile.first_block ? mine.rows : nullptr, coming);
+            };
+            if (tile.lanes < Plan::kTileLanes)
+                reduce(std::integral_constant<Access, Access::kSome>());
+            else
+                reduce(std::integral_constant<Access, Access::kAll>());
+        };
         const int64_t team = omp_get_num_threads();
         const auto reduce_item = [&](int64_t number) {
-            plan.tiles_ahead(plan.item(number, team), plan.rows(), input, ring.data(),
-                             [&](const typename Plan::Tile& tile, typename Plan::Coming& coming) {
-                                 const int32_t* rotated = offsets.data() + tile.rotation * index.nonzeros;
-                                 const Rows<const float> sources{output_gradient + tile.position, plan.output_pitch(),
-                                                                 tile.row_pitch, tile.lanes};
-                                 const auto reduce = [&](auto access) {
-                                     values_units<kUnit, kRun, decltype(access)::value>(
-                                         tile.segments, rotated, ring.data(), plan.row_step(), sources, tile.rows,
-                                         partials.data(), mine.values, tile.first_block ? mine.rows : nullptr, coming);
-                                 };
-                                 if (tile.lanes < Plan::kTileLanes)
-                                     reduce(std::integral_constant<Access, Access::kSome>());
-                                 else
-                                     reduce(std::integral_constant<Access, Access::kAll>());
-                             });
+            plan.tiles_ahead(plan.item(number, team), plan.rows(), input, ring.data(), reduce_tile);
         };
         if (complete) for_share(plan.items(team), reduce_item);
         sums.finish();
@@ -275,53 +283,49 @@ bool units_values_gradient(const Geometry& geometry, const Index& index, const f
     return complete;
 }
 
-template <int kUnit, int kRun>
+template <int kUnit, int kRun, class Number>
 bool units_input_gradient(const Geometry& geometry, const Index& index, const float* values,
-                          const float* output_gradient, float* input_gradient, int threads) {
+                          const Number* output_gradient, Number* input_gradient, int threads) {
     using Plan = Sweep<1, kRun>;
     PlanMemory memory(geometry);
     if (!memory) return false;
     const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 0));
     if (!within_offsets(plan.buffer_size())) return false;
-    Buffer<int32_t> steps(index.groups());
-    Buffer<float> table(index.nonzeros * kUnit);
-    Buffer<int32_t> offsets(plan.rotations() * index.nonzeros);
-    Buffer<int32_t> packed_offset(plan.rotations() * plan.tap_offsets());
-    if (!steps || !table || !offsets || !packed_offset) return false;
-    unit_steps(index, steps.data());
-    plan.tabulate_offsets(packed_offset.data());
-    const int64_t floats = index.channels * plan.input_pitch();
+    const int64_t numbers = index.channels * plan.input_pitch();
+    UnitValues<kUnit> table(index);
+    RotatedOffsets offsets(plan, index);
+    // Strips of several colours add to the same rows.
+    const WaitingSums<Number> sums(input_gradient, numbers, plan.strips().colours() > 1);
+    if (!table || !offsets || !sums) return false;
     // Inputs that no output reads have a gradient of zero.
     const bool covers = plan.covers_input();
-    const bool streams = covers && streams_outputs(input_gradient, floats, geometry.batch);
+    const bool streams = covers && streams_outputs(input_gradient, numbers, geometry.batch);
 
     bool complete = true;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
     {
         Buffer<float> ring(plan.buffer_size());
         complete = static_cast<bool>(ring);
-        look_up_units<kUnit>(index, steps.data(), values, table.data());
-        for (int64_t rotation = 0; rotation < plan.rotations(); ++rotation)
-            look_up_offsets(index, packed_offset.data() + rotation * plan.tap_offsets(),
-                            offsets.data() + rotation * index.nonzeros);
+        table.look_up(values);
+        offsets.look_up();
         if (!covers) {
 #pragma omp for schedule(static)
             for (int64_t channel = 0; channel < index.channels; ++channel)
                 std::memset(input_gradient + channel * plan.input_pitch(), 0,
-                            static_cast<size_t>(plan.input_pitch()) * sizeof(float));
+                            static_cast<size_t>(plan.input_pitch()) * sizeof(Number));
         }
-        const auto scatter_tile = [&](const typename Plan::Tile& tile) {
-            const int32_t* rotated = offsets.data() + tile.rotation * index.nonzeros;
+        const auto scatter_tile = [&](const auto& tile) {
             visit_rows(tile, Plan::kTileLanes, false, [&](auto access, int64_t row) {
-                const Rows<const float> sources{output_gradient + tile.position + row * tile.row_pitch,
-                                                plan.output_pitch(), tile.row_pitch, tile.lanes};
-                scatter_units<kUnit, kRun, decltype(access)::value>(tile.segments, table.data(), rotated,
+                const Rows<const Number> sources{output_gradient + tile.position + row * tile.row_pitch,
+                                                 plan.output_pitch(), tile.row_pitch, tile.lanes};
+                scatter_units<kUnit, kRun, decltype(access)::value>(tile.segments, table.data(),
+                                                                    offsets.of(tile.rotation),
                                                                     ring.data() + row * plan.row_step(), sources);
             });
         };
         for (int64_t colour = 0; colour < plan.strips().colours(); ++colour) {
             const auto scatter_item = [&](int64_t number) {
-                plan.scatter(colour, number, !covers, streams, input_gradient, ring.data(), scatter_tile);
+                plan.scatter(colour, number, streams, sums.data(), input_gradient, ring.data(), scatter_tile);
             };
             if (complete) for_share(plan.scatter_items(colour), scatter_item);
             stream_fence();

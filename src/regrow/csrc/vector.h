@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels.h"
+
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
@@ -19,18 +21,47 @@ constexpr int kAccumulators = REGROW_REGISTERS;  // vectors that one tile keeps 
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(int32_t))));
-// The same type at any address: user tensors are aligned to one float only.
+typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+// The same types at any address: user tensors are aligned to one number only.
 typedef float LooseVector __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef uint16_t LooseHalves
+    __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(sizeof(uint16_t)), may_alias));
 
 static inline __attribute__((always_inline)) Vector load(const float* from) {
     return *reinterpret_cast<const LooseVector*>(from);
+}
+
+static inline __attribute__((always_inline)) Vector load(const Bfloat16* from) {
+    const Halves halves = *reinterpret_cast<const LooseHalves*>(from);
+    return (Vector)(__builtin_convertvector(halves, Words) << 16);
 }
 
 static inline __attribute__((always_inline)) void store(float* to, Vector value) {
     *reinterpret_cast<LooseVector*>(to) = value;
 }
 
-// Stores around the caches, to an address aligned to the vector; stream_fence() before others may read it.
+// The nearest bfloat16, of two as near the even one; NaN stays NaN. By integers, so that every instruction set gives
+// the same bits.
+static inline __attribute__((always_inline)) Halves rounded(Vector value) {
+    const Words words = (Words)value, nearest = (words + 0x7fff + (words >> 16 & 1)) >> 16;
+    return __builtin_convertvector(value != value ? Words{} + 0x7fc0 : nearest, Halves);
+}
+
+static inline __attribute__((always_inline)) void store(Bfloat16* to, Vector value) {
+    *reinterpret_cast<LooseHalves*>(to) = rounded(value);
+}
+
+// Single numbers.
+static inline float widened(float number) { return number; }
+static inline float widened(Bfloat16 number) { return __builtin_bit_cast(float, uint32_t{number.bits} << 16); }
+static inline void put(float* to, float number) { *to = number; }
+static inline void put(Bfloat16* to, float number) {
+    const auto word = __builtin_bit_cast(uint32_t, number);
+    to->bits = static_cast<uint16_t>(number != number ? 0x7fc0 : (word + 0x7fff + (word >> 16 & 1)) >> 16);
+}
+
+// Stores around the caches, to an address aligned to as many numbers as a vector has; stream_fence() before others may read it.
 static inline __attribute__((always_inline)) void stream(float* to, Vector value) {
 #if defined(__SANITIZE_THREAD__)
     store(to, value);  // the sanitizer does not see what goes around the caches
@@ -38,6 +69,16 @@ static inline __attribute__((always_inline)) void stream(float* to, Vector value
     _mm512_stream_ps(to, (__m512)value);
 #elif defined(__AVX__)
     _mm256_stream_ps(to, (__m256)value);
+#else
+    store(to, value);
+#endif
+}
+
+static inline __attribute__((always_inline)) void stream(Bfloat16* to, Vector value) {
+#if defined(__AVX512F__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)rounded(value));
+#elif defined(__AVX__)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)rounded(value));
 #else
     store(to, value);
 #endif

@@ -1,7 +1,8 @@
 """Norms, pools and dropout between sparse layers, in the layout of these; they are what they replace in all but speed.
 
 Each is a subclass of the module it stands for, with the same parameters, buffers and names, so state dicts load either
-way. What the kernels do not serve (other types than float32, other devices, inputs without a batch) PyTorch computes.
+way. What the kernels do not serve (other types than float32 and bfloat16, other devices, inputs without a batch)
+PyTorch computes.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from regrow.nn.read_only import ReadOnly
 from regrow.ops import gradient
 from regrow.ops.gradient import watch
 from regrow.ops.pattern import Geometry, Pattern
-from regrow.ops.select import obstacle
+from regrow.ops.select import as_activation, obstacle
 
 __all__ = ["Covered", "SparseLayer", "exclusive", "rebind"]
 
@@ -118,8 +118,8 @@ class SparseLayer(nn.Module, ABC):
         """Return the ordinary layer that computes the same, with absent weights at zero."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to an input as the ordinary layer takes it; under autocast on the CPU in float32."""
-        entered = self.enter(x)
+        """Apply the layer to an input as the ordinary layer takes it."""
+        entered = self.enter(as_activation(x, self.values))
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None):
             with exclusive:
                 values, pattern = self._active_values(), self.pattern

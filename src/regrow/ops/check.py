@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from regrow.ops.native import kernels
 
-__all__ = ["check_index", "check_tensor", "check_that"]
+__all__ = ["check_activation", "check_index", "check_tensor", "check_that"]
 
 _NAMES = ("order", "offset", "segment_row", "segment_start", "block_start", "blocking")
 # Index structures that were found right: by `order`, with the others, what they have to fit, and their versions.
@@ -36,6 +36,15 @@ def check_tensor(
         )
     if shape is not None and tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, not {tuple(tensor.shape)}")
+
+
+def check_activation(
+    name: str, tensor: Tensor | None, shape: Sequence[int] | None = None, like: Tensor | None = None
+) -> None:
+    """Raise a ValueError if a tensor cannot be an activation of some shape, of the type of another; None passes."""
+    if tensor is not None:
+        given = tensor if like is None else like
+        check_tensor(name, tensor, shape, torch.bfloat16 if given.dtype is torch.bfloat16 else torch.float32)
 
 
 def check_index(

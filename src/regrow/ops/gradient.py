@@ -1,7 +1,8 @@
 """The gradient of weights that a sparse layer does not have: at all positions, or at some without ever making the rest.
 
-At some positions kernels serve float32 on the CPU. Elsewhere the gradient is put together from dot products, a part at
-a time; and where most of the positions are asked for, cut out of the dense gradient.
+At some positions kernels serve float32 and bfloat16 on the CPU, and give float32. Elsewhere the gradient is put
+together from dot products, a part at a time; and where most of the positions are asked for, cut out of the dense
+gradient.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from regrow.ops.autograd import direct, without_derivative
-from regrow.ops.check import check_tensor, check_that
+from regrow.ops.check import check_activation, check_that
 from regrow.ops.conv2d.cpu import Plan, flat, output_shape, plan_of, plan_of_index, unflat, values_gradient
 from regrow.ops.layout import allocate_batch_last, to_channels_last
 from regrow.ops.pattern import Geometry, Pattern
-from regrow.ops.select import in_precision_of, obstacle, serving
+from regrow.ops.select import obstacle, serving
 
 __all__ = ["prepare", "watch", "weight_gradient_at"]
 
@@ -47,7 +48,6 @@ def watch(
         shape: shape of the dense weight, of two or four dimensions.
         geometry: stride, padding, dilation and groups.
     """
-    x = in_precision_of(output, x)
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         return _watched_by_pytorch(output, x, absent, pattern, shape, geometry)
     if direct(output, x, absent):
@@ -194,8 +194,8 @@ def _check(
     )
     check_that(not index or positions is not None, "an index structure comes with its positions")
     if index:
-        check_tensor("the output's gradient", gradient)
-        check_tensor("the input", x)
+        check_activation("the output's gradient", gradient)
+        check_activation("the input", x, like=gradient)
     elif positions is not None:
         check_that(
             positions.dim() == 1 and positions.dtype in (torch.int32, torch.int64),
@@ -220,7 +220,7 @@ def _at(
     if len(weight_shape) == 2:
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     if plan is not None:
-        return values_gradient(plan, x, gradient) if x.numel() else x.new_zeros(plan.nonzeros)
+        return values_gradient(plan, x, gradient) if x.numel() else x.new_zeros(plan.nonzeros, dtype=torch.float32)
     if positions is None:
         if len(weight_shape) == 2:
             return _linear_dense(x, gradient)
@@ -256,7 +256,8 @@ def _(
     weight_shape: list[int],
     geometry: list[int],
 ) -> Tensor:
-    return gradient.new_empty((prod(weight_shape),) if positions is None else positions.shape)
+    dtype = torch.float32 if index else gradient.dtype  # kernels sum in single precision
+    return gradient.new_empty((prod(weight_shape),) if positions is None else positions.shape, dtype=dtype)
 
 
 def _setup_watch(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -289,7 +290,7 @@ def _linear_dense(x: Tensor, gradient: Tensor) -> Tensor:
     if serving("gradient", x, gradient) != "cpu":
         return (gradient.T @ x).reshape(-1)
     # Memory that is used again: fresh pages would take as long to clear as the product takes.
-    result = allocate_batch_last((prod(shape),))
+    result = allocate_batch_last((prod(shape),), x.dtype)
     torch.mm(gradient.T, x, out=result.view(shape))
     return result
 

@@ -28,10 +28,10 @@ __all__ = [
     "to_channels_last",
 ]
 
-# From here on, in floats, clearing fresh pages costs more than the way to the pool.
-_POOLED_FLOATS = 1 << 18
-# What the addresses of a process reach, in floats.
-_MOST_FLOATS = 1 << 61
+# From here on, in bytes, clearing fresh pages costs more than the way to the pool.
+_POOLED_BYTES = 1 << 20
+# What the addresses of a process reach, in bytes.
+_MOST_BYTES = 1 << 63
 
 
 def is_batch_last(x: Tensor) -> bool:
@@ -44,20 +44,25 @@ def empty_batch_last(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty((*shape[1:], shape[0])).movedim(-1, 0)
 
 
-def allocate_batch_last(shape: Sequence[int]) -> Tensor:
-    """Return an uninitialised batch-last float32 tensor on the CPU; large ones from memory that is used again.
+def allocate_batch_last(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return an uninitialised batch-last tensor on the CPU; large ones from memory that is used again.
+
+    Args:
+        shape: of the tensor.
+        dtype: float32 or bfloat16.
 
     Raises:
         RuntimeError: if no memory could hold it.
     """
     # Never a view of a tensor in memory's order: autograd adds to gradients in place, and lets users write to outputs,
     # only where there is none.
-    strides, floats = batch_last_strides(tuple(shape))
-    if floats < _POOLED_FLOATS:
-        return torch.empty_strided(shape, strides)
-    if floats >= _MOST_FLOATS:
+    strides, numbers = batch_last_strides(tuple(shape))
+    size = numbers * dtype.itemsize
+    if size < _POOLED_BYTES:
+        return torch.empty_strided(shape, strides, dtype=dtype)
+    if size >= _MOST_BYTES:
         raise RuntimeError(f"no memory holds a tensor of shape {tuple(shape)}")
-    taken: Tensor = kernels().allocate(list(shape), list(strides))
+    taken: Tensor = kernels().allocate(list(shape), list(strides), dtype is torch.bfloat16)
     if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
         taken.fill_(torch.nan)
     return taken
@@ -96,7 +101,7 @@ def to_batch_last(x: Tensor) -> Tensor:
     channels_last = len(sizes) == 2 and x.permute(0, 2, 3, 1).is_contiguous()
     if not (channels_last or x.is_contiguous()) or serving("layout", x) != "cpu":
         return empty_batch_last(x, *x.shape).copy_(x)
-    copy = allocate_batch_last(x.shape)
+    copy = allocate_batch_last(x.shape, x.dtype)
     # One matrix (N, C*H*W) to transpose, or, channels last, for each position of the plane one (N, C).
     columns, matrices = (channels, plane) if channels_last else (channels * plane, 1)
     _transpose(
@@ -115,7 +120,7 @@ def to_channels_last(x: Tensor) -> Tensor:
     count, channels, height, width = x.shape
     plane = height * width
     # batch-last of the channels is channels-last of the batch
-    copy = allocate_batch_last((channels, count, height, width)).movedim(0, 1)
+    copy = allocate_batch_last((channels, count, height, width), x.dtype).movedim(0, 1)
     _transpose(x, plane * count, count, copy, plane * channels, channels, channels, count, plane)
     return copy
 
@@ -124,10 +129,10 @@ def _transpose(
     source: Tensor, source_pitch: int, source_distance: int, target: Tensor, target_pitch: int, target_distance: int,
     rows: int, columns: int, count: int,
 ) -> None:  # fmt: skip
-    """Transpose `count` matrices; pitch is the way between rows, distance that between matrices, in floats."""
+    """Transpose `count` matrices; pitch is the way between rows, distance that between matrices, in numbers."""
     kernels().transpose(
         source.data_ptr(), source_pitch, source_distance, target.data_ptr(), target_pitch, target_distance,
-        rows, columns, count, torch.get_num_threads(),
+        rows, columns, count, torch.get_num_threads(), source.dtype is torch.bfloat16,
     )  # fmt: skip
 
 

@@ -290,8 +290,8 @@ def test_whole_units_exist_from_the_start_and_after_updates():
 def test_wrong_units_are_not_timed(monkeypatch):
     made = stepping.sparse_model
 
-    def wrong(config, *arguments):
-        network = made(config, *arguments)
+    def wrong(config, *arguments, **precision):
+        network = made(config, *arguments, **precision)
         if config.block:
             with torch.no_grad():
                 network.fc2.values.mul_(1.2)
@@ -301,6 +301,22 @@ def test_wrong_units_are_not_timed(monkeypatch):
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     with pytest.raises(WrongResultError, match=r"digits-mlp at 0\.3, block 4x1: the loss is"):
         measure(config, replace(QUICK, blocks=((4, 1),)))
+
+
+def test_sparse_bfloat16_is_timed_beside_dense_bfloat16():
+    (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
+    found = measure(config, replace(QUICK, blocks=((4, 1),), sparse_bfloat16=True))
+    assert list(found.beside) == ["block 4x1", "sparse bfloat16", "block 4x1 bfloat16"]
+    assert found.beside["block 4x1"].over_bfloat16 is None
+    assert [layer.storage for layer in found.beside["sparse bfloat16"].layers] == ["sparse"] * 3
+    shown = tables([found])[0]
+    cells = dict(zip(shown.columns, shown.rows[0], strict=True))
+    for name in ("sparse bfloat16", "block 4x1 bfloat16"):
+        ratio = found.beside[name].over_bfloat16
+        assert cells[f"bfloat16 / {name}"] == ratio.text("{:.2f}".format, unit="x")
+        assert ratio.median > 0
+    without = measure(config, replace(QUICK, bfloat16=False, sparse_bfloat16=True))
+    assert without.beside["sparse bfloat16"].over_bfloat16 is None
 
 
 def test_peaks_bear_the_name_of_their_contender(monkeypatch):
@@ -316,6 +332,9 @@ def test_peaks_bear_the_name_of_their_contender(monkeypatch):
     assert asked == [(None, ("sparse", "dense"), "cpu"), ("4x1", ("sparse",), "cpu")]
     assert found.peak == {"sparse": 1, "dense": 1, "sparse, update": 2, "block 4x1": 1, "block 4x1, update": 2}
     assert found.left_out == {"peak memory, block 4x1": "it cannot"}
+    found = measure(config, replace(QUICK, peaks=True, bfloat16=False, sparse_bfloat16=True))
+    assert asked[2:] == [(None, ("sparse", "dense"), "cpu"), (None, ("sparse bfloat16",), "cpu")]
+    assert {"sparse", "sparse bfloat16"} <= set(found.peak)
 
 
 def test_bfloat16_can_be_left_out():

@@ -28,7 +28,7 @@ def made(config):
 
 def test_a_run_goes_by_the_rule():
     assert set(storages(Run(tiny(density=0.1))).values()) == {"sparse", "masked"}
-    assert set(storages(Run(tiny(density=0.1, precision="bfloat16"))).values()) == {"masked"}
+    assert set(storages(Run(tiny(density=0.05, precision="bfloat16"))).values()) == {"sparse", "masked"}
     assert set(storages(Run(tiny(density=0.1, backend={"fc1": "masked", "*": "cpu"}))).values()) == {"sparse", "masked"}
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regrow.ops.pattern import Geometry, Pattern
-from regrow.ops.select import Backends, in_precision_of
+from regrow.ops.select import Backends, as_activation
 
 __all__ = ["sparse_conv2d"]
 
@@ -27,7 +27,7 @@ def sparse_conv2d(
 ) -> Tensor:
     """Convolve with a weight of which only some positions exist.
 
-    Kernels serve float32 on the CPU, and under autocast convert their input to it; for anything else the weight is
+    Kernels serve float32 on the CPU, and under autocast to bfloat16 take and give that; for anything else the weight is
     made dense. The result has the batch innermost in memory (see `regrow.ops.layout`) where kernels made it; `x` may
     have any layout and is copied only if its own is another.
 
@@ -45,7 +45,7 @@ def sparse_conv2d(
         Output of shape (N, O, H', W').
 
     Raises:
-        ValueError: if shapes do not fit.
+        ValueError: if shapes or types of numbers do not fit.
         RuntimeError: if the kernel does not fit the padded plane.
 
     Example:
@@ -66,9 +66,9 @@ def sparse_conv2d(
         raise ValueError(f"{pattern.nonzeros} weights exist, but values have shape {tuple(values.shape)}")
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != outputs):
         raise ValueError(f"{outputs} outputs want as many biases, not shape {tuple(bias.shape)}")
-    if x.dtype is not values.dtype:
-        x = in_precision_of(values, x)
-    output: Tensor = _backends.select(x, values, bias, unit=pattern.unit).conv2d(x, values, bias, pattern, geometry)
+    x = as_activation(x, values)
+    backend = _backends.select(x, weights=(values, bias), unit=pattern.unit)
+    output: Tensor = backend.conv2d(x, values, bias, pattern, geometry)
     return output
 
 

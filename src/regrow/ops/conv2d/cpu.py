@@ -1,4 +1,4 @@
-"""Convolution with a sparse weight by the compiled kernels, float32 on the CPU.
+"""Convolution with a sparse weight by the compiled kernels, on the CPU: float32, or bfloat16 beside float32 weights.
 
 A linear layer is a convolution on a plane of one position: its input has shape (N, C), its output (N, O).
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regrow.ops.autograd import Differentiable, direct
-from regrow.ops.check import check_index, check_tensor, check_that
+from regrow.ops.check import check_activation, check_index, check_tensor, check_that
 from regrow.ops.layout import allocate_batch_last, empty_batch_last, to_batch_last
 from regrow.ops.native import kernels
 from regrow.ops.pattern import Blocks, Geometry, Pattern
@@ -103,7 +103,7 @@ def _forget() -> None:
 
 
 def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
-    """Convolve float32 tensors on the CPU; arguments as for `regrow.ops.sparse_conv2d`."""
+    """Convolve tensors on the CPU; arguments as for `regrow.ops.sparse_conv2d`."""
     return product(x, values, bias, pattern, geometry)
 
 
@@ -130,7 +130,7 @@ def plan_of(pattern: Pattern, geometry: Geometry) -> Plan:
 
 
 def values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor) -> Tensor:
-    """Return the gradient of weights of a convolution or a linear layer, float32 on the CPU, shape (weights,).
+    """Return the gradient of weights of a convolution or a linear layer on the CPU, float32, shape (weights,).
 
     Args:
         plan: of the weights.
@@ -142,10 +142,10 @@ def values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor) -> Tensor:
 
 def _values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor, bias_gradient: Tensor | None) -> Tensor:
     """Return the gradient of values; that of the bias comes along for less than it costs alone."""
-    gradient = x.new_empty(plan.nonzeros)
+    gradient = x.new_empty(plan.nonzeros, dtype=torch.float32)
     kernels().values_gradient(
         plan.sizes(x.shape).forward, plan.forward, output_gradient.data_ptr(), x.data_ptr(), gradient.data_ptr(),
-        0 if bias_gradient is None else bias_gradient.data_ptr(), torch.get_num_threads(),
+        0 if bias_gradient is None else bias_gradient.data_ptr(), torch.get_num_threads(), x.dtype is torch.bfloat16,
     )  # fmt: skip
     return gradient
 
@@ -174,10 +174,10 @@ def _run(plan: Plan, _: object, x: Tensor, values: Tensor, bias: Tensor | None) 
     sizes = plan.sizes(x.shape)
     values = values.contiguous()
     bias = None if bias is None else bias.contiguous()
-    output = allocate_batch_last(sizes.output)
+    output = allocate_batch_last(sizes.output, x.dtype)
     kernels().gather(
         sizes.forward, plan.forward, values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(),
-        output.data_ptr(), torch.get_num_threads(),
+        output.data_ptr(), torch.get_num_threads(), x.dtype is torch.bfloat16,
     )  # fmt: skip
     return output
 
@@ -194,24 +194,25 @@ def _gradients(
     made = []
     if wants_x:
         values = values.contiguous()
-        of_x, sizes, threads = allocate_batch_last(input_shape), plan.sizes(input_shape), torch.get_num_threads()
+        of_x, sizes = allocate_batch_last(input_shape, given.dtype), plan.sizes(input_shape)
+        how = (torch.get_num_threads(), given.dtype is torch.bfloat16)
         if plan.unit > 1:
             kernels().input_gradient(
-                sizes.forward, plan.forward, values.data_ptr(), given.data_ptr(), of_x.data_ptr(), threads
+                sizes.forward, plan.forward, values.data_ptr(), given.data_ptr(), of_x.data_ptr(), *how
             )
         else:
             kernels().gather(
-                sizes.transposed, plan.transposed, values.data_ptr(), 0, given.data_ptr(), of_x.data_ptr(), threads
+                sizes.transposed, plan.transposed, values.data_ptr(), 0, given.data_ptr(), of_x.data_ptr(), *how
             )
         made.append(of_x)
     if wants_values and x is not None:
-        of_bias = given.new_empty(plan.outputs) if wants_bias else None
+        of_bias = given.new_empty(plan.outputs, dtype=torch.float32) if wants_bias else None
         made.append(_values_gradient(plan, x, given, of_bias))
         if of_bias is not None:
             made.append(of_bias)
     elif wants_bias:
         # In the order of memory.
-        made.append(given.movedim(0, -1).flatten(1).sum(1))
+        made.append(given.movedim(0, -1).flatten(1).sum(1, dtype=torch.float32))
     return made
 
 
@@ -279,7 +280,7 @@ def plan_of_index(
 
 def check_input(plan: Plan, x: Tensor, weight_shape: Sequence[int], name: str = "the input") -> None:
     """Raise a ValueError unless an input fits a weight."""
-    check_tensor(name, x)
+    check_activation(name, x)
     check_that(
         x.dim() == len(weight_shape) and x.shape[1] == plan.channels,
         f"{name} of shape {tuple(x.shape)} does not fit a weight of shape {tuple(weight_shape)}",
@@ -302,7 +303,7 @@ def _operator(
     check_input(plan, x, weight_shape)
     check_tensor("the bias", bias, (plan.outputs,))
     if not x.numel():
-        return allocate_batch_last(plan.sizes(x.shape).output).zero_()
+        return allocate_batch_last(plan.sizes(x.shape).output, x.dtype).zero_()
     return _run(plan, None, to_batch_last(x), values, bias)
 
 
@@ -332,10 +333,10 @@ def _gradient_operator(
         len(shape) == len(weight_shape) and shape[1] == plan.channels and min(shape) >= 0,
         f"an input of shape {shape} does not fit a weight of shape {tuple(weight_shape)}",
     )
-    check_tensor("the input", x, shape)
-    check_tensor("the output's gradient", output_gradient, plan.sizes(shape).output)
+    check_activation("the output's gradient", output_gradient, plan.sizes(shape).output)
+    check_activation("the input", x, shape, like=output_gradient)
     if not output_gradient.numel():
-        made = [output_gradient.new_zeros(shape), torch.zeros_like(values), output_gradient.new_zeros(plan.outputs)]
+        made = [output_gradient.new_zeros(shape), torch.zeros_like(values), values.new_zeros(plan.outputs)]
         return [each for each, wants in zip(made, wanted, strict=True) if wants]
     x = None if x is None else to_batch_last(x)
     return _gradients(plan, shape, wanted, to_batch_last(output_gradient), x, values)

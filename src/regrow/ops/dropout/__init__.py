@@ -18,8 +18,8 @@ def dropout(x: Tensor, rate: float, seed: int | None = None, *, inplace: bool = 
     Which elements, the seed says alone, by a hash of it, the channel and where the element lies within the channel: the
     same on any machine and with any number of threads. No mask is kept for the gradient.
 
-    Kernels serve float32 on the CPU; their result has the batch innermost in memory (see `regrow.ops.layout`).
-    Otherwise PyTorch's own operations do the same, or without a seed PyTorch's own dropout.
+    Kernels serve float32 and bfloat16 on the CPU; their result has the batch innermost in memory (see
+    `regrow.ops.layout`). Otherwise PyTorch's own operations do the same, or without a seed PyTorch's own dropout.
 
     Args:
         x: input, shape (N, C, H, W).

@@ -1,4 +1,4 @@
-"""Dropout by the compiled kernels, float32 on the CPU: called directly, as they change tensors in place."""
+"""Dropout by the compiled kernels, float32 or bfloat16 on the CPU: called directly, as they change tensors in place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_ELEMENTS = 1 << 32
 
 
 def dropout(x: Tensor, rate: float, seed: int | None, inplace: bool) -> Tensor:
-    """Drop elements of a float32 tensor on the CPU; arguments as for `regrow.ops.dropout`."""
+    """Drop elements of a tensor on the CPU; arguments as for `regrow.ops.dropout`."""
     # One sample is batch-last in any case, and PyTorch's operations then have the longer vectors.
     short = seed is None and x.shape[0] == 1
     if short or not direct(x) or x.numel() >= MOST_ELEMENTS * x.shape[1] or (inplace and not is_batch_last(x)):
@@ -48,11 +48,11 @@ class _Dropout(torch.autograd.Function):
 
 def _dropped(x: Tensor, rate: float, seed: int, output: Tensor | None = None) -> Tensor:
     x = to_batch_last(x)
-    output = allocate_batch_last(x.shape) if output is None else output
+    output = allocate_batch_last(x.shape, x.dtype) if output is None else output
     channels = x.shape[1]
     native = kernels()
     native.drop(
         native.Dropout(rate, seed), channels, x.numel() // channels, x.data_ptr(), output.data_ptr(),
-        torch.get_num_threads(),
+        torch.get_num_threads(), x.dtype is torch.bfloat16,
     )  # fmt: skip
     return output

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from regrow.ops.pattern import Pattern
-from regrow.ops.select import Backends, in_precision_of
+from regrow.ops.select import Backends, as_activation
 
 __all__ = ["sparse_linear"]
 
@@ -15,7 +15,7 @@ _backends = Backends(__name__)
 def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
     """Multiply by a weight of which only some positions exist.
 
-    Kernels serve float32 on the CPU, and under autocast convert their input to it; for anything else the weight is
+    Kernels serve float32 on the CPU, and under autocast to bfloat16 take and give that; for anything else the weight is
     made dense. A result of two dimensions has the batch innermost in memory, strides (1, N), where kernels made it; an
     input of that layout is not copied.
 
@@ -29,7 +29,7 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Patte
         Output of shape (..., outputs).
 
     Raises:
-        ValueError: if shapes do not fit.
+        ValueError: if shapes or types of numbers do not fit.
 
     Example:
         >>> import torch
@@ -44,7 +44,6 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Patte
         raise ValueError(f"{pattern.nonzeros} weights exist, but values have shape {tuple(values.shape)}")
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != shape[0]):
         raise ValueError(f"{shape[0]} outputs want as many biases, not shape {tuple(bias.shape)}")
-    if x.dtype is not values.dtype:
-        x = in_precision_of(values, x)
-    output: Tensor = _backends.select(x, values, bias, unit=pattern.unit).linear(x, values, bias, pattern)
+    x = as_activation(x, values)
+    output: Tensor = _backends.select(x, weights=(values, bias), unit=pattern.unit).linear(x, values, bias, pattern)
     return output

@@ -13,7 +13,7 @@ _GEOMETRY = Geometry()
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-    """Multiply float32 tensors on the CPU; arguments as for `regrow.ops.sparse_linear`."""
+    """Multiply tensors on the CPU; arguments as for `regrow.ops.sparse_linear`."""
     if x.dim() == 2:
         return product(x, values, bias, pattern, _GEOMETRY)
     output = product(x.reshape(-1, x.shape[-1]), values, bias, pattern, _GEOMETRY)

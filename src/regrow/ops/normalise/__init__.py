@@ -29,8 +29,9 @@ def normalise(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise every channel, scale and shift it, add a residual, apply ReLU, drop elements.
 
-    Kernels serve float32 on the CPU; their result has the batch innermost in memory (see `regrow.ops.layout`), and
-    inputs of another layout are copied. For anything else PyTorch's own operations are called.
+    Kernels serve float32 on the CPU, and bfloat16 beside float32 parameters and statistics; their result has the batch
+    innermost in memory (see `regrow.ops.layout`), and inputs of another layout are copied. For anything else PyTorch's
+    own operations are called.
 
     Args:
         x: input, shape (N, C, H, W).
@@ -62,7 +63,7 @@ def normalise(
     _check_running(x, mean, running)
     check_rate(rate)
     settings = Settings(epsilon, relu, mean is None, rate, seed)
-    backend = _backends.select(x, weight, bias, mean, variance, residual)
+    backend = _backends.select(x, residual, weights=(weight, bias, mean, variance))
     output: tuple[Tensor, Tensor, Tensor] = backend.normalise(
         x, weight, bias, mean, variance, residual, settings, running
     )

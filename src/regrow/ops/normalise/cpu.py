@@ -1,4 +1,7 @@
-"""The fused normalisation and its gradients by the compiled kernels, float32 on the CPU."""
+"""The fused normalisation and its gradients by the compiled kernels, on the CPU.
+
+What is normalised is float32 or bfloat16; parameters and statistics are float32.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regrow.ops.autograd import Differentiable, direct
-from regrow.ops.check import check_tensor, check_that
+from regrow.ops.check import check_activation, check_tensor, check_that
 from regrow.ops.dropout.cpu import MOST_ELEMENTS
 from regrow.ops.dropout.seed import draw_seed
 from regrow.ops.layout import allocate_batch_last, batch_last, empty_batch_last, to_batch_last
@@ -30,7 +33,7 @@ def normalise(
     settings: Settings,
     running: Running | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise float32 tensors on the CPU; arguments as for `regrow.ops.normalise`."""
+    """Normalise tensors on the CPU; arguments as for `regrow.ops.normalise`."""
     tensors = (x, weight, bias, residual, mean, variance)
     if x.shape[0] == 1:
         # One sample is batch-last in any case, and PyTorch's operations then have the longer vectors.
@@ -79,10 +82,11 @@ def _run(
     residual = None if residual is None else to_batch_last(residual)
     weight, bias = _contiguous(weight), _contiguous(bias)
     mean, variance = (_copy(x, statistic) for statistic in (mean, variance))
-    output = allocate_batch_last(x.shape)
+    output = allocate_batch_last(x.shape, x.dtype)
     kernels().normalise(
         _shape(x.shape, settings), _address(weight), _address(bias), mean.data_ptr(), variance.data_ptr(),
         _running(running), x.data_ptr(), _address(residual), output.data_ptr(), torch.get_num_threads(),
+        x.dtype is torch.bfloat16,
     )  # fmt: skip
     return output, mean, variance
 
@@ -113,12 +117,15 @@ def _gradients(
     # Without ReLU or dropout a residual's gradient is the one that arrives.
     own_residual = wants_residual and (settings.relu or settings.rate > 0)
     weight, bias = _contiguous(weight), _contiguous(bias)
-    of_x, of_residual = (allocate_batch_last(shape) if wants else None for wants in (wants_x, own_residual))
+    of_x, of_residual = (
+        allocate_batch_last(shape, given.dtype) if wants else None for wants in (wants_x, own_residual)
+    )
     of_weight, of_bias = (torch.empty_like(mean) if wants else None for wants in (wants_weight, wants_bias))
     kernels().normalise_gradient(
         _shape(shape, settings), _address(weight), _address(bias), mean.data_ptr(), variance.data_ptr(),
         given.data_ptr(), x.data_ptr(), _address(output if settings.relu else None),
         *map(_address, (of_x, of_residual, of_weight, of_bias)), torch.get_num_threads(),
+        given.dtype is torch.bfloat16,
     )  # fmt: skip
     if wants_residual and not own_residual:
         of_residual = given
@@ -140,7 +147,7 @@ def _operator(
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(x, weight, bias, mean, variance)
-    check_tensor("the residual", residual, x.shape)
+    check_activation("the residual", residual, x.shape, like=x)
     check_that(
         (mean is None) == training and (variance is None) == training,
         "mean and variance are those of the batch in training, else given",
@@ -170,8 +177,8 @@ def _gradient_operator(
 ) -> list[Tensor]:
     """Return the gradients that are wanted, in this order: of input, weight, bias, residual."""
     _check(x, weight, bias, mean, variance)
-    check_tensor("the output's gradient", output_gradient, x.shape)
-    check_tensor("the output", output, x.shape)
+    check_activation("the output's gradient", output_gradient, x.shape, like=x)
+    check_activation("the output", output, x.shape, like=x)
     check_that(tuple(input_shape) == tuple(x.shape), f"the input has shape {tuple(x.shape)}, not {tuple(input_shape)}")
     check_that(len(wanted) == 4, f"four gradients are wanted or not, not {wanted}")
     given = to_batch_last(output_gradient)
@@ -184,14 +191,17 @@ def _gradient_operator(
 
 
 def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_batch_last(x, *x.shape), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    mean, variance = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+    return empty_batch_last(x, *x.shape), mean, variance
 
 
 def _gradient_fake(output_gradient: Tensor, *arguments: Any) -> list[Tensor]:
     *_, input_shape, wanted = arguments
     channels = (input_shape[1],)
     return [
-        output_gradient.new_empty(channels) if each in (1, 2) else empty_batch_last(output_gradient, *input_shape)
+        output_gradient.new_empty(channels, dtype=torch.float32)
+        if each in (1, 2)
+        else empty_batch_last(output_gradient, *input_shape)
         for each, wants in enumerate(wanted)
         if wants
     ]
@@ -203,7 +213,7 @@ operator, gradient_operator = _normalisation.operators(
 
 
 def _check(x: Tensor, *by_channel: Tensor | None) -> None:
-    check_tensor("the input", x)
+    check_activation("the input", x)
     check_that(x.dim() == 4 and x.numel(), f"an input has 4 dimensions, none of them 0, not shape {tuple(x.shape)}")
     for name, tensor in zip(("weight", "bias", "mean", "variance"), by_channel, strict=True):
         check_tensor(name, tensor, x.shape[1:2])
@@ -230,7 +240,9 @@ def _running(running: Running | None) -> Any:
 
 def _copy(x: Tensor, statistic: Tensor | None) -> Tensor:
     """Return a new tensor of one number a channel, which a kernel may write."""
-    return x.new_empty(x.shape[1]) if statistic is None else statistic.clone(memory_format=torch.contiguous_format)
+    if statistic is None:
+        return x.new_empty(x.shape[1], dtype=torch.float32)
+    return statistic.clone(memory_format=torch.contiguous_format)
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

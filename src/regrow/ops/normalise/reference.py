@@ -28,7 +28,8 @@ def normalise(
         output = output + residual
     if mean is None or variance is None:
         # Statistics keep the precision of those that they move, whatever autocast makes of the input.
-        of = x.detach() if running is None else x.detach().to(running.mean.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32) if running is None else running.mean.dtype
+        of = x.detach().to(dtype)
         variance, mean = torch.var_mean(of, (0, 2, 3), correction=0)
     return finish(F.relu(output) if settings.relu else output, mean, variance, settings, running)
 

@@ -17,8 +17,8 @@ def max_pool2d(
 ) -> Tensor:
     """Return the largest number of each window.
 
-    Kernels serve float32 on the CPU, with windows of up to 256 numbers; their result has the batch innermost in memory
-    (see `regrow.ops.layout`). Otherwise PyTorch's own operation is called.
+    Kernels serve float32 and bfloat16 on the CPU, with windows of up to 256 numbers; their result has the batch
+    innermost in memory (see `regrow.ops.layout`). Otherwise PyTorch's own operation is called.
 
     Args:
         x: input, shape (N, C, H, W).

@@ -1,4 +1,4 @@
-"""Pooling and its gradients by the compiled kernels, float32 on the CPU."""
+"""Pooling and its gradients by the compiled kernels, float32 or bfloat16 on the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regrow.ops.autograd import Differentiable, direct
-from regrow.ops.check import check_tensor, check_that
+from regrow.ops.check import check_activation, check_tensor, check_that
 from regrow.ops.layout import allocate_batch_last, empty_batch_last, to_batch_last
 from regrow.ops.native import kernels
 from regrow.ops.pool import reference
@@ -21,7 +21,7 @@ __all__ = ["max_pool2d", "mean_pool2d"]
 
 
 def max_pool2d(x: Tensor, window: Window) -> Tensor:
-    """Pool a float32 tensor on the CPU; arguments as for `regrow.ops.max_pool2d`."""
+    """Pool a tensor on the CPU; arguments as for `regrow.ops.max_pool2d`."""
     if window.taps > MOST_TAPS:
         return reference.max_pool2d(x, window)
     output: tuple[Tensor, ...] = _max_pool(window, x) if direct(x) else _max_pool.traced(x, _flat(window))
@@ -29,7 +29,7 @@ def max_pool2d(x: Tensor, window: Window) -> Tensor:
 
 
 def mean_pool2d(x: Tensor, window: Window, divisor: int | None) -> Tensor:
-    """Pool a float32 tensor on the CPU; arguments as for `regrow.ops.mean_pool2d`."""
+    """Pool a tensor on the CPU; arguments as for `regrow.ops.mean_pool2d`."""
     plan = (window, divisor or 0)
     output: Tensor = _mean_pool(plan, x) if direct(x) else _mean_pool.traced(x, _flat(window), plan[1])
     return output
@@ -38,39 +38,41 @@ def mean_pool2d(x: Tensor, window: Window, divisor: int | None) -> Tensor:
 def _run_max(window: Window, wanted: Sequence[bool], x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the maxima and, batch innermost, which tap of its window each of them was; empty if nobody wants that."""
     shape = window.output_shape(x.shape)
-    output = allocate_batch_last(shape)
+    output = allocate_batch_last(shape, x.dtype)
     winner = _empty_winner(x, shape if wanted[0] else None)
     kernels().max_pool(
         _geometry(x.shape, window), x.shape[1], x.data_ptr(), output.data_ptr(),
-        winner.data_ptr() if wanted[0] else 0, torch.get_num_threads(),
+        winner.data_ptr() if wanted[0] else 0, torch.get_num_threads(), x.dtype is torch.bfloat16,
     )  # fmt: skip
     return output, winner
 
 
 def _max_gradients(window: Window, shape: tuple[int, ...], _: object, given: Tensor, winner: Tensor) -> list[Tensor]:
-    gradient = allocate_batch_last(shape)
+    gradient = allocate_batch_last(shape, given.dtype)
     kernels().max_pool_gradient(
         _geometry(shape, window), shape[1], given.data_ptr(), winner.data_ptr(), gradient.data_ptr(),
-        torch.get_num_threads(),
+        torch.get_num_threads(), given.dtype is torch.bfloat16,
     )  # fmt: skip
     return [gradient]
 
 
 def _run_mean(plan: tuple[Window, int], _: object, x: Tensor) -> Tensor:
     window, divisor = plan
-    output = allocate_batch_last(window.output_shape(x.shape))
+    output = allocate_batch_last(window.output_shape(x.shape), x.dtype)
     kernels().mean_pool(
-        _geometry(x.shape, window), x.shape[1], divisor, x.data_ptr(), output.data_ptr(), torch.get_num_threads()
-    )
+        _geometry(x.shape, window), x.shape[1], divisor, x.data_ptr(), output.data_ptr(), torch.get_num_threads(),
+        x.dtype is torch.bfloat16,
+    )  # fmt: skip
     return output
 
 
 def _mean_gradients(plan: tuple[Window, int], shape: tuple[int, ...], _: object, given: Tensor) -> list[Tensor]:
     window, divisor = plan
-    gradient = allocate_batch_last(shape)
+    gradient = allocate_batch_last(shape, given.dtype)
     kernels().mean_pool_gradient(
-        _geometry(shape, window), shape[1], divisor, given.data_ptr(), gradient.data_ptr(), torch.get_num_threads()
-    )
+        _geometry(shape, window), shape[1], divisor, given.data_ptr(), gradient.data_ptr(), torch.get_num_threads(),
+        given.dtype is torch.bfloat16,
+    )  # fmt: skip
     return [gradient]
 
 
@@ -82,11 +84,11 @@ _mean_pool = Differentiable(_run_mean, lambda *_: (), _mean_gradients, inputs=1,
 
 
 def _max_operator(x: Tensor, window: list[int]) -> tuple[Tensor, Tensor]:
-    check_tensor("the input", x)
+    check_activation("the input", x)
     each = _checked(window, x.shape)
     if not x.numel():
         shape = each.output_shape(x.shape)
-        return allocate_batch_last(shape), _empty_winner(x, shape)
+        return allocate_batch_last(shape, x.dtype), _empty_winner(x, shape)
     return _run_max(each, (True,), to_batch_last(x))
 
 
@@ -95,7 +97,7 @@ def _max_gradient_operator(
 ) -> list[Tensor]:
     each, shape = _checked(window, input_shape), tuple(input_shape)
     count, *others = each.output_shape(shape)
-    check_tensor("the output's gradient", output_gradient, (count, *others))
+    check_activation("the output's gradient", output_gradient, (count, *others))
     check_tensor("the winners", winner, (*others, count), torch.uint8)
     if not output_gradient.numel():
         return [output_gradient.new_zeros(shape)]
@@ -105,10 +107,10 @@ def _max_gradient_operator(
 
 
 def _mean_operator(x: Tensor, window: list[int], divisor: int) -> Tensor:
-    check_tensor("the input", x)
+    check_activation("the input", x)
     each = _checked(window, x.shape, divisor)
     if not x.numel():
-        return allocate_batch_last(each.output_shape(x.shape))
+        return allocate_batch_last(each.output_shape(x.shape), x.dtype)
     return _run_mean((each, divisor), None, to_batch_last(x))
 
 
@@ -116,7 +118,7 @@ def _mean_gradient_operator(
     output_gradient: Tensor, window: list[int], divisor: int, input_shape: list[int], wanted: list[bool]
 ) -> list[Tensor]:
     each, shape = _checked(window, input_shape, divisor), tuple(input_shape)
-    check_tensor("the output's gradient", output_gradient, each.output_shape(shape))
+    check_activation("the output's gradient", output_gradient, each.output_shape(shape))
     if not output_gradient.numel():
         return [output_gradient.new_zeros(shape)]
     return _mean_gradients((each, divisor), shape, wanted, to_batch_last(output_gradient))

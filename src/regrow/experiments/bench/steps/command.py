@@ -58,6 +58,9 @@ def bench_train(
         float, typer.Option(min=0, help="How long torch.compile may take, for each precision; 0: not at all.")
     ] = 300,
     bfloat16: Annotated[bool, typer.Option(help="Also dense in bfloat16, slow without instructions for it.")] = True,
+    sparse_bfloat16: Annotated[
+        bool, typer.Option("--sparse-bfloat16", help="Beside each sparse one, in the same rounds: in bfloat16.")
+    ] = False,
     peaks: Annotated[
         bool, typer.Option(help="Also the peak memory of each contender, in some more steps in processes of their own.")
     ] = True,
@@ -73,6 +76,7 @@ def bench_train(
             backend, batch, method, options.read_growth(growth), rounds, seconds, compile_seconds,
             peers=tuple(PEERS) if peers else (), peaks=peaks, redistribute=redistribute, compute=compute,
             updates=updates, all_sparse=all_sparse, blocks=options.read_blocks(blocks), bfloat16=bfloat16,
+            sparse_bfloat16=sparse_bfloat16,
         )  # fmt: skip
         given = options.read_densities(densities) if densities else ()
         configs = step_configs(presets or (), given, settings)

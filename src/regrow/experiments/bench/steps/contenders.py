@@ -41,11 +41,13 @@ class Sparse:
         config: the settings that it is of.
         backend: storage of its weights.
         training: its steps.
+        bfloat16: whether under autocast to bfloat16.
     """
 
     config: TrainConfig
     backend: str
     training: Training
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Contenders:
     """All that is compared, by name.
 
     Attributes:
-        sparse: `sparse`, and those beside it: with units of several weights, or everything stored sparsely.
+        sparse: `sparse`, and those beside it: with units of several weights, everything stored sparsely, or under
+            autocast to bfloat16.
         dense: `dense`, and `bfloat16` unless it was not wanted.
         peers: other libraries.
         left_out: what cannot run, and why.
@@ -110,6 +113,9 @@ def prepare(config: TrainConfig, model: nn.Module, batches: Batches, settings: S
     """
     wanted = {SPARSE: (config, settings.backend), **_beside(config, settings)}
     sparse = {name: _sparse(each, backend, model, batches) for name, (each, backend) in wanted.items()}
+    if settings.sparse_bfloat16:
+        for name, (each, backend) in wanted.items():
+            sparse[f"{name} {BFLOAT16}"] = _sparse(each, backend, model, batches, bfloat16=True)
     kinds = (DENSE, BFLOAT16) if settings.bfloat16 else (DENSE,)
     dense = {kind: _dense(kind, config, model, batches, settings) for kind in kinds}
     peers, missing = _peers(config, model, sparse[SPARSE].training.model, batches, settings.peers)
@@ -128,12 +134,12 @@ def _beside(config: TrainConfig, settings: Settings) -> dict[str, tuple[TrainCon
     return found
 
 
-def _sparse(config: TrainConfig, backend: str, model: nn.Module, batches: Batches) -> Sparse:
-    network = sparse_model(config, model, batches, backend)
+def _sparse(config: TrainConfig, backend: str, model: nn.Module, batches: Batches, *, bfloat16: bool = False) -> Sparse:
+    network = sparse_model(config, model, batches, backend, bfloat16=bfloat16)
     check(model, network, batches, config)
     if not any(layer.storage == SPARSE for layer in regrow.summary(network).layers):
         config = override(config, {"growth": "exact"})  # masked storage has all that growth reads
-    return Sparse(config, backend, sparse_training(config, network, batches))
+    return Sparse(config, backend, sparse_training(config, network, batches, bfloat16=bfloat16), bfloat16)
 
 
 def _dense(kind: str, config: TrainConfig, model: nn.Module, batches: Batches, settings: Settings) -> Dense:

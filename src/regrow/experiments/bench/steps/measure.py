@@ -19,7 +19,15 @@ from regrow.experiments.bench.steps.estimate import estimate, observe
 from regrow.experiments.bench.steps.peak import peaks
 from regrow.experiments.bench.steps.report import EAGER, FILE, Beside, Report, Row, Settings, Stored
 from regrow.experiments.bench.steps.state import state_of
-from regrow.experiments.bench.steps.training import BFLOAT16, DENSE, SPARSE, dense_model, make_batches, recipe_of
+from regrow.experiments.bench.steps.training import (
+    BFLOAT16,
+    DENSE,
+    SPARSE,
+    SPARSE_BFLOAT16,
+    dense_model,
+    make_batches,
+    recipe_of,
+)
 from regrow.experiments.bench.steps.update_cost import UpdateCost, settle, update_cost
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.growth import growth_name
@@ -107,7 +115,8 @@ def _beside(name: str, sparse: Sparse, layers: tuple[Stored, ...], times: Mappin
     """Time the updates of a sparse training, and return its step with their share."""
     updates = update_cost(sparse.training, sparse.config)
     ratio = _ratio(times[DENSE], times[name], updates)
-    return Beside(layers, median(times[name]) / (1 - updates.share), ratio, updates)
+    half = _ratio(times[BFLOAT16], times[name], updates) if sparse.bfloat16 and BFLOAT16 in times else None
+    return Beside(layers, median(times[name]) / (1 - updates.share), ratio, updates, half)
 
 
 def _ratio(times: Sequence[float], sparse: Sequence[float], updates: UpdateCost) -> Spread:
@@ -129,17 +138,16 @@ def _stored(model: nn.Module) -> tuple[Stored, ...]:
 
 
 def _peaks(contenders: Contenders) -> tuple[dict[str, int], dict[str, str]]:
-    """Return the peak memory of each contender by name, and of what could not be measured, why."""
+    """Return the peak memory of each contender by name, and of what could not be measured, why.
+
+    To `peaks` all sparse ones have one of two names, which their own takes the place of.
+    """
     found: dict[str, int] = {}
     left_out: dict[str, str] = {}
     for name, each in contenders.sparse.items():
-        kinds = (SPARSE, *contenders.dense) if name == SPARSE else (SPARSE,)
+        own = SPARSE_BFLOAT16 if each.bfloat16 else SPARSE
+        kinds = (own, *contenders.dense) if name == SPARSE else (own,)
         measured, failed = peaks(each.config, kinds, each.backend)
-        found |= {_renamed(kind, name): size for kind, size in measured.items()}
-        left_out |= {f"peak memory, {_renamed(kind, name)}": why for kind, why in failed.items()}
+        found |= {kind.replace(own, name, 1): size for kind, size in measured.items()}
+        left_out |= {f"peak memory, {kind.replace(own, name, 1)}": why for kind, why in failed.items()}
     return found, left_out
-
-
-def _renamed(kind: str, name: str) -> str:
-    """Return the name of a peak with the contender's own in the place of `sparse`."""
-    return kind.replace(SPARSE, name, 1)

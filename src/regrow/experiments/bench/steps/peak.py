@@ -14,6 +14,7 @@ from regrow.experiments.bench.common.processes import ProcessError, answer, in_p
 from regrow.experiments.bench.steps.training import (
     BFLOAT16,
     SPARSE,
+    SPARSE_BFLOAT16,
     Training,
     dense_model,
     dense_training,
@@ -39,7 +40,7 @@ def peaks(config: TrainConfig, kinds: Sequence[str], backend: str) -> tuple[dict
 
     Args:
         config: the preset's settings.
-        kinds: of `sparse`, `dense`, `bfloat16`; the dense ones as they are, not compiled.
+        kinds: of `sparse`, `sparse bfloat16`, `dense`, `bfloat16`; the dense ones as they are, not compiled.
         backend: storage of the sparse weights.
 
     Returns:
@@ -97,8 +98,10 @@ def _train(config: TrainConfig, kind: str, backend: str) -> tuple[int, int | Non
 
 def _training(config: TrainConfig, kind: str, backend: str) -> Training:
     batches, model = make_batches(config), dense_model(config)
-    if kind == SPARSE:
-        return sparse_training(config, sparse_model(config, model, batches, backend), batches)
+    if kind in (SPARSE, SPARSE_BFLOAT16):
+        half = kind == SPARSE_BFLOAT16
+        sparse = sparse_model(config, model, batches, backend, bfloat16=half)
+        return sparse_training(config, sparse, batches, bfloat16=half)
     return dense_training(config, model, batches, bfloat16=kind == BFLOAT16)
 
 

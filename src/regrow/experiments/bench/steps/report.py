@@ -52,6 +52,7 @@ class Settings:
         all_sparse: also the same training with everything stored sparsely and a window of 22 steps, in the same rounds.
         blocks: also the same training with units of so many outputs and inputs each, in the same rounds.
         bfloat16: whether dense bfloat16 runs too: without instructions for it, it is slow.
+        sparse_bfloat16: also each of the sparse trainings under autocast to bfloat16, in the same rounds.
     """
 
     backend: str = "auto"
@@ -70,6 +71,7 @@ class Settings:
     all_sparse: bool = False
     blocks: tuple[tuple[int, int], ...] = ()
     bfloat16: bool = True
+    sparse_bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,14 @@ class Beside:
         sparse_step: milliseconds of a step with its share of updates and looking.
         ratio: time of a dense step over that, round by round.
         updates: what topology updates cost.
+        over_bfloat16: time of a dense step in bfloat16 over that, round by round, if this one is in bfloat16 too.
     """
 
     layers: tuple[Stored, ...]
     sparse_step: float
     ratio: Spread
     updates: UpdateCost
+    over_bfloat16: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,8 @@ class Row:
         bfloat16_forms: milliseconds of each form that ran.
         peak: the most bytes that each contender's own process held in ordinary steps beyond what it held before the
             model was made, dense ones not compiled; `sparse, update` around an update.
-        beside: further sparse trainings by name: with units of several weights, or everything stored sparsely.
+        beside: further sparse trainings by name: with units of several weights, everything stored sparsely, or under
+            autocast to bfloat16.
     """
 
     preset: str

@@ -28,11 +28,13 @@ def headline(rows: Iterable[Row]) -> Table:
     half = [BFLOAT16] if any(BFLOAT16 in row.ratio for row in rows) else []
     over = [DENSE, *half, *dict.fromkeys(name for row in rows for name in row.ratio if name not in (DENSE, BFLOAT16))]
     beside = list(dict.fromkeys(name for row in rows for name in row.beside))
+    halves = list(dict.fromkeys(name for row in rows for name, each in row.beside.items() if each.over_bfloat16))
     columns = (
         *("preset", "density", "batch", "method", "growth", "updates before", "stored sparsely", "dense ms", "form"),
         *(("bfloat16 ms", "form") if half else ()),
         *("sparse ms", *(f"{name} ms" for name in beside)),
         *(*(f"{name} / sparse" for name in over), *(f"dense / {name}" for name in beside)),
+        *(f"{BFLOAT16} / {name}" for name in halves),
         *("share of updates", "model state of dense"),
     )
 
@@ -46,6 +48,7 @@ def headline(rows: Iterable[Row]) -> Table:
             *(short(row.sparse_step), *("-" if each is None else short(each.sparse_step) for each in found)),
             *(_factor(row.ratio[name]) if name in row.ratio else "-" for name in over),
             *("-" if each is None else _factor(each.ratio) for each in found),
+            *(_factor(half_ratio) if (half_ratio := _over_bfloat16(row, name)) else "-" for name in halves),
             f"{row.updates.share:.1%}",
             f"{row.state[SPARSE].total / row.state[DENSE].total:.1%}",
         )
@@ -107,6 +110,10 @@ def sentence(row: Row) -> str:
 def _sparse(row: Row) -> dict[str, Beside]:
     """Return the sparse trainings of a row by name, `sparse` first."""
     return {SPARSE: Beside(row.layers, row.sparse_step, row.ratio[DENSE], row.updates), **row.beside}
+
+
+def _over_bfloat16(row: Row, name: str) -> Spread | None:
+    return row.beside[name].over_bfloat16 if name in row.beside else None
 
 
 def _step(row: Row, name: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import cycle
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,13 @@ from regrow.experiments.train.methods import make_recipe
 from regrow.experiments.train.optimizer import make_optimizer
 
 __all__ = [
-    "BFLOAT16", "DENSE", "MEASURED", "SPARSE", "Batches", "Training", "Updates", "classes", "dense_model",
-    "dense_training", "image_shape", "make_batches", "make_step", "recipe_of", "sparse_model", "sparse_training",
-    "steps_per_epoch", "update_interval",
+    "BFLOAT16", "DENSE", "MEASURED", "SPARSE", "SPARSE_BFLOAT16", "Batches", "Training", "Updates", "classes",
+    "dense_model", "dense_training", "image_shape", "make_batches", "make_step", "recipe_of", "sparse_model",
+    "sparse_training", "steps_per_epoch", "update_interval",
 ]  # fmt: skip
 
 SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
+SPARSE_BFLOAT16 = f"{SPARSE} {BFLOAT16}"
 MEASURED = "measured"
 
 _BATCHES = 4  # in memory, taken in turn
@@ -130,22 +132,32 @@ def dense_model(config: TrainConfig) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # not in its stubs
 
 
-def sparse_model(config: TrainConfig, dense: nn.Module, batches: Batches, backend: str) -> nn.Module:
+def sparse_model(
+    config: TrainConfig, dense: nn.Module, batches: Batches, backend: str, *, bfloat16: bool = False
+) -> nn.Module:
     """Return a copy of the network made sparse as the preset says, in a storage; "measured" measures which.
+
+    Args:
+        config: the preset's settings.
+        dense: the network.
+        batches: of its inputs.
+        backend: the storage.
+        bfloat16: whether it is to train under autocast to bfloat16.
 
     Raises:
         ValueError: if the storage cannot hold it, or there is none of that name.
     """
-    return regrow.sparsify(
-        deepcopy(dense),
-        config.density,
-        block=config.block_shape,
-        distribution=recipe_of(config).distribution,
-        keep_dense=config.keep_dense,
-        backend="auto" if backend == MEASURED else backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
-        example_input=batches.images[0] if backend == MEASURED else None,
-        seed=config.seed,
-    )
+    with _precision(bfloat16):
+        return regrow.sparsify(
+            deepcopy(dense),
+            config.density,
+            block=config.block_shape,
+            distribution=recipe_of(config).distribution,
+            keep_dense=config.keep_dense,
+            backend="auto" if backend == MEASURED else backend,  # type: ignore[arg-type]  # sparsify refuses what it does not know
+            example_input=batches.images[0] if backend == MEASURED else None,
+            seed=config.seed,
+        )
 
 
 def dense_training(config: TrainConfig, model: nn.Module, batches: Batches, *, bfloat16: bool = False) -> Training:
@@ -154,12 +166,19 @@ def dense_training(config: TrainConfig, model: nn.Module, batches: Batches, *, b
     return Training(model, optimizer, make_step(model, optimizer, batches, bfloat16=bfloat16))
 
 
-def sparse_training(config: TrainConfig, model: nn.Module, batches: Batches) -> Training:
-    """Return the training of a sparse network; its topology is updated when `updates` says so."""
+def sparse_training(config: TrainConfig, model: nn.Module, batches: Batches, *, bfloat16: bool = False) -> Training:
+    """Return the training of a sparse network, in float32 or under autocast to bfloat16.
+
+    Its topology is updated when `updates` says so.
+    """
     optimizer, updates = _optimizer(config, model), Updates()
     recipe = replace(recipe_of(config), update_at=updates)
     topology = regrow.TopologyUpdater(model, optimizer, recipe, seed=config.seed)
-    return Training(model, optimizer, make_step(model, optimizer, batches), topology, updates)
+    return Training(model, optimizer, make_step(model, optimizer, batches, bfloat16=bfloat16), topology, updates)
+
+
+def _precision(bfloat16: bool) -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext()
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -183,7 +202,7 @@ def make_step(
     def step() -> Tensor:
         images, labels = next(pairs)
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
+        with _precision(bfloat16):
             logits = forward(images)
         loss: Tensor = loss_of(logits.float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
