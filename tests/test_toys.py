@@ -199,10 +199,10 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> 
 '''
 
 REFUSAL = '''
-def _gathering(operation: str, device: str, dtype: torch.dtype | None, unit: tuple[int, int]) -> str | None:
+def _gathering(operation: str, device: str, types: _Types, unit: tuple[int, int]) -> str | None:
     """Say why the gathering backend does not serve."""
-    if operation != "linear" or device != "cpu" or dtype is not torch.float64:
-        return f"gathering serves linear layers in float64 on the CPU, not {operation} in {dtype} on {device}"
+    if operation != "linear" or device != "cpu" or types[1] is not torch.float64:
+        return f"gathering serves linear layers in float64 on the CPU, not {operation} in {types[1]} on {device}"
     return None
 
 '''
@@ -212,7 +212,7 @@ def test_a_backend_takes_a_file_for_each_operation_and_one_more(copy):
     select = "src/regrow/ops/select.py"
     files = copy.add(
         Edit("src/regrow/ops/linear/gathering.py", GATHERING),
-        Edit(select, REFUSAL, after='        return f"no kernels for {dtype} on {device}"\n    return None\n\n'),
+        Edit(select, REFUSAL, after='        return f"no kernels for {activations} on {device}"\n    return None\n\n'),
         Edit(select, '    "gathering": _gathering,\n', after='    "cpu": _cpu,\n'),
     )
     assert files == 2

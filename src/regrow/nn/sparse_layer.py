@@ -119,11 +119,11 @@ class SparseLayer(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to an input as the ordinary layer takes it."""
-        entered = self.enter(as_activation(x, self.values))
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None):
             with exclusive:
                 values, pattern = self._active_values(), self.pattern
-            return self.leave(self.product(entered, values, pattern), x)
+            return self.leave(self.product(self.enter(as_activation(x, values)), values, pattern), x)
+        entered = self.enter(as_activation(x, self.values))
         covered = self.covered
         if covered is None:
             return self.leave(self.product(entered, self.values, self.pattern), x)
