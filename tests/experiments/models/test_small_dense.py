@@ -23,7 +23,7 @@ def small(name, density, options=None, keep_dense=()):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("density", [0.05, 0.2])
+@pytest.mark.parametrize("density", [0.05, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_no_width_comes_nearer(name, density):
     found = small(name, density)
     wanted = round(density * count(name, 1.0))
@@ -34,6 +34,7 @@ def test_no_width_comes_nearer(name, density):
     assert abs(found.weights - wanted) < 0.12 * wanted  # layers have whole planes
 
 
+@pytest.mark.slow
 def test_the_largest_networks_come_within_a_percent():
     for name in ("vgg16-d", "wrn-22-8", "mlp", "resnet50"):
         assert small(name, 0.1).weights == pytest.approx(0.1 * count(name, 1.0), rel=0.01)
