@@ -59,6 +59,9 @@ def test_the_page_sets_measured_beside_published(tmp_path):
     assert "| 1 % | 2.50 ± 0.50 | -3.85 to 8.85 | 2 | 2.36 ± 0.04 | +0.14 | +0.3 |" in text
     assert "| set | uniform | 3.51 ± 0.51 | -2.97 to 9.99 | 2 | +1.01 ± 0.13 | behind |" in text
     assert "| static | erdos-renyi | 2.50 ± 0.50 | -3.85 to 8.85 | 2 |  |  |" in text
+    assert (
+        "At 1 %. Beside sparse momentum, each method with its own distribution: ahead: none; not told apart: " in text
+    )
     assert "| 5 % | 1 of 2 | 2.00 |" in text
     assert "regrow study mnist --part page" in text
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -149,12 +149,29 @@ def _methods_table(named: Mapping[tuple[str, str], dict[int, float]], reference:
     lines = [_row(*titles), "|---" * len(titles) + "|"]
     for (method, distribution), errors in sorted(named.items(), key=lambda item: interval(list(item[1].values())).mean):
         found, apart = interval(list(errors.values())), differences(errors, reference)
-        beside, verdict = "", ""
-        if apart is not None and errors != reference:
-            beside = apart.text(spread=apart.half, sign="+")
-            verdict = "not told apart" if apart.holds_zero else ("behind" if apart.mean > 0 else "ahead")
+        beside = "" if apart is None or errors == reference else apart.text(spread=apart.half, sign="+")
+        verdict = _verdict(errors, reference)
         lines.append(_row(method, distribution, found.text(), found.bounds(), str(len(errors)), beside, verdict))
     return "\n".join(lines)
+
+
+def _verdict(errors: Mapping[int, float], reference: Mapping[int, float]) -> str:
+    """Return what the differences of the seeds say; nothing of what is the reference or shares no seed with it."""
+    apart = differences(errors, reference)
+    if apart is None or errors == reference:
+        return ""
+    return "not told apart" if apart.holds_zero else ("behind" if apart.mean > 0 else "ahead")
+
+
+def _in_words(named: Mapping[tuple[str, str], dict[int, float]], reference: Mapping[int, float]) -> str:
+    """Return in a sentence what leads among the methods with their own distribution, and what does not."""
+    said: dict[str, list[str]] = {"ahead": [], "not told apart": [], "behind": []}
+    for (method, distribution), errors in named.items():
+        verdict = _verdict(errors, reference)
+        if verdict and distribution == _OWN[method]:
+            said[verdict].append(method)
+    parts = [f"{verdict}: {', '.join(methods) or 'none'}" for verdict, methods in said.items()]
+    return f"Beside sparse momentum, each method with its own distribution: {'; '.join(parts)}."
 
 
 def _sharing(runs: Runs) -> str:
@@ -199,8 +216,9 @@ def write_page(out: Path, page: Path) -> None:
         lenet5=_beside_published(runs["lenet5"], _PUBLISHED["lenet5"]) if runs["lenet5"] else _NOT_RUN,
         lenet5_fast=_sharing(runs["lenet5-fast"]) if runs["lenet5-fast"] else _NOT_RUN,
         methods="\n\n".join(
-            f"At {100 * density:g} %:\n\n{_methods_table(named, named['sparse-momentum', 'uniform'])}"
+            f"At {100 * density:g} %. {_in_words(named, reference)}\n\n{_methods_table(named, reference)}"
             for density, named in compared.items()
+            for reference in (named["sparse-momentum", "uniform"],)
         ),
         machines=_machines(results),
     )
