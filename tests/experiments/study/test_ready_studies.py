@@ -16,6 +16,7 @@ from regrow.experiments.study.features import FeatureRun, specialisation
 from regrow.experiments.study.methods import METHODS_STUDY
 from regrow.experiments.study.sensitivity import SENSITIVITY_STUDY
 from regrow.experiments.train.run import Run
+from regrow.methods import METHODS
 
 SMALL = ("--epochs", 2, "--seeds", 2, "--jobs", 1, "--set", "batch_size=128", "--set", "model_options={hidden: [24]}")
 
@@ -92,6 +93,12 @@ def test_a_distribution_that_is_the_method_s_own_is_run_once():
     assert [point["distribution"] for point in static.points] == ["own", "uniform"]
     assert len(METHODS_STUDY.rows(static, {"seed": 0})) == 2
     assert len(METHODS_STUDY.rows(runs["dense-seed0"], {"density": 1.0})) == 2  # one for each distribution
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_recipe_takes_part_in_the_study_of_methods(method):
+    values = {"method": [method], "distribution": ["own", "uniform"], "density": [0.1]}
+    assert METHODS_STUDY.runs(tiny(), values, [0])
 
 
 # ablation

@@ -19,6 +19,7 @@ __all__ = ["METHODS_STUDY", "best_other"]
 
 _OWN = "own"
 _DENSE = "dense"
+_ANY_TRAINING = 1000
 
 
 def _parse(text: str) -> tuple[str, ...]:
@@ -36,7 +37,8 @@ def _distribution(name: str) -> Mapping[str, Any]:
 def _settle(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Leave a distribution that is the method's own unset, so that it is not run twice."""
     factory = METHODS.get(settings["method"])
-    own = factory(every=1, steps=1).distribution if factory else None
+    # Long enough for every schedule: a method that ends before the training does has no recipe for a few steps.
+    own = factory(every=1, steps=_ANY_TRAINING).distribution if factory else None
     return {**settings, "distribution": None} if settings["distribution"] == own else settings
 
 
