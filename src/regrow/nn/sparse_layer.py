@@ -219,9 +219,7 @@ class SparseLayer(nn.Module, ABC):
     def prepare(self) -> None:
         """Make the index structures that the kernels will ask for: `torch.compile` would not see through that."""
         if obstacle("conv2d", self.values.device, self.values.dtype) is None:
-            self.pattern.forward_blocks(self.geometry)
-            if self.pattern.rows_of_entry(self.geometry.groups) == 1:
-                self.pattern.transposed_blocks(self.geometry)
+            self.pattern.index_of_product(self.geometry, input_gradient=True)
 
     @property
     def _pattern_shape(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from regrow.ops.native import kernels
 
-__all__ = ["check_activation", "check_index", "check_tensor", "check_that"]
+__all__ = ["check_activation", "check_index", "check_places", "check_tensor", "check_that"]
 
 _NAMES = ("order", "offset", "segment_row", "segment_start", "block_start", "blocking")
 # Index structures that were found right: by `order`, with the others, what they have to fit, and their versions.
@@ -95,6 +95,24 @@ def check_index(
     )  # fmt: skip
     check_that(not fault, f"the index does not fit: {fault}")
     _right[order] = (fits, tuple(index[1:]))
+
+
+def check_places(places: Sequence[Tensor], *, within: int, nonzeros: int | None) -> None:
+    """Raise a ValueError unless these are the places of values among those that kernels compute with, or nothing.
+
+    Args:
+        places: one tensor or none.
+        within: how many values kernels compute with.
+        nonzeros: how many values there are; None is as many as places.
+    """
+    if not places:
+        return
+    check_that(len(places) == 1, f"an index has one tensor of places at most, not {len(places)}")
+    check_tensor("places of the index", places[0], None if nonzeros is None else (nonzeros,), torch.int32)
+    ascending = torch.diff(places[0], prepend=places[0].new_tensor([-1]), append=places[0].new_tensor([within])) > 0
+    check_that(
+        places[0].dim() == 1 and bool(ascending.all()), f"places of the index must ascend from 0 to {within - 1}"
+    )
 
 
 def _is(one: Any, other: Any) -> bool:

@@ -20,12 +20,15 @@ from regrow.core.units import Units
 from regrow.ops.blocking import choose_blocking, unit_blocking
 from regrow.ops.native import kernels
 
-__all__ = ["Blocks", "Geometry", "Pattern", "rows_of_entry"]
+__all__ = ["Blocks", "FilledUp", "Geometry", "Pattern", "rows_of_entry"]
 
 # An offset within a block is stored in 16 bits.
 _OFFSETS = 1 << 15
 # How many outputs the kernels take as one entry.
 _UNITS = (2, 4, 8)
+# Kernels compute units of so many outputs faster than the single weights of a convolution, even where the units have so
+# many times as many weights, some of them zeros that fill up.
+_WHOLE_UNIT, _MOST_FILLED_UP = (4, 1), 1.1
 
 _Kept = TypeVar("_Kept")
 
@@ -98,6 +101,7 @@ class Pattern:
     unit: tuple[int, int] = (1, 1)
     _cache: dict[object, Blocks] = field(default_factory=dict, init=False, repr=False)
     _kept: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
+    _filled_up: dict[int, FilledUp | None] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         positions = self.positions
@@ -139,8 +143,10 @@ class Pattern:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the positions and of the groupings made so far."""
-        return self.positions.nbytes + sum(tensor.nbytes for blocks in self._cache.values() for tensor in blocks)
+        """Bytes of the positions and of what was made of them so far."""
+        made = sum(tensor.nbytes for blocks in self._cache.values() for tensor in blocks)
+        filled_up = sum(found.pattern.nbytes + found.places.nbytes for found in self._filled_up.values() if found)
+        return self.positions.nbytes + made + filled_up
 
     @property
     def density(self) -> float:
@@ -166,6 +172,21 @@ class Pattern:
             self._cache[key] = self._group(geometry, transposed=True)
         return self._cache[key]
 
+    def index_of_product(self, geometry: Geometry, *, input_gradient: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the index structure that a product takes, and that of the input's gradient, empty where not needed.
+
+        Where whole units are filled up, `places` follows on the tensors of `Blocks`.
+
+        Args:
+            geometry: stride, padding, dilation and groups.
+            input_gradient: whether a gradient of the input may be asked for.
+        """
+        filled_up = self.filled_up(geometry.groups)
+        if filled_up is not None:
+            return [*filled_up.pattern.forward_blocks(geometry), filled_up.places], []
+        transposed = input_gradient and self.rows_of_entry(geometry.groups) == 1
+        return list(self.forward_blocks(geometry)), list(self.transposed_blocks(geometry)) if transposed else []
+
     def rows_of_entry(self, groups: int) -> int:
         """Return how many outputs the kernels take as one entry: those of a unit, or one.
 
@@ -173,12 +194,34 @@ class Pattern:
         """
         return rows_of_entry(self.shape, self.unit, groups)
 
+    def filled_up(self, groups: int) -> FilledUp | None:
+        """Return the whole units in which a convolution's weights lie, if the kernels compute those in less time."""
+        if groups not in self._filled_up:
+            self._filled_up[groups] = self._fill_up(groups)
+        return self._filled_up[groups]
+
     def keep(self, key: object, make: Callable[[], _Kept]) -> _Kept:
         """Return what a backend keeps with the pattern under a key; made when it is first asked for."""
         kept: _Kept | None = self._kept.get(key)
         if kept is None:
             kept = self._kept[key] = make()
         return kept
+
+    def _fill_up(self, groups: int) -> FilledUp | None:
+        rows = _WHOLE_UNIT[0]
+        if len(self.shape) == 2 or self.unit != (1, 1) or self.shape[0] // groups % rows:
+            return None
+        if not self.nonzeros or self.numel > _MOST_FILLED_UP * rows * self.nonzeros:
+            return None
+        units = Units(self.shape, _WHOLE_UNIT)
+        weights = torch.zeros(self.numel, dtype=torch.bool)
+        weights[self.positions.long()] = True
+        numbers = weights.view(-1, rows, self.numel // self.shape[0]).any(dim=1).reshape(-1).nonzero().squeeze(1)
+        if len(numbers) * rows > _MOST_FILLED_UP * self.nonzeros:
+            return None
+        positions = units.positions_of(numbers).sort().values
+        places = torch.searchsorted(positions, self.positions.long(), out_int32=True)
+        return FilledUp(Pattern(self.shape, positions.to(self.positions.dtype), _WHOLE_UNIT), places)
 
     def _check_units(self) -> None:
         """Raise a ValueError unless the positions are whole units."""
@@ -207,6 +250,18 @@ class Pattern:
         order, offset, segment_row, segment_start, block_start = made
         choice = torch.tensor(blocking, dtype=torch.int32)
         return Blocks(order, offset, segment_row, segment_start, block_start, choice)
+
+
+class FilledUp(NamedTuple):
+    """The whole units in which the weights of another pattern lie.
+
+    Attributes:
+        pattern: of the units.
+        places: for each weight of the other pattern, which of this one's it is, int32.
+    """
+
+    pattern: Pattern
+    places: Tensor
 
 
 def rows_of_entry(shape: Sequence[int], unit: tuple[int, int], groups: int = 1) -> int:

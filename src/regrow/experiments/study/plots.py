@@ -25,6 +25,8 @@ __all__ = [
 
 _MARKERS = "osD^vPX*"
 _DENSITY = "density, % of weights"
+# What a number below an axis takes of its length.
+_LABEL_WIDTH = 0.04
 
 
 def plot_errors(errors: Mapping[tuple[str, float], Sequence[float]], path: Path, title: str) -> None:
@@ -65,10 +67,15 @@ def _finish(axes: Axes, title: str, across: str, up: str, *, font: str = "medium
 
 
 def _density_axis(axes: Axes, densities: Iterable[float]) -> None:
-    """Lay densities out on a logarithmic axis, in percent, with a tick at each."""
+    """Lay densities out on a logarithmic axis, in percent, with a tick at each, and a number where there is room."""
     ticks = sorted({100 * density for density in densities})
+    room, labels, last = (ticks[-1] / ticks[0]) ** _LABEL_WIDTH, [], 0.0
+    for tick in ticks:
+        fits = tick >= last * room
+        labels.append(f"{tick:g}" if fits else "")
+        last = tick if fits else last
     axes.set_xscale("log")
-    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.set_xticks(ticks, labels=labels)
     axes.xaxis.set_minor_locator(NullLocator())
 
 

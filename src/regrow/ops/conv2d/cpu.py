@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regrow.ops.autograd import Differentiable, direct
-from regrow.ops.check import check_activation, check_index, check_tensor, check_that
+from regrow.ops.check import check_activation, check_index, check_places, check_tensor, check_that
 from regrow.ops.layout import allocate_batch_last, empty_batch_last, to_batch_last
 from regrow.ops.native import kernels
 from regrow.ops.pattern import Blocks, Geometry, Pattern
@@ -41,9 +41,12 @@ class Plan:
         weight_shape: shape of the dense weight: (outputs, inputs of a group, height, width) or (outputs, inputs).
         geometry: stride, padding, dilation and groups.
         blocks: grouped by output row.
+        places: for each value, which of those that the kernels compute with it is, where there are others, zeros, too.
     """
 
-    def __init__(self, weight_shape: Sequence[int], geometry: Geometry, blocks: Blocks | None) -> None:
+    def __init__(
+        self, weight_shape: Sequence[int], geometry: Geometry, blocks: Blocks | None, places: Tensor | None = None
+    ) -> None:
         self.outputs, self.channels = weight_shape[0], weight_shape[1] * geometry.groups
         self.transposed: Any = None
         self._geometry = geometry
@@ -53,6 +56,7 @@ class Plan:
         # Outputs of an entry: kernels for units of several take the one index for all passes.
         self.unit = 1 if blocks is None else int(blocks.blocking[2])
         self.nonzeros = 0 if blocks is None else len(blocks.order) * self.unit
+        self._places = places
         self._sizes: dict[tuple[int, ...], _Sizes] = {}
         _plans.add(self)
 
@@ -60,6 +64,18 @@ class Plan:
         """Take the nonzeros grouped by input channel, which the input's gradient uses."""
         self._blocks.append(blocks)
         self.transposed = _index(blocks, self.channels, self.outputs)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Return the values that the kernels compute with, shape (nonzeros,)."""
+        if self._places is None:
+            return values.contiguous()
+        spread = values.new_zeros(self.nonzeros)
+        spread[self._places] = values
+        return spread
+
+    def collect(self, spread: Tensor) -> Tensor:
+        """Return the numbers that belong to values, shape (values,), of those that the kernels made."""
+        return spread if self._places is None else spread[self._places]
 
     def sizes(self, shape: tuple[int, ...]) -> _Sizes:
         """Return what follows from the shape of an input."""
@@ -110,23 +126,31 @@ def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geo
 def product(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, geometry: Geometry) -> Tensor:
     """Return the output of a convolution or, for an input of shape (N, C), of a linear layer."""
     if direct(x, values, bias):
-        plan = pattern.keep(geometry, lambda: plan_of(pattern, geometry))
+        plan = pattern.keep(("product", geometry), lambda: _plan_of_product(pattern, geometry))
         if plan.transposed is None and plan.unit == 1 and x.requires_grad and torch.is_grad_enabled():
             plan.transpose(pattern.transposed_blocks(geometry))
         output: Tensor = _convolution(plan, x, values, bias)
         return output
-    single = pattern.rows_of_entry(geometry.groups) == 1
-    wants_input_gradient = torch.is_grad_enabled() and x.requires_grad and single
-    transposed = list(pattern.transposed_blocks(geometry)) if wants_input_gradient else []
-    traced: Tensor = _convolution.traced(
-        x, values, bias, list(pattern.forward_blocks(geometry)), transposed, list(pattern.shape), flat(geometry)
-    )
+    wants_input_gradient = torch.is_grad_enabled() and x.requires_grad
+    index, transposed = pattern.index_of_product(geometry, input_gradient=wants_input_gradient)
+    traced: Tensor = _convolution.traced(x, values, bias, index, transposed, list(pattern.shape), flat(geometry))
     return traced
 
 
 def plan_of(pattern: Pattern, geometry: Geometry) -> Plan:
-    """Return the plan of a pattern, without its transposed index."""
+    """Return the plan of the gradient of a pattern's weights."""
     return Plan(pattern.shape, geometry, pattern.forward_blocks(geometry))
+
+
+def _plan_of_product(pattern: Pattern, geometry: Geometry) -> Plan:
+    """Return the plan of a product, without its transposed index."""
+    index, _ = pattern.index_of_product(geometry, input_gradient=False)
+    return Plan(pattern.shape, geometry, *_parts(index))
+
+
+def _parts(index: Sequence[Tensor]) -> tuple[Blocks, Tensor | None]:
+    """Return blocks and places of an index structure."""
+    return Blocks(*index[: len(Blocks._fields)]), next(iter(index[len(Blocks._fields) :]), None)
 
 
 def values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor) -> Tensor:
@@ -147,7 +171,7 @@ def _values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor, bias_gradie
         plan.sizes(x.shape).forward, plan.forward, output_gradient.data_ptr(), x.data_ptr(), gradient.data_ptr(),
         0 if bias_gradient is None else bias_gradient.data_ptr(), torch.get_num_threads(), x.dtype is torch.bfloat16,
     )  # fmt: skip
-    return gradient
+    return plan.collect(gradient)
 
 
 def output_shape(shape: Sequence[int], weight_shape: Sequence[int], geometry: Geometry) -> tuple[int, ...]:
@@ -171,8 +195,7 @@ def output_shape(shape: Sequence[int], weight_shape: Sequence[int], geometry: Ge
 
 
 def _run(plan: Plan, _: object, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-    sizes = plan.sizes(x.shape)
-    values = values.contiguous()
+    sizes, values = plan.sizes(x.shape), plan.spread(values)
     bias = None if bias is None else bias.contiguous()
     output = allocate_batch_last(sizes.output, x.dtype)
     kernels().gather(
@@ -193,7 +216,7 @@ def _gradients(
     wants_x, wants_values, wants_bias = wanted
     made = []
     if wants_x:
-        values = values.contiguous()
+        values = plan.spread(values)
         of_x, sizes = allocate_batch_last(input_shape, given.dtype), plan.sizes(input_shape)
         how = (torch.get_num_threads(), given.dtype is torch.bfloat16)
         if plan.unit > 1:
@@ -266,8 +289,10 @@ def plan_of_index(
     taps = kernel[0] * kernel[1]
     plan = Plan(weight_shape, geometry, None)
     if index:
-        check_index(index, rows=outputs, channels=channels, taps=taps, nonzeros=nonzeros)
-        plan = Plan(weight_shape, geometry, Blocks(*index))
+        blocks, places = index[: len(Blocks._fields)], index[len(Blocks._fields) :]
+        check_index(blocks, rows=outputs, channels=channels, taps=taps, nonzeros=None if places else nonzeros)
+        plan = Plan(weight_shape, geometry, *_parts(index))
+        check_places(places, within=plan.nonzeros, nonzeros=nonzeros)
     if transposed_index:
         phases = stride[0] * stride[1]
         phase = geometry.phase(kernel) if phases > 1 else None
