@@ -15,6 +15,7 @@ from regrow.experiments.train.loop import train
 from regrow.experiments.train.network import build_network
 from regrow.experiments.train.trained import read_trained
 
+MORE = [pytest.param(method, marks=pytest.mark.slow) for method in ("dense", "set")]
 SHAPE, CLASSES = (1, 8, 8), 10
 
 
@@ -40,9 +41,7 @@ def test_a_run_is_evaluated_as_at_its_end(run):
     assert f"{expected['nnz']:,} weights (20.00%)" in command("eval", run).stdout
 
 
-@pytest.mark.parametrize(
-    "method", ["small-dense", "top-kast", *(pytest.param(each, marks=pytest.mark.slow) for each in ("dense", "set"))]
-)
+@pytest.mark.parametrize("method", ["small-dense", "top-kast", *MORE])
 def test_so_is_a_run_of_another_method(method, tmp_path):
     expected = train(tiny(method=method, label_smoothing=0.1), tmp_path)
     accuracy, loss = said(command("eval", tmp_path))
