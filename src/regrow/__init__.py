@@ -17,6 +17,8 @@ from regrow.core.entries import Change, Entries, LayerState
 from regrow.core.recipe import Recipe
 from regrow.core.step_rule import StepLayer, StepRule
 from regrow.core.update import update
+from regrow.files.onnx import export_onnx
+from regrow.files.saving import load, save
 from regrow.methods import *  # noqa: F403 - a method is named once, in regrow.methods
 from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
 from regrow.nn.sparse_linear import SparseLinear
@@ -46,11 +48,14 @@ __all__ = [
     "dense_state_dict",
     "densify",
     "distribution",
+    "export_onnx",
     "growth",
+    "load",
     "masks",
     "methods",
     "redistribute",
     "saliency",
+    "save",
     "schedule",
     "score",
     "sparsify",

@@ -36,9 +36,9 @@ MODELS = pytest.mark.parametrize(("build", "shape"), [(plane, PLANE), (line, LIN
 class Training:
     """A sparsely stored model, its optimizer and its updater; compiled or not."""
 
-    def __init__(self, build, growth, *, compiled, backend="aot_eager", block=(1, 1)):
+    def __init__(self, build, growth, *, compiled, backend="aot_eager", block=(1, 1), storage="cpu"):
         torch.manual_seed(0)
-        self.model = regrow.sparsify(build(), 0.3, block=block, backend="cpu")
+        self.model = regrow.sparsify(build(), 0.3, block=block, backend=storage)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
         recipe = dataclasses.replace(regrow.sparse_momentum(every=3, steps=30), growth=growth)
         self.topology = regrow.TopologyUpdater(self.model, self.optimizer, recipe)
@@ -52,11 +52,9 @@ class Training:
 
 @pytest.fixture(autouse=True)
 def fresh():
-    """Compile everything anew, with the sizes of parameters and index structures left open."""
+    """Compile everything anew."""
     torch._dynamo.reset()
-    settings = {"force_parameter_static_shapes": False, "force_nn_module_property_static_shapes": False}
-    with torch._dynamo.config.patch(settings):
-        yield
+    yield
     torch._dynamo.reset()
 
 
@@ -66,8 +64,9 @@ def inputs(shape, seed):
 
 @SOURCES
 @MODELS
-def test_a_compiled_training_is_the_same_and_is_not_compiled_for_every_update(build, shape, growth):
-    plain, compiled = (Training(build, growth, compiled=compiled) for compiled in (False, True))
+@pytest.mark.parametrize("storage", ["masked", "cpu"])
+def test_a_compiled_training_is_the_same_and_is_compiled_anew_once_at_most(build, shape, growth, storage):
+    plain, compiled = (Training(build, growth, compiled=one, storage=storage) for one in (False, True))
     torch._dynamo.utils.counters.clear()
     for seed in range(16):  # five updates
         for training in (plain, compiled):
@@ -75,8 +74,9 @@ def test_a_compiled_training_is_the_same_and_is_not_compiled_for_every_update(bu
         assert_same(regrow.masks(compiled.model), regrow.masks(plain.model))
         torch.testing.assert_close(weights(compiled.model), weights(plain.model))
     assert not torch._dynamo.utils.counters["graph_break"]
-    # with and without a window, before and after sizes were seen to change
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
+    # with and without a window: where one begins the backward pass computes more
+    sizes_change = storage == "cpu" and growth.steps is not None
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (2 if sizes_change else 1)
 
 
 def test_a_compiled_training_of_units_is_the_same():

@@ -16,7 +16,7 @@ from regrow.nn.sparse_layer import SparseLayer
 from regrow.storage import Weight, sparse_weights, weights_of
 from regrow.storage.holder import holder
 
-__all__ = ["dense_state_dict", "densify"]
+__all__ = ["dense_state_dict", "densify", "tell_of_losses"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -32,7 +32,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
         >>> nn.Linear(4, 2).load_state_dict(dense_state_dict(model))
         <All keys matched successfully>
     """
-    _tell_of_losses(sparse_weights(model).values())
+    tell_of_losses(sparse_weights(model).values())
     state = model.state_dict()
     numbers, positions, by_address = {}, set(), {}
     # A module at several places stands in the state at each of them.
@@ -79,7 +79,7 @@ def densify(model: Model) -> Model:
             f"a {type(holder(held.module)).__name__} still keeps the topology of {held.name!r}: call its remove() "
             "first, or densify a copy (copy.deepcopy(model))"
         )
-    _tell_of_losses(weights)
+    tell_of_losses(weights)
     take_back(model, weights)
     replaced = {}
     for weight in weights:
@@ -90,7 +90,7 @@ def densify(model: Model) -> Model:
     return model
 
 
-def _tell_of_losses(weights: Iterable[Weight]) -> None:
+def tell_of_losses(weights: Iterable[Weight]) -> None:
     """Warn if a model has absent weights that are not zero: it computes with them, and its dense form is without."""
     filled = [weight.name for weight in weights if weight.nonzero_absent()]
     if filled:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from torch import nn
 
 import regrow
 from regrow.experiments import data as data_sets
@@ -26,6 +27,8 @@ from regrow.experiments.train.methods import CARDS, DENSE, check_method, recipe_
 from regrow.experiments.train.presets import preset as find_preset
 from regrow.experiments.train.progress import Lines, ProgressBar, TensorBoard
 from regrow.experiments.train.result import Result, read_metrics
+from regrow.experiments.train.trained import Format, evaluate_trained, read_trained
+from regrow.experiments.train.trained import export as export_trained
 
 __all__ = [
     "app",
@@ -35,6 +38,8 @@ __all__ = [
     "data_list",
     "default_out",
     "demo",
+    "evaluate",
+    "export",
     "layers",
     "methods",
     "options",
@@ -65,6 +70,7 @@ _Backend = Annotated[
     str | None, typer.Option(help="Storage of the sparse weights: auto, masked or cpu.", rich_help_panel=TRAINED)
 ]
 _Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel=TRAINED)]
+_Source = Annotated[Path, typer.Argument(metavar="RUN_OR_FILE", help="Folder of a run, or a file of regrow export.")]
 _Out = Annotated[Path | None, typer.Option(help="Folder of the run; by default under runs/.", rich_help_panel=RUN)]
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=RUN)]
 
@@ -158,6 +164,36 @@ def report(
         line(str(write_report(folder, out)))
 
 
+@app.command("eval")
+def evaluate(source: _Source, data: DataRoot = None) -> None:
+    """Measure the accuracy and the loss of a trained network on the test set."""
+    with one_line_errors():
+        trained = read_trained(source, data)
+        loss, accuracy = evaluate_trained(trained, data)
+        line(f"test accuracy {accuracy:.2%}  test loss {loss:.4f}  {_weights(trained.model)}")
+
+
+@app.command()
+def export(
+    source: _Source,
+    out: Annotated[Path, typer.Option(help="The file; an older one is replaced.")],
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="dense: a state dict of the ordinary network; safetensors: small, for regrow.load and regrow eval; "
+            "onnx: for other programs.",
+        ),
+    ] = "safetensors",
+    data: DataRoot = None,
+) -> None:
+    """Write a trained network to a file."""
+    with one_line_errors():
+        trained = read_trained(source, data)
+        export_trained(trained, form, out)
+        line(f"{out}  {out.stat().st_size:,} bytes  {_weights(trained.model)}")
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the runs and the plot.")] = Path("runs/demo"),
@@ -204,6 +240,15 @@ def data_check(
 def default_out(config: TrainConfig) -> Path:
     """Return the folder of a run that was given none."""
     return Path("runs") / f"{config.preset}-{run_name(config)}"
+
+
+def _weights(model: nn.Module) -> str:
+    """Say how many of the weights that may be sparse exist; nothing of a dense network but their number."""
+    masks = regrow.masks(model)
+    if not masks:
+        return f"{sum(parameter.numel() for parameter in model.parameters()):,} weights (dense)"
+    nonzeros = sum(int(mask.sum()) for mask in masks.values())
+    return f"{nonzeros:,} weights ({nonzeros / sum(mask.numel() for mask in masks.values()):.2%})"
 
 
 def _progress() -> ProgressBar | Lines:

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,13 +13,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from regrow.experiments.errors import SaveError, UserError
+from regrow.files.atomic import LEFT_OVER, replace_file
 
 __all__ = ["SEAL_BYTES", "lock_folder", "remove_left_overs", "seal", "seal_is_good", "write_atomically", "write_text"]
 
 SEAL_BYTES = hashlib.sha256().digest_size
 """Bytes that `seal` adds at the end of a file."""
 
-_LEFT_OVER = re.compile(r"\..+\.regrow-[0-9a-f]{16}\.tmp")
+_LEFT_OVER = re.compile(LEFT_OVER)
 _held: set[int] = set()
 """Descriptors of the folders that this process holds."""
 
@@ -35,18 +35,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         SaveError: if it cannot be written; an older file of that name is as it was.
     """
-    # A name that nobody can foresee, and that must not be there: else a link of that name would be followed.
-    temporary = path.with_name(f".{path.name}.regrow-{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(path, write)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        with suppress(OSError):  # where the folder is none, there is nothing to delete
-            temporary.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__  # of torch.save's RuntimeError
         reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
         raise SaveError(f"cannot write {path}: {reason}") from error

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.core.positions import compact, find
+from regrow.nn.open_sizes import leave_sizes_open
 from regrow.nn.read_only import ReadOnly
 from regrow.ops import gradient
 from regrow.ops.gradient import watch
@@ -218,6 +219,7 @@ class SparseLayer(nn.Module, ABC):
 
     def prepare(self) -> None:
         """Make the index structures that the kernels will ask for: `torch.compile` would not see through that."""
+        leave_sizes_open()
         if obstacle("conv2d", self.values.device, self.values.dtype) is None:
             self.pattern.index_of_product(self.geometry, input_gradient=True)
 

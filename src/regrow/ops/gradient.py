@@ -120,13 +120,15 @@ def weight_gradient_at(pattern: Pattern, x: Tensor, gradient: Tensor, geometry: 
 
 def prepare(pattern: Pattern, absent: Tensor, geometry: Geometry) -> None:
     """Make the index structure that `watch` will ask for: `torch.compile` would not see through that."""
-    if pattern.density <= _MOST and obstacle("gradient", absent.device, absent.dtype, pattern.unit) is None:
+    if obstacle("gradient", absent.device, absent.dtype, pattern.unit) is None:
         pattern.forward_blocks(geometry)
 
 
 def _takes_kernels(pattern: Pattern, output: Tensor, x: Tensor) -> bool:
     """Return whether kernels compute the gradient of these tensors at these positions."""
-    return pattern.density <= _MOST and serving("gradient", output, x, unit=pattern.unit) == "cpu"
+    # An update that led over the limit would have a compiler begin anew.
+    few = torch.compiler.is_compiling() or pattern.density <= _MOST
+    return few and serving("gradient", output, x, unit=pattern.unit) == "cpu"
 
 
 def _arguments(

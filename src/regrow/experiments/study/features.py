@@ -25,6 +25,7 @@ from regrow.experiments.study.axes import DENSITY, METHOD, percent
 from regrow.experiments.study.intervals import Interval, interval
 from regrow.experiments.study.panels import Panel
 from regrow.experiments.study.study import Cell, Figure, Study
+from regrow.experiments.train.evaluate import precision
 from regrow.experiments.train.result import read_metrics
 from regrow.experiments.train.run import Metrics, Run
 
@@ -87,7 +88,7 @@ class FeatureRun(Run):
                 module.register_forward_hook(add(name))
         for images, its_labels in self.data.test.epoch():
             labels = its_labels
-            with self._precision():
+            with precision(self.config, self.device):
                 model(images)
         return sums
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from glob import escape
 from pathlib import Path
@@ -19,11 +18,12 @@ from torch import Tensor, nn
 import regrow
 from regrow.experiments import data, models
 from regrow.experiments.errors import DivergedError, UserError
-from regrow.experiments.models.small import Small, small_dense
 from regrow.experiments.train.changes import ChangeCounts
 from regrow.experiments.train.config import TrainConfig
+from regrow.experiments.train.evaluate import add_batch, evaluate, precision
 from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.methods import DENSE, make_method
+from regrow.experiments.train.network import build_network
 from regrow.experiments.train.optimizer import make_optimizer
 from regrow.experiments.train.start import at_start, masks_at_start
 from regrow.experiments.train.work import Work, layer_costs
@@ -73,8 +73,8 @@ class Run:
             workers=config.workers,
         )
         _seed_generators(config.seed)
-        self.small: Small | None = None
-        self.model = self._build_model().to(self.device)
+        self.model, self.small = build_network(config, self.data.image_shape, self.data.classes)
+        self.model.to(self.device)
         # channels last: the faster layout of convolutions and pooling on CPUs and of convolutions on CUDA
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in PyTorch's stubs
         self.steps_per_epoch = len(self.data.train)
@@ -116,7 +116,7 @@ class Run:
         logits = self._forward(images)
         loss = self._loss(logits, labels)
         loss.backward()
-        _add_batch(self._sums, loss, logits, labels)
+        add_batch(self._sums, loss, logits, labels)
         self.work.add(len(labels), self.topology.looks_at() if self.topology else {})
         if self.config.clip_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient_norm)
@@ -166,16 +166,10 @@ class Run:
         self._sums.zero_()
         return row
 
-    @torch.no_grad()
     def evaluate(self, batches: data.Batches) -> tuple[float | None, float | None]:
         """Return mean loss and accuracy over all batches; None for both if there are none."""
         self.model.eval()
-        sums = torch.zeros_like(self._sums)
-        for images, labels in batches.epoch():
-            logits = self._forward(images)
-            _add_batch(sums, self._loss(logits, labels), logits, labels)
-        loss, correct, samples = sums.tolist()
-        return (loss / samples, correct / samples) if samples else (None, None)
+        return evaluate(self._forward, batches, self._loss, self.device)
 
     @property
     def nonzeros_by_layer(self) -> dict[str, int]:
@@ -276,40 +270,10 @@ class Run:
             f"(--set learning_rate={self.config.learning_rate / 10:g}) or clip (--set clip_gradient_norm=1)"
         )
 
-    def _build_model(self) -> nn.Module:
-        config = self.config
-        shape, classes, options = self.data.image_shape, self.data.classes, config.model_options
-        if config.method in DENSE and config.method_options:
-            raise UserError(f"method_options: {config.method} takes no option")
-        try:
-            if config.method == "small-dense":
-                self.small = small_dense(
-                    config.model,
-                    config.density,
-                    image_shape=shape,
-                    classes=classes,
-                    options=options,
-                    keep_dense=config.keep_dense,
-                )
-                options = {**options, "width": self.small.width}
-            model = models.build(config.model, image_shape=shape, classes=classes, **options)
-        except (TypeError, RuntimeError) as error:  # a builder met a value of another type or size than it takes
-            reason = shorten(str(error), 300)
-            raise UserError(f"model_options {config.model_options} do not fit {config.model}: {reason}") from error
-        empty = [name for name, parameter in model.named_parameters() if parameter.numel() == 0]
-        if empty:
-            raise UserError(f"model_options {config.model_options} leave {empty[0]} of {config.model} no weights")
-        return model
-
     def _forward(self, images: Tensor) -> Tensor:
-        with self._precision():
+        with precision(self.config, self.device):
             logits: Tensor = self.model(images)
         return logits.float()
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        """Return what the model computes under."""
-        autocast = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16) if autocast else nullcontext()
 
     def _make_sparse_and_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
@@ -318,7 +282,7 @@ class Run:
                 return make_optimizer(self.model, config)
             method = make_method(config, self.steps_per_epoch)
             masks = masks_at_start(config, self.model, self.data)
-            with self._precision():
+            with precision(config, self.device):
                 regrow.sparsify(
                     self.model,
                     masks=masks,
@@ -384,13 +348,6 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
-
-
-def _add_batch(sums: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-    with torch.no_grad():
-        sums[0].add_(loss, alpha=len(labels))
-        sums[1].add_((logits.argmax(dim=1) == labels).sum())
-        sums[2].add_(len(labels))
 
 
 def _seed_generators(seed: int) -> None:

@@ -1,0 +1,1 @@
+"""Sparse models in files: compressed, checked, without pickles, and exported for other programs."""
