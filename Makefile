@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 KERNELS := $(wildcard src/regrow/csrc/*.h src/regrow/csrc/*.cpp)
 
-.PHONY: demo test test-slow sanitize sanitize-threads lint format clean
+.PHONY: demo test test-slow sanitize sanitize-threads docs lint format clean
 
 demo: $(VENV)/.demo ## train a dense and a sparse LeNet on Fashion-MNIST and compare them, then time steps of a wide network (minutes)
 	$(BIN)/regrow demo
@@ -22,15 +22,18 @@ sanitize: $(VENV)/.dev ## the kernels' tests with a build that checks addresses 
 sanitize-threads: $(VENV)/.dev ## the same with a build that finds what two threads do to each other (minutes)
 	.ci/sanitize $(BIN)/python thread
 
+docs: $(VENV)/.dev ## the documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
+
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests examples .ci
+	$(BIN)/ruff format --check src tests examples .ci
 	$(BIN)/clang-format --dry-run --Werror $(KERNELS)
 	$(BIN)/mypy
 
 format: $(VENV)/.dev
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests examples .ci
+	$(BIN)/ruff format src tests examples .ci
 	$(BIN)/clang-format -i $(KERNELS)
 
 $(VENV)/bin/python:
@@ -42,8 +45,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	REGROW_REQUIRE_KERNELS=1 $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist runs site

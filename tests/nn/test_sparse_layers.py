@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 import re
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch import nn
 
 import regrow
 from cases import assert_same, model
+from regrow.convert.backend import _warn_once
 from regrow.core.positions import absent as positions_absent
+from regrow.ops import native
 from regrow.ops.pattern import Geometry
 from regrow.storage import sparse_weights
 
@@ -303,6 +306,35 @@ def test_without_the_kernels_or_off_the_cpu_it_is_refused(monkeypatch):
     monkeypatch.setattr("regrow.ops.native._kernels", None)
     with pytest.raises(ValueError, match=r"'0.weight': regrow was installed without its compiled kernels; reinstall"):
         regrow.sparsify(nn.Sequential(nn.Linear(7, 5)), 0.5, backend="cpu")
+
+
+def test_what_an_installation_lacks_is_said_once(monkeypatch):
+    _warn_once.cache_clear()
+
+    def sparsified():
+        return regrow.sparsify(nn.Sequential(nn.Linear(256, 256)), 0.05)
+
+    monkeypatch.setattr("regrow.ops.native._kernels", None)
+    with pytest.warns(UserWarning, match="without its compiled kernels; .* stored masked") as caught:
+        masked = sparsified()
+    assert caught[0].filename == __file__
+    assert "without its compiled kernels" in regrow.summary(masked).stored
+    # nothing is lacking where storage was asked for
+    _warn_once.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        regrow.sparsify(nn.Sequential(nn.Linear(256, 256)), 0.05, backend="masked")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kernels_of_one_thread_are_mentioned_where_there_are_more(threads, monkeypatch):
+    _warn_once.cache_clear()
+    monkeypatch.setattr("regrow.ops.native.on_one_thread", lambda: True)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        regrow.sparsify(nn.Sequential(nn.Linear(256, 256)), 0.05)
+    assert [native.ONE_THREAD in str(each.message) for each in caught] == [True] * (threads - 1)
 
 
 def test_a_bare_layer_has_nothing_to_hold_its_replacement():

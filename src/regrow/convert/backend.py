@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from regrow.convert.choice import Choice
@@ -13,6 +16,7 @@ from regrow.convert.choose import choose_by_time
 from regrow.convert.eligible import Slot
 from regrow.convert.rule import choose_by_rule
 from regrow.core.units import Units
+from regrow.ops import native
 from regrow.storage import Storage
 
 __all__ = ["Backend", "check_backend", "decide"]
@@ -60,13 +64,31 @@ def decide(
     storages = {name: _STORAGE[each] for name, each in names.items() if each != "auto"}
     free = [slot for slot in slots if slot.name not in storages]
     if not free:
+        _warn_once(_shortcoming(storages, {}))
         return storages, {}
     if example is None:
         asked = [slot for slot in slots if storages.get(slot.name) is Storage.SPARSE]
         choices = choose_by_rule(model, free, positions, units, beside=asked)
     else:
         choices = choose_by_time(model, free, positions, units, example, batch_last=batch_last)
-    return {**storages, **{name: choice.storage for name, choice in choices.items()}}, choices
+    storages |= {name: choice.storage for name, choice in choices.items()}
+    _warn_once(_shortcoming(storages, choices))
+    return storages, choices
+
+
+def _shortcoming(storages: Mapping[str, Storage], choices: Mapping[str, Choice]) -> str | None:
+    """Return what this installation of regrow lacks to serve these weights well, or None."""
+    if any(native.MISSING in choice.reason for choice in choices.values()):
+        return f"{native.MISSING}. Until then weights are stored masked, which is no faster than dense"
+    if Storage.SPARSE in storages.values() and torch.get_num_threads() > 1 and native.on_one_thread():
+        return native.ONE_THREAD
+    return None
+
+
+@cache
+def _warn_once(message: str | None) -> None:
+    if message is not None:
+        warnings.warn(message, stacklevel=4)
 
 
 def _by_glob(slots: Sequence[Slot], backends: Mapping[str, Backend]) -> dict[str, Backend]:

@@ -21,6 +21,7 @@ __all__ = [
     "nonzeros",
     "room_to_grow",
     "spare_full",
+    "spare_full_by",
     "survivors",
     "unit_sizes",
     "weights",
@@ -163,14 +164,24 @@ def spare_full(score: Score) -> Rates:
         >>> {name: round(rate, 2) for name, rate in rates.items()}
         {'a': 0.1, 'b': 0.5}
     """
+    return spare_full_by(mean_of(score))
+
+
+def spare_full_by(share: Share) -> Rates:
+    """Do as `spare_full` with another number of each layer than its mean score: its share before anything is dropped.
+
+    Example:
+        >>> spare_full_by(weights)({}, 0.5)
+        {}
+    """
 
     def rates(layers: Mapping[str, LayerState], rate: float) -> dict[str, float]:
-        means = _means(score, layers)
-        average = sum(means.values()) / max(len(means), 1)
+        shares = share(layers, dict.fromkeys(layers, 0))
+        average = sum(shares.values()) / max(len(shares), 1)
         result = {}
         for name, layer in layers.items():
             density = len(layer.active) / layer.numel
-            spared = density > _NEARLY_FULL and means[name] > average
+            spared = density > _NEARLY_FULL and shares[name] > average
             result[name] = min(1 - density, rate) if spared else rate
         return result
 

@@ -108,6 +108,11 @@ NB_MODULE(_kernels, module) {
     module.doc() =
         "Kernels over the nonzeros of a weight; see regrow.ops for the functions that check their arguments.";
     chosen = &best_kernels();
+#ifdef REGROW_ONE_THREAD
+    module.attr("openmp") = false;
+#else
+    module.attr("openmp") = true;
+#endif
 
     nb::class_<Axis>(module, "Axis", "One axis of a convolution, in the direction of the gather.")
         .def(

@@ -3,12 +3,20 @@
 // All of it is called within a parallel region, by every thread of the team.
 #pragma once
 
+#ifndef REGROW_ONE_THREAD
 #include <omp.h>
+#endif
 
 #include <cstring>
 #include <type_traits>
 
 #include "inner.h"
+
+#ifdef REGROW_ONE_THREAD
+// Without OpenMP its pragmas say nothing: every region is one thread.
+static inline int omp_get_thread_num() { return 0; }
+static inline int omp_get_num_threads() { return 1; }
+#endif
 
 namespace regrow::REGROW_VARIANT {
 
