@@ -20,9 +20,10 @@ LIBRARY = [name for name in MODULES if not name.startswith("regrow.experiments")
 FACADES = ("distribution", "growth", "redistribute", "schedule", "score")  # public names of the core
 ORDER = (
     *("core", *FACADES, "methods", "ops", "nn", "storage", "convert", "saliency", "topology"),
-    *("files", "compat"),
+    *("files", "compat", "integrations"),
 )
 CORE_MODULES = [name for name in LIBRARY if name.startswith("regrow.core")]
+FRAMEWORKS = ("accelerate", "lightning", "pytorch_lightning", "transformers")  # each of its file in integrations alone
 NOT_OF_THE_LIBRARY = ("argparse", "typer", "click", "rich", "matplotlib", "pydantic", "yaml", "sklearn", "wandb")
 
 
@@ -79,7 +80,12 @@ def test_importing_regrow_loads_neither_experiments_nor_what_only_they_need():
     with_torch, with_regrow = map(set, json.loads(done.stdout))
     added = {name.split(".")[0] for name in with_regrow - with_torch}
     assert not {name for name in with_regrow if name.startswith("regrow.experiments")}
-    assert not added & set(NOT_OF_THE_LIBRARY)
+    assert not added & {*NOT_OF_THE_LIBRARY, *FRAMEWORKS}
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY if not name.startswith("regrow.integrations.")])
+def test_frameworks_are_imported_by_integrations_alone(name):
+    assert not {module.split(".")[0] for module in imports(name)} & set(FRAMEWORKS)
 
 
 def test_a_training_prints_nothing(capfd):

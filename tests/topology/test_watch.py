@@ -242,6 +242,26 @@ def test_a_new_updater_takes_over_from_one_whose_optimizer_is_not_stepped(storag
     assert [topology.step for topology in kept] == [0, 3]
 
 
+@pytest.mark.parametrize("growth", [regrow.growth.window(3), regrow.growth.candidates(3, 1)], ids=str)
+def test_a_new_updater_ends_the_window_of_one_whose_optimizer_is_not_stepped(growth):
+    sparse = network("cpu")
+
+    def train(made, steps):
+        optimizer = SGD(sparse.parameters(), **MOMENTUM)
+        topology = regrow.TopologyUpdater(sparse, optimizer, made)
+        for seed in range(steps):
+            sparse.zero_grad()
+            loss(sparse, seed).backward()
+            optimizer.step()
+        return topology
+
+    kept = [train(regrow.sparse_momentum(every=4, steps=20, growth=growth), 3)]
+    assert sparse[0].values.numel() > len(sparse[0].index)
+    kept.append(train(regrow.set(every=2, steps=20), 9))
+    assert sparse[0].values.shape == sparse[0].index.shape
+    assert sparse(model("mlp").inputs(0)).isfinite().all()
+
+
 @pytest.mark.filterwarnings("error")
 def test_optimizers_of_other_models_and_of_other_weights_are_left_alone():
     sparse, dense = network(), nn.Linear(3, 2)

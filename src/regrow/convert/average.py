@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.optim import swa_utils
 
 from regrow.convert.densify import densify
 from regrow.nn.sparse_layer import SparseLayer
+from regrow.storage import sparse_weights
 
 __all__ = ["AveragedModel"]
 
@@ -58,7 +59,23 @@ class AveragedModel(swa_utils.AveragedModel):
         Args:
             model: the sparse model, at another time of its training.
         """
-        super().update_parameters(_dense(model))
+        super().update_parameters(_Dense(model))  # type: ignore[arg-type]
+
+
+class _Dense:
+    """The parameters and buffers that a model would have if it were dense, in the same order."""
+
+    def __init__(self, model: nn.Module) -> None:
+        weights = sparse_weights(model).values()
+        self._dense = {id(weight.weight): weight.dense() for weight in weights}
+        self._positions = {id(model.get_buffer(weight.state_keys[1])) for weight in weights}
+        self._model = model
+
+    def parameters(self) -> Iterator[Tensor]:
+        return (self._dense.get(id(parameter), parameter) for parameter in self._model.parameters())
+
+    def buffers(self) -> Iterator[Tensor]:
+        return (buffer for buffer in self._model.buffers() if id(buffer) not in self._positions)
 
 
 def _dense(model: nn.Module) -> nn.Module:

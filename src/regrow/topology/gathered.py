@@ -62,6 +62,8 @@ class Gathered:
         self.weight = weight
         self._optimizer, self._recipe, self._growth, self._generator = optimizer, recipe, growth, generator
         self._window: _Window | None = None
+        # Another updater, whose optimizer is stepped no more, may have left the layer in a window of its own.
+        weight.uncover({})
 
     def look_ahead(self, step: int) -> None:
         """Begin or end to gather, as the steps after `step` want."""

@@ -14,6 +14,7 @@ from regrow.core.step_rule import StepLayer, StepRule
 from regrow.storage import enforce
 from regrow.storage.holder import hold, release
 from regrow.storage.masked import MaskedWeight
+from regrow.topology.carried import Carried
 from regrow.topology.optimizer_state import groups_of, restart
 from regrow.topology.selected import selected
 from regrow.topology.updater import OnUpdate
@@ -30,6 +31,8 @@ class StepUpdater:
     sparse network: passes, evaluation, `regrow.masks`, `regrow.summary` and the model's state dict see that, and
     `regrow.densify` makes an ordinary one of it. In a step of the optimizer, a rule that trains weights outside of the
     network has the dense weight in its place; the updater keeps it in between, and saves it in its own state dict.
+
+    Its state goes with the optimizer's, as that of a `TopologyUpdater`.
 
     It takes masked storage and single weights. Layers may be frozen: a weight without a gradient takes no part in a
     step.
@@ -89,6 +92,7 @@ class StepUpdater:
             for layer in self._layers.values():
                 layer.joined = None
                 rule.shrink(layer)
+        self._carried = Carried(self, optimizer, self._weights)
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -122,6 +126,7 @@ class StepUpdater:
         for hook in self._hooks:
             hook.remove()
         self._watch.close()
+        self._carried.close()
         release([weight.module for weight in self._weights], self)
         learned = {id(number) for layer in self._layers.values() for number in layer.learned.values()}
         for group in self._optimizer.param_groups:
@@ -171,7 +176,8 @@ class StepUpdater:
                 raise ValueError(f"this state is of another rule: what it keeps as {part} differs")
             _copy(state[part], own[part])
         self._step = state["step"]
-        self._generator.set_state(state["generator"])
+        self._generator.set_state(state["generator"].cpu())
+        self._carried.settle()
 
     def _learn(self) -> None:
         """Give the optimizer what a rule wants learned, in the parameter group of the weight."""

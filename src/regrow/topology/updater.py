@@ -18,6 +18,7 @@ from regrow.core.recipe import Recipe
 from regrow.core.update import update
 from regrow.storage import Weight, enforce
 from regrow.storage.holder import hold, release
+from regrow.topology.carried import Carried
 from regrow.topology.decay import undecayed
 from regrow.topology.dense import Dense
 from regrow.topology.gathered import Gathered
@@ -53,6 +54,9 @@ class TopologyUpdater:
     Layers may be frozen and unfrozen at any time. Absent weights stay zero in all of them. In an update takes part what
     trains: weights of the optimizer with `requires_grad`, then and after the step before, so that growth has seen
     them. A frozen layer keeps its positions, and what is redistributed is so among the others.
+
+    Its state goes with the optimizer's: `optimizer.state_dict()` holds it, and `optimizer.load_state_dict` gives it
+    back where the model's was loaded before. A step after a load that had none raises: the schedule would begin anew.
 
     It also serves static training: with masked storage an optimizer would fill the absent weights without it.
 
@@ -122,6 +126,7 @@ class TopologyUpdater:
         self._sources = [self._source(weight) for weight in self._weights]
         self._training: set[str] = set()
         self._look_ahead()
+        self._carried = Carried(self, optimizer, self._weights)
         self._index_versions = self._versions()
         self._hooks = (
             optimizer.register_step_pre_hook(self._before_step),
@@ -160,6 +165,7 @@ class TopologyUpdater:
         for end in self._ends:
             end()
         self._watch.close()
+        self._carried.close()
         for source in self._sources:
             source.close()
         release([weight.module for weight in self._weights], self)
@@ -197,13 +203,14 @@ class TopologyUpdater:
                     "load it beside the model it was saved with"
                 )
         self._step = state["step"]
-        self._generator.set_state(state["generator"])
+        self._generator.set_state(state["generator"].cpu())
         for source in self._sources:
             source.load_state_dict(state["growth"][source.weight.name])
         self._training = {name for name, trains in state["training"].items() if trains}
         if self._uses and state["uses"]:
             self._uses.load_state_dict(state["uses"])
         self._index_versions = self._versions()
+        self._carried.settle()
 
     def _source(self, weight: Weight) -> Source:
         growth = or_default(self._recipe.growth, holds_absent=weight.holds_absent)

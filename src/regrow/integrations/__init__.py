@@ -1,0 +1,1 @@
+"""Integrations: regrow inside the training code of others, one file a framework; nothing else imports them."""

@@ -1,0 +1,72 @@
+"""Accelerate: the updater of a prepared model and optimizer.
+
+It is an extra: `pip install 'regrow[accelerate]'`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator, DistributedType
+from torch import nn
+
+from regrow.core.recipe import Recipe
+from regrow.core.step_rule import StepRule
+from regrow.topology.selected import selected
+from regrow.topology.step_updater import StepUpdater
+from regrow.topology.updater import TopologyUpdater
+from regrow.topology.wrapped import stepping
+
+__all__ = ["topology_updater"]
+
+_SHARDING = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
+
+
+def topology_updater(
+    accelerator: Accelerator, model: nn.Module, optimizer: Any, method: Recipe | StepRule, **settings: Any
+) -> TopologyUpdater | StepUpdater:
+    """Return the updater of a model and an optimizer from `accelerator.prepare`.
+
+    It counts the steps that `accelerator.accumulate` lets through. The optimizer's state carries its own, so
+    `accelerator.save_state` and `load_state` do too. A step after `load_state` from a folder that has none raises, for
+    the schedule would begin anew.
+
+    Args:
+        accelerator: what prepared them.
+        model: the model, after `regrow.sparsify` and `accelerator.prepare`.
+        optimizer: its optimizer, likewise.
+        method: a recipe or a rule.
+        settings: further arguments of `regrow.TopologyUpdater` or `regrow.StepUpdater`, as `seed`.
+
+    Raises:
+        ValueError: if the optimizer has stepped already, as after `load_state`; if parameters are sharded, or sparsely
+            stored ones trained by several processes.
+
+    Example:
+        >>> import regrow, torch
+        >>> accelerator = Accelerator(cpu=True)
+        >>> model = regrow.sparsify(nn.Sequential(nn.Linear(8, 4)), density=0.25)
+        >>> model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+        >>> topology = topology_updater(accelerator, model, optimizer, regrow.set(every=10, steps=100))
+    """
+    kind = accelerator.distributed_type
+    if kind in _SHARDING:
+        raise ValueError(f"{kind.value} shards parameters, and a topology is over whole ones: take DDP or one device")
+    # Names of weights are those of the model itself, whatever it is wrapped in: so states fit any number of processes.
+    model = accelerator.unwrap_model(model, keep_torch_compile=False)
+    weights = selected(model, settings.get("weights"))
+    stored = [weight.name for weight in weights if not weight.holds_absent]
+    if accelerator.num_processes > 1 and stored:
+        raise ValueError(
+            "processes that train together hold on to parameters, and updates change the sizes of sparsely stored ones "
+            f'({", ".join(stored)}): make the model by regrow.sparsify(..., backend="masked")'
+        )
+    inner = stepping(optimizer, {id(weight.weight) for weight in weights})
+    if any(inner.state.get(weight.weight) for weight in weights):
+        raise ValueError(
+            "the optimizer has stepped already, and the schedule would begin anew: make the updater before "
+            "accelerator.load_state, which then gives it its state"
+        )
+    if isinstance(method, Recipe):
+        return TopologyUpdater(model, optimizer, method, **settings)
+    return StepUpdater(model, inner, method, **settings)
