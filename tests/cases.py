@@ -114,6 +114,19 @@ class Attention(nn.Module):
         return self.attention(x, key, value, need_weights=False)[0]
 
 
+class Conv1D(nn.Module):
+    """A linear layer with a weight (inputs, outputs), as `transformers.pytorch_utils.Conv1D` is: known by its name."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight = nn.Parameter(torch.randn(nx, nf) / nx**0.5)
+        self.bias = nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.reshape(-1, self.nx), self.weight).view(*x.shape[:-1], self.nf)
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.RNNBase], **settings: Any) -> None:
         super().__init__()
@@ -174,6 +187,13 @@ def _conv(kind: type[nn.Module], *, groups: int = 1) -> Callable[[], nn.Module]:
 
 MODELS = [
     Model("mlp", _mlp, (8,), ("0.weight", "3.weight"), sparse=True),
+    Model(
+        "inputs-first",
+        lambda: nn.Sequential(Conv1D(12, 8), nn.ReLU(), Conv1D(5, 12)),
+        (3, 8),
+        ("0.weight", "2.weight"),
+        sparse=True,
+    ),
     Model("conv1d", _conv(nn.Conv1d), (4, 5), ("0.weight", "2.weight"), sparse=True),
     Model("conv2d", _conv(nn.Conv2d), (4, 4, 3), ("0.weight", "2.weight"), sparse=True),
     Model("conv3d", _conv(nn.Conv3d), (4, 3, 3, 2), ("0.weight", "2.weight")),

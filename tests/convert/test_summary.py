@@ -9,6 +9,7 @@ from regrow import summary
 # Positions at which each weight of the model is applied for one sample, counted by hand.
 POSITIONS = {
     "mlp": [1, 1],
+    "inputs-first": [3, 3],
     "conv1d": [5, 5],
     "conv2d": [12, 12],
     "conv3d": [18, 18],

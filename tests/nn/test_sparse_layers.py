@@ -279,7 +279,8 @@ def hooked():
 REFUSED = {
     "transposed": (model("transposed2d").build, "0.weight", "ConvTranspose2d.weight has none"),
     "conv3d": (model("conv3d").build, "0.weight", "Conv3d.weight has none"),
-    "attention": (model("attention").build, "attention.in_proj_weight", "MultiheadAttention.in_proj_weight has none"),
+    "attention": (model("attention").build, "attention.in_proj_weight", "MultiheadAttention multiplies by it itself"),
+    "attention's output": (model("attention").build, "attention.out_proj.weight", "multiplies by it itself"),
     "recurrent": (model("gru").build, "core.weight_ih_l0", "GRU.weight_ih_l0 has none"),
     "subclass": (lambda: nn.Sequential(Unusual(8, 8)), "0.weight", "Unusual.weight has none"),
     "tied": (tied, "0.weight", "it is tied to '1.weight'"),
@@ -345,10 +346,24 @@ def test_a_bare_layer_has_nothing_to_hold_its_replacement():
         regrow.densify(layer)
 
 
-def test_layers_whose_weights_a_transformer_reads_itself_are_refused():
-    network = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16))
-    with pytest.raises(ValueError, match=r"'0.linear1.weight', '0.linear2.weight': nn.TransformerEncoderLayer reads"):
-        regrow.sparsify(network, 0.5, backend="cpu", keep_dense=["*attn*"])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_perceptron_of_a_transformer_that_reads_its_weights_in_evaluation_computes_the_same(stacked):
+    dense = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    dense = nn.TransformerEncoder(dense, 2) if stacked else nn.Sequential(dense)
+    backend = {"*linear?": "cpu", "*attn*": "masked"}
+    sparse = regrow.sparsify(copy.deepcopy(dense), 0.5, backend=backend)
+    assert sum(weight.storage == "sparse" for weight in sparse_weights(sparse).values()) == (4 if stacked else 2)
+    dense.load_state_dict(regrow.dense_state_dict(sparse))
+    x = torch.randn(3, 5, 8)
+    padding = torch.arange(5) > torch.tensor([[4], [2], [3]])
+    for training in (True, False):
+        outputs = [network.train(training)(x) for network in (dense, sparse)]
+        torch.testing.assert_close(outputs[1], outputs[0])
+        with torch.no_grad():  # the fast path of PyTorch, for the dense one
+            settings = {"src_key_padding_mask": padding} if stacked else {}
+            outputs = [network(x, **settings) for network in (dense, sparse)]
+        kept = ~padding if stacked else slice(None)
+        torch.testing.assert_close(outputs[1][kept], outputs[0][kept])
 
 
 def test_the_table_counts_all_that_a_layer_holds():

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
+
+from regrow.nn.kinds import is_inputs_first_linear, keeps_inputs_first
 
 __all__ = ["Selector", "Slot", "eligible", "slots_of"]
 
@@ -53,7 +55,7 @@ class Slot:
     @property
     def inputs_first(self) -> bool:
         """Whether the first dimension counts inputs, as in transposed convolutions."""
-        return isinstance(self.module, _ConvTransposeNd)
+        return keeps_inputs_first(self.module)
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -66,9 +68,9 @@ class Slot:
 def eligible(model: nn.Module, include: Sequence[Selector] = (), keep_dense: Sequence[Selector] = ()) -> list[Slot]:
     """Return the parameters that are to be sparse, in the order of the modules, shared ones once.
 
-    By default the weights of linear layers, of convolutions (transposed ones too), of the projections of
-    multi-head attention and of recurrent layers; never biases, norms and embeddings, nor a weight tied to an
-    embedding.
+    By default the weights of linear layers (`Conv1D` of transformers too), of convolutions (transposed ones too), of
+    the projections of multi-head attention and of recurrent layers; never biases, norms and embeddings, nor a weight
+    tied to an embedding.
 
     Args:
         model: the model.
@@ -123,6 +125,8 @@ def slots_of(model: nn.Module) -> Iterator[Slot]:
 
 
 def _is_sparse_by_default(slot: Slot) -> bool:
+    if is_inputs_first_linear(slot.module):
+        return slot.parameter == "weight"
     return any(
         isinstance(slot.module, kind) and re.fullmatch(pattern, slot.parameter) for kind, pattern in _SPARSE_BY_DEFAULT
     )

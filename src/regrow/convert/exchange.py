@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from regrow.convert.eligible import Slot, slots_of
 from regrow.core.units import Units
+from regrow.nn.kinds import is_inputs_first_linear
 from regrow.nn.sparse_conv import SparseConv1d, SparseConv2d
+from regrow.nn.sparse_inputs_first import SparseInputsFirstLinear
 from regrow.nn.sparse_layer import SparseLayer
 from regrow.nn.sparse_linear import SparseLinear
 from regrow.ops.select import storage_obstacle
@@ -17,7 +20,8 @@ from regrow.ops.select import storage_obstacle
 __all__ = ["check_storable", "has_hooks", "obstacles", "replace_modules", "sparse_form", "store_sparsely", "unserved"]
 
 # Exactly these types: a subclass may use its weight in other ways.
-_SPARSE_FORMS: dict[type[nn.Module], Callable[[Any, Tensor, tuple[int, int]], SparseLayer]] = {
+_Form = Callable[[Any, Tensor, tuple[int, int]], SparseLayer]
+_SPARSE_FORMS: dict[type[nn.Module], _Form] = {
     nn.Linear: SparseLinear.from_dense,
     nn.Conv1d: SparseConv1d.from_dense,
     nn.Conv2d: SparseConv2d.from_dense,
@@ -73,7 +77,7 @@ def unserved(model: nn.Module, slots: Sequence[Slot]) -> dict[str, str]:
     """Return the weights that sparse storage cannot hold or has no kernels for, by name, with the reason."""
     found = obstacles(model, slots)
     for slot in slots:
-        obstacle = storage_obstacle(type(slot.module), slot.weight)
+        obstacle = storage_obstacle(_computed_as(slot.module), slot.weight)
         if obstacle is not None:
             found.setdefault(slot.name, obstacle)
     return found
@@ -84,19 +88,11 @@ def obstacles(model: nn.Module, slots: Sequence[Slot]) -> dict[str, str]:
     places: dict[int, list[str]] = {}
     for slot in slots_of(model):
         places.setdefault(id(slot.weight), []).append(slot.name)
-    read_by_parent = {
-        child
-        for module in model.modules()
-        if isinstance(module, nn.TransformerEncoderLayer)
-        for child in module.children()
-    }
     found = {}
     for slot in slots:
         obstacle = _obstacle(slot, places[id(slot.weight)])
         if obstacle is None and slot.module is model:
             obstacle = _IS_THE_MODEL
-        if obstacle is None and slot.module in read_by_parent:
-            obstacle = "nn.TransformerEncoderLayer reads the weight past its layer"
         if obstacle is not None:
             found[slot.name] = obstacle
     return found
@@ -104,16 +100,33 @@ def obstacles(model: nn.Module, slots: Sequence[Slot]) -> dict[str, str]:
 
 def sparse_form(layer: nn.Module, index: Tensor, unit: tuple[int, int] = (1, 1)) -> SparseLayer:
     """Return the sparse form of a layer that has one, with the weights at the flat positions `index`."""
-    return _SPARSE_FORMS[type(layer)](layer, index, unit)
+    form = _form_of(layer)
+    assert form is not None
+    return form(layer, index, unit)
+
+
+def _form_of(layer: nn.Module) -> _Form | None:
+    """Return what makes the sparse form of a layer: index and unit are those of its own weight."""
+    if type(layer).__name__ == "Conv1D" and is_inputs_first_linear(layer):
+        return SparseInputsFirstLinear.from_inputs_first
+    return _SPARSE_FORMS.get(type(layer))
+
+
+def _computed_as(layer: nn.Module) -> type[nn.Module]:
+    """Return the type of layer whose kernels compute the sparse form of a layer."""
+    return nn.Linear if is_inputs_first_linear(layer) else type(layer)
 
 
 def _obstacle(slot: Slot, places: Sequence[str]) -> str | None:
     """Return why sparse storage cannot hold a weight, or None."""
-    kind = type(slot.module)
-    if kind not in _SPARSE_FORMS or slot.parameter != "weight":
-        form = f"{kind.__name__}.{slot.parameter}"
+    if _form_of(slot.module) is None or slot.parameter != "weight":
+        form = f"{type(slot.module).__name__}.{slot.parameter}"
+        if isinstance(slot.module, nn.MultiheadAttention | NonDynamicallyQuantizableLinear):
+            return (
+                f"{form} has none: nn.MultiheadAttention multiplies by it itself, past any layer that could be replaced"
+            )
         return f"only the weights of nn.Linear, nn.Conv1d and nn.Conv2d have a sparse form, {form} has none"
-    unserved = storage_obstacle(kind, slot.weight, any_dtype=True)
+    unserved = storage_obstacle(_computed_as(slot.module), slot.weight, any_dtype=True)
     if unserved is not None:
         return unserved
     if len(places) > 1:

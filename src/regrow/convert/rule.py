@@ -10,7 +10,7 @@ layers are timed, says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -22,6 +22,7 @@ from regrow.convert.choice import Choice
 from regrow.convert.eligible import Slot
 from regrow.convert.exchange import unserved
 from regrow.core.units import Units
+from regrow.nn.kinds import is_linear
 from regrow.ops.pattern import rows_of_entry
 from regrow.storage import Storage
 
@@ -101,10 +102,10 @@ def choose_by_rule(
     wanting = {name for name, shape in shapes.items() if _wants(shape, convolution=name in convolutions)}
     sparse = [slot.module for slot in (*slots, *beside) if slot.name in wanting or slot in beside]
 
-    def most(kind: type[nn.Module]) -> bool:
-        return 2 * _count(sparse, kind) >= _count(model.modules(), kind)
+    def most(of_kind: Callable[[nn.Module], bool]) -> bool:
+        return 2 * sum(map(of_kind, sparse)) >= sum(map(of_kind, model.modules()))
 
-    in_company = {True: most(_ConvNd), False: most(nn.Linear)}
+    in_company = {True: most(lambda module: isinstance(module, _ConvNd)), False: most(is_linear)}
     choices = {name: Choice(Storage.MASKED, reason) for name, reason in unfit.items()}
     for name, shape in shapes.items():
         choose = conv_choice if name in convolutions else linear_choice
@@ -169,10 +170,6 @@ def _wants(layer: LayerShape, *, convolution: bool) -> bool:
     return linear_choice(layer, company=False).storage is Storage.SPARSE
 
 
-def _count(modules: Iterable[nn.Module], kind: type[nn.Module]) -> int:
-    return sum(isinstance(module, kind) for module in modules)
-
-
 def _up_to(limit: float, layer: LayerShape) -> Choice:
     limit, density = limit / layer.dense_speed, layer.density
     if density <= limit:
@@ -181,8 +178,10 @@ def _up_to(limit: float, layer: LayerShape) -> Choice:
 
 
 def _shape(slot: Slot, positions: Tensor, units: Units) -> LayerShape:
-    outputs, inputs, *kernel = slot.weight.shape
-    rows = rows_of_entry(units.shape, units.unit, getattr(slot.module, "groups", 1))
+    (outputs, inputs, *kernel), unit = slot.weight.shape, units.unit
+    if slot.inputs_first:  # a linear layer: transposed convolutions have no sparse form
+        (outputs, inputs), unit = (inputs, outputs), unit[::-1]
+    rows = rows_of_entry((outputs, inputs, *kernel), unit, getattr(slot.module, "groups", 1))
     # A density of 0.3 of the user's may be a weight more in a layer.
     density = round(int(positions.count_nonzero()) / positions.numel(), 3)
     # Autocast to what the kernels do not know keeps a layer from getting here.

@@ -42,10 +42,10 @@ def sparsify(
 ) -> Model:
     """Make a model sparse, in place: exactly `round(density * weights)` of its weights stay, the rest are zero.
 
-    Sparse are the weights of Linear, Conv and transposed convolution layers, of the projections of multi-head
-    attention and of recurrent layers, the first and last layer included. Biases, norms and embeddings stay dense
-    unless `include` asks for them; so do weights tied to an embedding. A weight shared by several modules is
-    made sparse once, under its first name.
+    Sparse are the weights of Linear, Conv and transposed convolution layers, of `Conv1D` of transformers, of the
+    projections of multi-head attention and of recurrent layers, the first and last layer included. Biases, norms and
+    embeddings stay dense unless `include` asks for them; so do weights tied to an embedding. A weight shared by several
+    modules is made sparse once, under its first name.
 
     The positions are drawn at random from `seed` alone, so processes that train together draw the same. Which
     weights are absent is enforced by a `TopologyUpdater`, the one for static training included.
@@ -63,11 +63,11 @@ def sparsify(
             ("head*"), types of modules (`nn.Conv1d`), "first", "last".
         include: further parameters to make sparse, by glob or type (`nn.Embedding`).
         backend: how sparse weights are stored. "masked" keeps them dense with zeros, for any layer, device and
-            dtype. "cpu" stores what exists and nothing else: it replaces nn.Linear, nn.Conv1d and nn.Conv2d layers
-            by sparse ones (so make the optimizer afterwards) and takes no others. "auto" takes for each weight
-            what is faster, by a rule over layer, shape, density, dtype and device, and masks what cannot be stored
-            sparsely; `regrow.summary` says why, and the logger "regrow" once. A mapping gives backends by globs over
-            names of weights or modules, as `{"features.*": "cpu", "*": "masked"}`: the first that matches counts,
+            dtype. "cpu" stores what exists and nothing else: it replaces nn.Linear (Conv1D of transformers), nn.Conv1d
+            and nn.Conv2d layers by sparse ones (so make the optimizer afterwards) and takes no others. "auto" takes for
+            each weight what is faster, by a rule over layer, shape, density, dtype and device, and masks what cannot be
+            stored sparsely; `regrow.summary` says why, and the logger "regrow" once. A mapping gives backends by globs
+            over names of weights or modules, as `{"features.*": "cpu", "*": "masked"}`: the first that matches counts,
             and what none matches is under "auto".
         example_input: a batch of the size in training, as the model takes it (a tensor, or a tuple of arguments):
             "auto" then measures with it instead of going by the rule. The model is run on it some ten times and is

@@ -77,10 +77,14 @@ class SparseLayer(nn.Module, ABC):
         unit: outputs and inputs of a unit of topology.
 
     Attributes:
+        inputs_first: whether the ordinary layer keeps its weight as (inputs, outputs), the transpose of this one's. All
+            that is as large as the dense weight then has the shape of the ordinary layer's; positions and `shape` are
+            this layer's own.
         covered: which positions the parameter covers; None for those of the active weights.
         geometry: stride, padding, dilation and groups, as the kernels know them.
     """
 
+    inputs_first = False
     geometry: Geometry
 
     def __init__(
@@ -100,7 +104,7 @@ class SparseLayer(nn.Module, ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Shape of the dense weight."""
+        """Shape of the dense weight, outputs first."""
 
     @abstractmethod
     def enter(self, x: Tensor) -> Tensor:
@@ -139,6 +143,7 @@ class SparseLayer(nn.Module, ABC):
         self._check_index()
         values = self.values if self.covered is None else self.values[self.covered.active]
         dense = values.new_zeros(self._numel).index_put((self.index,), values).view(self.shape)
+        dense = self._turned(dense)
         return dense.as_subclass(ReadOnly) if _readable(dense) else dense
 
     @weight.setter
@@ -238,7 +243,11 @@ class SparseLayer(nn.Module, ABC):
         self._check_index()
         dense = self.values.new_zeros(self._numel)
         dense[self.index] = self._active_values()
-        return dense.view(self.shape)
+        return self._turned(dense.view(self.shape)).contiguous()
+
+    def _turned(self, dense: Tensor) -> Tensor:
+        """Return a dense weight of this layer as the ordinary layer keeps it, or the other way round."""
+        return dense.t() if self.inputs_first else dense
 
     def _active_values(self) -> Tensor:
         values = self.values.detach()
@@ -335,8 +344,10 @@ class SparseLayer(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor] | None:
         """Return values and positions from a state, whichever storage wrote it; None if it holds nothing of them."""
         if weight is not None and values is None and index is None:
-            if tuple(weight.shape) != self.shape or (weight_mask is not None and weight_mask.shape != weight.shape):
-                raise ValueError(f"the dense weight has shape {tuple(weight.shape)} there, and {self.shape} here")
+            expected = self.shape[::-1] if self.inputs_first else self.shape
+            if tuple(weight.shape) != expected or (weight_mask is not None and weight_mask.shape != weight.shape):
+                raise ValueError(f"the dense weight has shape {tuple(weight.shape)} there, and {expected} here")
+            weight, weight_mask = self._turned(weight), None if weight_mask is None else self._turned(weight_mask)
             index = self.index if weight_mask is None else weight_mask.reshape(-1).nonzero().squeeze(1)
             values = weight.reshape(-1)[index.to(weight.device, torch.int64)]
         if values is None and index is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from regrow.nn.sparse_layer import SparseLayer
+from regrow.storage.inputs_first import InputsFirstWeight
 from regrow.storage.masked import enforce, mask_weight, masked_weights
 from regrow.storage.sparse import SparseWeight
 from regrow.storage.weight import Storage, Weight
@@ -27,7 +28,7 @@ def weights_of(module: nn.Module, path: str) -> dict[str, Weight]:
     """
     if isinstance(module, SparseLayer):
         name = f"{path}.weight" if path else "weight"
-        return {name: SparseWeight(name, module)}
+        return {name: (InputsFirstWeight if module.inputs_first else SparseWeight)(name, module)}
     return masked_weights(module, path)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from regrow.core.entries import Change
 from regrow.core.units import Units
+from regrow.nn.kinds import is_inputs_first_linear
 from regrow.storage.weight import Storage, Weight
 
 __all__ = ["MaskedWeight", "enforce", "mask_weight", "masked_weights"]
@@ -259,7 +260,7 @@ def _complete(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any)
         values, index = (state.get(prefix + key) for key in ("values", "index"))
         try:
             if parameter == "weight" and name not in state and values is not None and index is not None:
-                state[name], state[mask_name] = _dense(values, index, tuple(own.shape))
+                state[name], state[mask_name] = _from_sparse(values, index, module, tuple(own.shape))
                 del state[prefix + "values"], state[prefix + "index"]
             if mask_name not in state and name in state and state[name].shape == own.shape:
                 state[mask_name] = own.clone()
@@ -271,6 +272,14 @@ def _complete(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any)
             continue
         if name in state and mask_name in state and state[name].shape == state[mask_name].shape:
             state[name] = state[name] * state[mask_name].bool().to(state[name].device)
+
+
+def _from_sparse(values: Tensor, index: Tensor, module: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return a dense weight and its mask from what the sparse form of a module holds."""
+    if not is_inputs_first_linear(module):
+        return _dense(values, index, shape)
+    weight, mask = _dense(values, index, shape[::-1])
+    return weight.t().contiguous(), mask.t().contiguous()
 
 
 def _dense(values: Tensor, index: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from regrow.core.entries import Change
 from regrow.core.recipe import Recipe
 from regrow.core.step_rule import StepLayer, StepRule
+from regrow.nn.kinds import keeps_inputs_first
 from regrow.storage import enforce
 from regrow.storage.holder import hold, release
 from regrow.storage.masked import MaskedWeight
@@ -316,7 +317,7 @@ def _masked(model: nn.Module, names: Sequence[str] | None, rule: StepRule) -> li
 
 
 def _layer(weight: MaskedWeight) -> StepLayer:
-    dimension = 0 if isinstance(weight.module, nn.modules.conv._ConvTransposeNd) else 1
+    dimension = 0 if keeps_inputs_first(weight.module) else 1
     return StepLayer(weight.name, dimension, weight.weight.detach(), weight.buffer)
 
 
