@@ -77,6 +77,8 @@ METHODS = [
         grows_all=True,
         due=(2, 4, 6),
     ),
+    Method("srigl", needs_gradient=True, resets_state=True, keeps_returning=True, due=(2, 4)),
+    Method("chts", resets_state=True, keeps_returning=True, due=(2, 4, 6)),
 ]
 
 

@@ -22,6 +22,7 @@ class Layer:
     momentum: np.ndarray
     shape: tuple[int, ...] = ()  # of the dense weight; () means a vector
     unit: tuple[int, int] = (1, 1)
+    progress: float = 1 / 8  # the part of the training that is over
 
     @property
     def size(self) -> int:
@@ -392,6 +393,108 @@ def acdc(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None 
     ]
 
 
+def srigl(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Drop and grow as RigL; share the weights equally among the outputs that RigL would give enough."""
+    decisions = []
+    for number, layer in enumerate(layers):
+        by_rigl = drop_smallest(layer, rate, math.floor)
+        after = set(np.flatnonzero(layer.active)) - set(by_rigl) | set(
+            grow_largest(layer, by_rigl, layer.grad, len(by_rigl))
+        )
+        rows = rows_of(layer)
+        salient = [sum(unit[0] in after for unit in row) for row in rows]
+        room = [sum(layer.active[unit[0]] or layer.candidate[unit[0]] for unit in row) for row in rows]
+        fan_in = fan_ins(salient, room, 0.0 if number == len(layers) - 1 else 0.3)
+        kept, joins = [], []
+        for row, count in zip(rows, fan_in, strict=True):
+            own = [unit for unit in row if layer.active[unit[0]] and unit[0] not in by_rigl]
+            held = choose(own, layer.weight, count, largest=True)
+            others = [unit for unit in row if unit[0] not in held and (layer.candidate[unit[0]] or unit[0] in by_rigl)]
+            kept += held
+            joins += choose(others, layer.grad, count - len(held) // layer.size, largest=True)
+        drop = [int(i) for i in np.flatnonzero(layer.active) if i not in kept]
+        decisions.append(without_returning(drop, sorted(joins)))
+    return decisions
+
+
+def chts(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Draw what stays by weight and what grows by the paths of three links."""
+    decisions = []
+    for layer in layers:
+        units = [unit for unit in layer.units() if layer.active[unit[0]]]
+        weight = [math.fsum(abs(float(layer.weight[i])) for i in unit) / len(unit) for unit in units]
+        count = len(units) - math.floor(rate * len(units))
+        stays = race(
+            [w ** (1 + 2 * layer.progress) for w in weight], noise(len(units) * layer.size)[:: layer.size], count
+        )
+        kept = [units[number] for number in stays]
+        removed = [unit for unit in units if unit not in kept]
+        absent = [unit for unit in layer.units() if layer.candidate[unit[0]]] + removed
+        score = l3_scores(layer, kept, absent)
+        grown = race(score, noise(len(absent) * layer.size)[:: layer.size], len(removed))
+        joins = sorted(i for number in grown for i in absent[number])
+        decisions.append(without_returning(sorted(i for unit in removed for i in unit), joins))
+    return decisions
+
+
+def race(weight: Sequence[float], noise: Sequence[float], count: int) -> list[int]:
+    """Return the first `count` of those that arrive at -log(noise) / weight, those of weight zero after all others."""
+    arrival = [(w == 0, -math.log(u) / (w or 1), n) for n, (w, u) in enumerate(zip(weight, noise, strict=True))]
+    return sorted(n for _, _, n in sorted(arrival)[:count])
+
+
+def l3_scores(layer: Layer, kept: Sequence[list[int]], absent: Sequence[list[int]], rule: str = "ch2") -> list[float]:
+    """Sum (1 + i) / (1 + e), or 1 / (1 + e), over the nodes on paths of three links between the ends of each link."""
+    ends = {tuple(unit): (r, c) for r, row in enumerate(rows_of(layer)) for c, unit in enumerate(row)}
+    linked = {ends[tuple(unit)] for unit in kept}
+    of_output, of_input = [{}, {}]
+    for r, c in linked:
+        of_output.setdefault(r, set()).add(c)
+        of_input.setdefault(c, set()).add(r)
+    scores = []
+    for unit in absent:
+        r, c = ends[tuple(unit)]
+        total = 0.0
+        for neighbours, own, others in (
+            (of_output, of_output.get(r, set()), of_input.get(c, set())),
+            (of_input, of_input.get(c, set()), of_output.get(r, set())),
+        ):
+            for node in others:
+                inside = len(neighbours[node] & own)
+                if inside:
+                    total += (1 + inside if rule == "ch2" else 1) / (1 + len(neighbours[node]) - inside - 1)
+        scores.append(total)
+    return scores
+
+
+def rows_of(layer: Layer) -> list[list[list[int]]]:
+    """Return the units of each output, or of each group of outputs that a unit spans."""
+    units = layer.units()
+    count = (layer.shape or (len(layer.weight),))[0] // layer.unit[0]
+    in_each = len(units) // count
+    return [units[row * in_each : (row + 1) * in_each] for row in range(count)]
+
+
+def fan_ins(salient: Sequence[int], room: Sequence[int], ablate_below: float) -> list[int]:
+    """Hand out as many units as are salient, one at a time, to whoever has the fewest, then to the most salient.
+
+    None go to an output of fewer salient ones than that part of the mean, rounded down, or of none, but as far as the
+    others have no room.
+    """
+    total, order = sum(salient), sorted(range(len(salient)), key=lambda i: (-salient[i], i))
+    takes = [True] * len(salient)
+    if ablate_below:
+        least = max(1, int(ablate_below * (total // len(salient))))
+        while sum(most for most, each in zip(room, salient, strict=True) if each >= least) < total:
+            least -= 1
+        takes = [each >= least for each in salient]
+    result = [0] * len(salient)
+    for _ in range(total):
+        open_ones = [i for i in order if takes[i] and result[i] < room[i]]
+        result[min(open_ones, key=lambda i: result[i])] += 1
+    return result
+
+
 UPDATES = {
     "static": static,
     "set": set_,
@@ -403,6 +506,8 @@ UPDATES = {
     "itop": itop,
     "mest": mest,
     "acdc": acdc,
+    "srigl": srigl,
+    "chts": chts,
 }
 
 
@@ -422,6 +527,8 @@ RATES: dict[str, Callable[[int, int], float]] = {
     "itop": lambda step, steps: cosine(0.5, 0.005, step, steps),
     "mest": lambda step, steps: 0.2 if step < 9 * steps / 16 else 0.1,
     "acdc": lambda step, steps: 0.0,
+    "srigl": lambda step, steps: cosine(0.3, 0.0, step, round(0.75 * steps)),
+    "chts": lambda step, steps: 0.3,
 }
 
 
@@ -451,10 +558,10 @@ DENSITIES: dict[str, Callable[[int, int, int], float]] = {
     "acdc": alternating,
 }
 # The part of the training after which there are no more updates.
-UNTIL = {"rigl": 0.75, "dsr": 0.95, "mest": 0.75}
-RESETS = {"set", "rigl", "dsr", "granet", "itop", "mest", "acdc"}
+UNTIL = {"rigl": 0.75, "dsr": 0.95, "mest": 0.75, "srigl": 0.75}
+RESETS = {"set", "rigl", "dsr", "granet", "itop", "mest", "acdc", "srigl", "chts"}
 # Methods whose update takes the place of a step.
-REPLACES = {"rigl"}
+REPLACES = {"rigl", "srigl"}
 
 
 @dataclass
@@ -495,11 +602,13 @@ class Trainer:
             (w - self.lr * move) * mask for w, move, mask in zip(self.weights, moves, self.masks, strict=True)
         ]
 
-    def update(self, method: str, rate: float, noise: Noise, target: int | None = None) -> None:
+    def update(
+        self, method: str, rate: float, noise: Noise, target: int | None = None, *, progress: float = 0.0
+    ) -> None:
         """Carry out one update of `method`, in place."""
         buffers = self.buffers or [np.zeros_like(w) for w in self.weights]
         layers = [
-            Layer(w.ravel(), mask.ravel(), ~mask.ravel(), g.ravel(), b.ravel(), w.shape, unit)
+            Layer(w.ravel(), mask.ravel(), ~mask.ravel(), g.ravel(), b.ravel(), w.shape, unit, progress)
             for w, mask, g, b, unit in zip(self.weights, self.masks, self.gradients, buffers, self.units, strict=True)
         ]
         for i, (drop, grow) in enumerate(UPDATES[method](layers, rate, noise, target)):

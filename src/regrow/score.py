@@ -1,8 +1,10 @@
 """Scores: one number for each entry; the lowest are dropped, the highest are grown."""
 
 from regrow.core.pick import Pick, per_output
+from regrow.core.rewire import Moves, Rewire, constant_fan_in
 from regrow.core.score import (
     Score,
+    by_largest,
     gradient,
     magnitude,
     magnitude_and_gradient,
@@ -12,8 +14,12 @@ from regrow.core.score import (
 )
 
 __all__ = [
+    "Moves",
     "Pick",
+    "Rewire",
     "Score",
+    "by_largest",
+    "constant_fan_in",
     "gradient",
     "magnitude",
     "magnitude_and_gradient",

@@ -103,7 +103,7 @@ def test_update_keeps_its_invariants(method, layers, rate, dtype):
         assert set(drop) <= active
         assert set(grow) <= positions(layer.candidate) | set(drop)
         assert not set(grow) & (active - set(drop))
-        if recipe.drops is None:
+        if recipe.drops is None and recipe.rewire is None:
             assert len(drop) == rounded(own * (len(active) // layer.size)) * layer.size
         for unit in layer.units():
             assert len(set(unit) & set(drop)) in (0, layer.size)
@@ -255,7 +255,7 @@ def test_every_layer_draws_its_own_noise_and_a_new_seed_new_noise(method):
     half = np.arange(40) % 2 == 0
     layers = [reference.Layer(np.where(half, 1.0, 0), half, ~half, np.ones(40), np.ones(40)) for _ in range(2)]
     runs = [carry_out(with_rate(method.recipe(), 0.5), layers, seed) for seed in (0, 1)]
-    is_random = method.recipe().grow is regrow.score.random
+    is_random = method.recipe().grow is regrow.score.random or method.name == "chts"
     assert (runs[0] != runs[1]) is is_random
     # a ranking over both layers breaks the ties of equal layers by their order
     assert (runs[0][0] != runs[0][1]) is (is_random or method.name == "acdc")

@@ -18,6 +18,7 @@ from regrow.experiments.train.presets import preset
 from regrow.experiments.train.progress import Lines
 
 METHODS = ("dense", "set", "sparse-momentum")  # set: its random growth is part of what a checkpoint holds
+TIMES = ("seconds", "seconds_waiting")
 ALWAYS = 1e-9  # seconds between checkpoints: one after every step
 
 
@@ -82,13 +83,13 @@ def child(function, *arguments, **keywords):
 def metrics(out):
     """Return the lines of metrics.jsonl without the times."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
 def final_state(out):
     """Return all that the last checkpoint of a run holds, without the times."""
     state = load_checkpoint(list_checkpoints(out / "checkpoints")[-1])
-    del state["seconds"], state["rows"], state["config"]["save_every_seconds"]
+    del state["seconds"], state["seconds_waiting"], state["rows"], state["config"]["save_every_seconds"]
     return state
 
 
@@ -109,7 +110,8 @@ def assert_same_run(out, reference):
     assert same(final_state(out), final_state(reference))
     timeless = [json.loads((folder / "result.json").read_text()) for folder in (out, reference)]
     for result in timeless:
-        del result["seconds_train"], result["seconds_per_step"], result["peak_memory_bytes"]
+        for name in ("seconds_train", "seconds_per_step", "seconds_waiting", "peak_memory_bytes"):
+            del result[name]
     assert timeless[0] == timeless[1]
     assert not list(out.rglob("*.tmp"))
     assert len(list_checkpoints(out / "checkpoints")) <= 2

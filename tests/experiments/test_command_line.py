@@ -34,6 +34,7 @@ COMMANDS = (
     ["bench", "compare"],
     ["bench", "show"],
     ["data", "list"],
+    ["data", "speed"],
 )
 
 

@@ -55,7 +55,8 @@ def test_each_method_has_the_distribution_that_it_was_published_with():
     assert found == {
         "static": "uniform", "set": "erdos-renyi", "rigl": "erdos-renyi-kernel", "sparse-momentum": "uniform",
         "dsr": "uniform", "gmp": "uniform", "granet": "erdos-renyi-kernel", "itop": "erdos-renyi-kernel",
-        "mest": "uniform", "acdc": "uniform",
+        "mest": "uniform", "acdc": "uniform", "srigl": "erdos-renyi-kernel",
+        "chts": "uniform",
     }  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def test_a_whole_training_equals_the_reference(method, settings, storage, block)
             if method.name in reference.DENSITIES:
                 target = round(reference.DENSITIES[method.name](due, STEPS, EVERY) * numel)
             noise = lambda n: torch.rand(n, generator=drawn, dtype=torch.float64).numpy()  # noqa: E731
-            by_hand.update(method.name, rate, noise, target)
+            by_hand.update(method.name, rate, noise, target, progress=due / STEPS)
         due = step if step % EVERY == 0 and step < until else None
 
         for ours, mask, theirs, their_mask in zip(

@@ -11,7 +11,7 @@ from regrow.core.entries import Entries, LayerState
 from regrow.core.extreme import refuse_nan
 from regrow.core.score import Score, unit_means
 
-__all__ = ["Pick", "per_output"]
+__all__ = ["Pick", "leading_of_outputs", "outputs_of", "per_output"]
 
 Pick = Callable[[LayerState, Score, int], Tensor]
 """From a layer with what may be grown in it (`absent`), the score, and a number of units, to the ascending numbers of
@@ -54,7 +54,7 @@ def per_output(layer: LayerState, score: Score, count: int) -> Tensor:
     refuse_nan(scores)
     refuse_nan(existing)
     outputs = layer.shape[0] // layer.unit[0]
-    output, own = _output_of(layer, absent), _output_of(layer, layer.active)
+    output, own = outputs_of(layer, absent), outputs_of(layer, layer.active)
     # what was just dropped stands behind the candidates, and among what existed
     inputs = torch.cat((output[: len(layer.candidates) // layer.unit_size], own))
     numbers = torch.cat((scores[: len(inputs) - len(own)], existing)).double()
@@ -63,17 +63,36 @@ def per_output(layer: LayerState, score: Score, count: int) -> Tensor:
     room = torch.bincount(output, minlength=outputs)
     each = _split(count, mean, room)
 
+    index = absent.index_at(torch.arange(0, len(absent), layer.unit_size, device=absent.device))
+    return leading_of_outputs(scores, index, output, each)
+
+
+def leading_of_outputs(scores: Tensor, index: Tensor, output: Tensor, each: Tensor) -> Tensor:
+    """Return the ascending numbers of the units of highest score in each output, ties to the lower index.
+
+    Args:
+        scores: of units, shape (units,).
+        index: flat position of the first weight of each unit, shape (units,).
+        output: the output of each unit, shape (units,).
+        each: how many units of each output are wanted, at most as many as it has, shape (outputs,).
+
+    Example:
+        >>> scores, each = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 1])
+        >>> leading_of_outputs(scores, torch.arange(3), torch.tensor([0, 0, 1]), each)
+        tensor([1, 2])
+    """
     # sorted by output, in it by score, in that by index: every sort keeps the order of the ones before
-    order = absent.index_at(torch.arange(0, len(absent), layer.unit_size, device=absent.device)).argsort()
+    order = index.argsort()
     order = order[scores[order].argsort(stable=True, descending=True)]
     order = order[output[order].argsort(stable=True)]
-    first = room.cumsum(0) - room
+    units = torch.bincount(output, minlength=len(each))
+    first = units.cumsum(0) - units
     rank = torch.arange(len(order), device=order.device) - first[output[order]]
     return order[rank < each[output[order]]].sort().values
 
 
-def _output_of(layer: LayerState, entries: Entries) -> Tensor:
-    """Return the output of each unit, or of units that span several, the number of their group."""
+def outputs_of(layer: LayerState, entries: Entries) -> Tensor:
+    """Return the output of each unit of a layer's entries, or of units that span several, the number of their group."""
     numbers = torch.arange(0, len(entries), layer.unit_size, device=entries.device)
     row = layer.numel // layer.shape[0] * layer.unit[0]
     return entries.index_at(numbers) // row

@@ -13,6 +13,7 @@ from regrow.core.entries import Entries, LayerState
 from regrow.core.pick import Pick
 from regrow.core.ranking import Drops
 from regrow.core.redistribute import Rates, Redistribute
+from regrow.core.rewire import Moves, Rewire
 from regrow.core.score import Score
 
 __all__ = ["what_is_read"]
@@ -27,6 +28,7 @@ def what_is_read(
     rates: Rates | None = None,
     drops: Drops | None = None,
     pick: Pick | None = None,
+    rewire: Rewire | None = None,
 ) -> tuple[set[str], set[str]]:
     """Return what is read of any weight and what is read of absent weights: "gradient", "momentum", "cost".
 
@@ -37,6 +39,7 @@ def what_is_read(
         rates: the share that each layer drops.
         drops: how many weights each layer drops.
         pick: which absent weights grow.
+        rewire: which weights leave and join.
 
     Raises:
         ValueError: if one of them fails.
@@ -61,7 +64,12 @@ def what_is_read(
             for layer in layers.values():
                 drop(layer.active)
                 assert layer.absent is not None
-                grow(layer.absent) if pick is None else pick(layer, grow, _DROPPED)
+                if rewire is not None:
+                    rewire(layer, drop, grow, Moves(_DROPPED, _DROPPED))
+                elif pick is not None:
+                    pick(layer, grow, _DROPPED)
+                else:
+                    grow(layer.absent)
         except Exception as error:  # whatever a user's own code raises
             raise ValueError(
                 f"the trial that finds what this recipe reads failed with {type(error).__name__}: {error}; "

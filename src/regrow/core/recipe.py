@@ -12,6 +12,7 @@ from regrow.core.pick import Pick
 from regrow.core.probe import what_is_read
 from regrow.core.ranking import Drops
 from regrow.core.redistribute import Rates, Redistribute
+from regrow.core.rewire import Rewire
 from regrow.core.schedule import Schedule, Timing
 from regrow.core.score import Score
 
@@ -31,8 +32,8 @@ class _Inferred(tuple[Information, ...]):
 class Recipe:
     """A sparse training algorithm: what leaves, how many each layer gets back, what joins, how much and when.
 
-    Scores, redistribution, rates, drops and pick are tried once on a few entries, which tells what they read. Name
-    `needs` where that depends on a condition.
+    Scores, redistribution, rates, drops, pick and rewire are tried once on a few entries, which tells what they read.
+    Name `needs` where that depends on a condition.
 
     Attributes:
         drop: score of the active weights; in each layer the lowest leave.
@@ -62,6 +63,9 @@ class Recipe:
             `regrow.redistribute.lowest_of_all`; None drops a share of each layer, as `rates` and `rounding` say.
         pick: which of the absent weights of a layer grow, as `regrow.score.per_output`; None grows those of highest
             score.
+        rewire: which weights of each layer leave and join, decided together, as
+            `regrow.score.constant_fan_in(...)`; None goes by the rankings that `drop` and `grow` or `pick` make. What
+            would be dropped and come back stays as it was then.
         may_return: whether what an update drops may grow in the same update. Where it may not, it does all the same
             if the candidates of all layers are too few.
         replaces_step: whether an update takes the place of the optimizer's step: no parameter of the optimizer
@@ -104,6 +108,7 @@ class Recipe:
     distribution: Distribution | str = "uniform"
     drops: Drops | None = None
     pick: Pick | None = None
+    rewire: Rewire | None = None
     may_return: bool = True
     needs_of_absent: Sequence[Information] = field(init=False)
 
@@ -121,11 +126,15 @@ class Recipe:
                 raise ValueError(f"there is no {what} {value!r}: choose among {', '.join(map(str, known))}")
         if self.rates is not None and self.drops is not None:
             raise ValueError("rates and drops both say how many weights each layer drops: give one of them")
+        if self.pick is not None and self.rewire is not None:
+            raise ValueError("pick and rewire both say which weights of a layer grow: give one of them")
         check_rate(self.fraction(0), "fraction to drop", step=0)
         if self.density is not None:
             check_rate(self.density(0), "density", step=0)
         if isinstance(self.needs, _Inferred):
-            every, absent = what_is_read(self.drop, self.redistribute, self.grow, self.rates, self.drops, self.pick)
+            every, absent = what_is_read(
+                self.drop, self.redistribute, self.grow, self.rates, self.drops, self.pick, self.rewire
+            )
             object.__setattr__(self, "needs", _Inferred(name for name in get_args(Information) if name in every))
         else:
             absent = set[str](self.needs) - {"cost"}

@@ -1,12 +1,13 @@
 """Scores: one number for each entry. The lowest are dropped, the highest are grown.
 
 A score is any function from `Entries` to a 1-D tensor of the same length, so a lambda is one too. The score of a unit
-is the mean over its weights.
+is the mean over its weights, or the largest of them with `by_largest`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from regrow.core.entries import Entries
 
 __all__ = [
     "Score",
+    "by_largest",
     "gradient",
     "magnitude",
     "magnitude_and_gradient",
@@ -101,8 +103,33 @@ def random(entries: Entries) -> Tensor:
     return entries.noise()
 
 
+@dataclass(frozen=True)
+class _ByLargest:
+    score: Score
+
+    def __call__(self, entries: Entries) -> Tensor:
+        return self.score(entries)
+
+
+def by_largest(score: Score) -> Score:
+    """Score a unit of several weights by the largest of their scores, in the place of the mean.
+
+    So a block stays, or grows, for one weight in it that matters: max pooling beside average pooling (as in jaxpruner,
+    arXiv:2304.14082). For single weights it is `score` itself.
+
+    Args:
+        score: of the weights.
+
+    Example:
+        >>> entries = Entries(index=torch.arange(4), weight=torch.tensor([1.0, 3.0, -2.0, 2.5]))
+        >>> unit_means(magnitude, entries, 2).tolist(), unit_means(by_largest(magnitude), entries, 2).tolist()
+        ([2.0, 2.25], [3.0, 2.5])
+    """
+    return _ByLargest(score)
+
+
 def unit_means(score: Score, entries: Entries, size: int) -> Tensor:
-    """Return the score of each unit, the mean over its entries, shape (units,).
+    """Return the score of each unit, the mean over its entries unless the score says otherwise, shape (units,).
 
     Args:
         score: the score of each entry.
@@ -123,5 +150,7 @@ def unit_means(score: Score, entries: Entries, size: int) -> Tensor:
         raise ValueError(f"a score of shape {tuple(scores.shape)} for {len(entries)} entries: give one for each")
     if size == 1:
         return scores
+    if isinstance(score, _ByLargest):
+        return scores.view(-1, size).amax(dim=1)
     # A mean in half precision would tie what differs.
     return scores.view(-1, size).mean(dim=1, dtype=torch.promote_types(scores.dtype, torch.float32))

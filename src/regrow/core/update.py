@@ -15,6 +15,7 @@ from regrow.core.extreme import extreme
 from regrow.core.positions import find
 from regrow.core.recipe import Recipe, check_rate
 from regrow.core.redistribute import room_to_grow, unit_sizes
+from regrow.core.rewire import Moves, Rewire
 from regrow.core.score import Score, unit_means
 
 __all__ = ["update"]
@@ -75,18 +76,48 @@ def update(
     changes: dict[str, Change] = {}
     for name in layers:
         layer = offering.pop(name)  # what is read of its absent weights may be as large as the dense weight
-        absent = layer.absent
-        assert absent is not None
-        joining = _joining(recipe, name, layer, absent, grow_counts[name])
-        drop, grow = dropped[name].index, absent.index_at(joining).sort().values
-        if layer.unit_size > 1:
-            drop = drop.sort().values
-        returns = find(drop, grow)[1]
-        returned = int(returns.sum())
-        if recipe.keep_returning:
-            drop, grow = drop[~returns], grow[~find(grow, drop)[1]]
-        changes[name] = Change(drop, grow, returned)
+        if recipe.rewire is None:
+            changes[name] = _ranked(recipe, name, layer, dropped[name], grow_counts[name])
+        else:
+            size, last = layer.unit_size, not offering
+            moves = Moves(drop_counts[name] // size, grow_counts[name] // size, step, last)
+            changes[name] = _rewired(recipe.rewire, recipe, name, layer, moves)
     return changes
+
+
+def _ranked(recipe: Recipe, name: str, layer: LayerState, dropped: Entries, count: int) -> Change:
+    """Return the change of a layer in which what leads the rankings moves."""
+    absent = layer.absent
+    assert absent is not None
+    joining = _joining(recipe, name, layer, absent, count)
+    drop, grow = dropped.index, absent.index_at(joining).sort().values
+    if layer.unit_size > 1:
+        drop = drop.sort().values
+    returns = find(drop, grow)[1]
+    returned = int(returns.sum())
+    if recipe.keep_returning:
+        drop, grow = drop[~returns], grow[~find(grow, drop)[1]]
+    return Change(drop, grow, returned)
+
+
+def _rewired(rewire: Rewire, recipe: Recipe, name: str, layer: LayerState, moves: Moves) -> Change:
+    """Return the change of a layer that a recipe rewires."""
+    leaving, joining = rewire(layer, recipe.drop, recipe.grow, moves)
+    for what, units, entries in (("leave", leaving, layer.active), ("join", joining, layer.candidates)):
+        there = len(entries) // layer.unit_size
+        if len(units) and not (bool((units.diff() > 0).all()) and int(units[0]) >= 0 and int(units[-1]) < there):
+            raise ValueError(
+                f"rewire gave units of {name!r} to {what} that are not among the {there} there are, or not ascending: "
+                "make it return numbers of active units and of candidates, ascending and each once"
+            )
+    if len(joining) - len(leaving) != moves.grow - moves.drop:
+        raise ValueError(
+            f"rewire lets {len(leaving)} units of {name!r} leave and {len(joining)} join, but {moves.grow} more are to "
+            f"join and {moves.drop} to leave: make it return as many more to join than to leave"
+        )
+    size = layer.unit_size
+    drop, grow = layer.active.index_at(_members(leaving, size)), layer.candidates.index_at(_members(joining, size))
+    return Change(drop.sort().values, grow.sort().values)
 
 
 def _with_generator(layer: LayerState, generator: torch.Generator) -> LayerState:

@@ -21,12 +21,14 @@ from regrow.experiments.study.command import study_app
 from regrow.experiments.terminal import ERR, OUT, line, one_line_errors, say
 from regrow.experiments.train.changes import changes_table
 from regrow.experiments.train.config import TrainConfig, override
+from regrow.experiments.train.loading import load_data, loading_rate
 from regrow.experiments.train.loop import Reporter, resume_config
 from regrow.experiments.train.loop import train as run_training
 from regrow.experiments.train.methods import CARDS, DENSE, check_method, recipe_file, run_name
 from regrow.experiments.train.presets import preset as find_preset
 from regrow.experiments.train.progress import Lines, ProgressBar, TensorBoard
 from regrow.experiments.train.result import Result, read_metrics
+from regrow.experiments.train.run import pick_device
 from regrow.experiments.train.trained import Format, evaluate_trained, read_trained
 from regrow.experiments.train.trained import export as export_trained
 
@@ -36,6 +38,7 @@ __all__ = [
     "data_check",
     "data_fetch",
     "data_list",
+    "data_speed",
     "default_out",
     "demo",
     "evaluate",
@@ -221,6 +224,23 @@ def data_fetch(name: str, data: DataRoot = None) -> None:
     """Find a data set or download it into the user's cache, verified."""
     with one_line_errors():
         line(f"{name}: {data_sets.fetch(name, data)}")
+
+
+@data_app.command("speed")
+def data_speed(
+    preset: Preset,
+    seconds: Annotated[float, typer.Option(min=0.1, help="After which no further batch is asked for.")] = 20.0,
+    data: DataRoot = None,
+    settings: Settings = None,
+) -> None:
+    """Time how quickly batches of a preset's training set are read, decoded and augmented, with nothing else to do."""
+    with one_line_errors():
+        config = override(find_preset(preset), read_settings(settings))
+        rate = loading_rate(load_data(config, data, pick_device(config.device)).train, seconds)
+        line(
+            f"{config.data}: {rate.images_per_second:,.0f} images/s ({rate.images:,} images in {rate.seconds:.1f} s, "
+            f"batch {config.batch_size}, {config.augment}, {config.workers} workers)"
+        )
 
 
 @data_app.command("check")

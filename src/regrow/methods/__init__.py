@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from regrow.core.recipe import Recipe
 from regrow.core.step_rule import StepRule
 from regrow.methods.acdc import acdc
+from regrow.methods.chts import chts
 from regrow.methods.deep_r import deep_r
 from regrow.methods.dsr import dsr
 from regrow.methods.gmp import gmp
@@ -20,11 +21,13 @@ from regrow.methods.set import set
 from regrow.methods.soft_threshold import soft_threshold
 from regrow.methods.sparse_momentum import sparse_momentum
 from regrow.methods.sr_ste import sr_ste
+from regrow.methods.srigl import srigl
 from regrow.methods.static import static
 from regrow.methods.top_kast import top_kast
 
 __all__ = [
     "acdc",
+    "chts",
     "deep_r",
     "dsr",
     "gmp",
@@ -36,6 +39,7 @@ __all__ = [
     "soft_threshold",
     "sparse_momentum",
     "sr_ste",
+    "srigl",
     "static",
     "top_kast",
 ]
@@ -51,6 +55,8 @@ METHODS: Mapping[str, Callable[..., Recipe]] = {
     "itop": itop,
     "mest": mest,
     "acdc": acdc,
+    "srigl": srigl,
+    "chts": chts,
 }
 """The factory of each method by its name, called as `factory(every=..., steps=...)`."""
 

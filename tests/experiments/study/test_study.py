@@ -28,7 +28,7 @@ OPTIONS = (*TOGETHER, "--jobs", 1)
 FOLDERS = {
     f"{cell}-seed{seed}" for cell in ("dense", "set-0.1", "set-0.2", "static-0.1", "static-0.2") for seed in (0, 1)
 }
-TIMES = ("seconds_train", "seconds_per_step", "peak_memory_bytes", "threads", "folder")
+TIMES = ("seconds_train", "seconds_per_step", "seconds_waiting", "peak_memory_bytes", "threads", "folder")
 
 
 def timeless(study):

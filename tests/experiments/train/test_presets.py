@@ -31,6 +31,7 @@ PROMISED = {
     *(f"cifar10-{model}" for model in CIFAR10),
     "imagenet-resnet50",
     *(f"imagenet-resnet50-tuned{density}" for density in ("", "-20", "-30")),
+    *(f"imagenette-{model}" for model in ("resnet18", "resnet50")),
 }
 MNIST_STEPS_PER_EPOCH = 540  # 54,000 images, 100 a batch
 

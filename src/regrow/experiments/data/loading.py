@@ -77,7 +77,7 @@ def load(
         valid_samples: how many training images to validate on; 0 means to validate on the test set.
         train_samples: how many to train on at most, for short trials: a fixed random part.
         augment: "none", "crop-flip", "reflect-crop-flip" (sets in memory; borders of zeros, or of the image
-            mirrored) or "random-resized-crop" (imagenet).
+            mirrored) or "random-resized-crop" (imagenet, imagenette).
         image_size: height and width, for sets of images of any size.
         seed: of the order and the augmentation.
         device: where the batches are.

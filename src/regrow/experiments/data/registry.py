@@ -148,6 +148,17 @@ _ALL = (
         classes=None,
         in_memory=False,
     ),
+    Dataset(
+        name="imagenette",
+        description="9,469 + 3,925 photographs of ten classes of ImageNet, of any size; by default cropped to 64x64",
+        channels=3,
+        samples=9_469,
+        image_size=64,
+        mean=(0.485, 0.456, 0.406),  # ImageNet's
+        std=(0.229, 0.224, 0.225),
+        layouts=("parquet", "folder"),
+        in_memory=False,
+    ),
 )
 
 DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in _ALL}

@@ -166,7 +166,7 @@ def _train_to_end(run: Run, out: Path, reporters: tuple[Reporter, ...], stop: St
     _write_metrics(run, out)
     while not run.finished:
         started = time.perf_counter()
-        for images, labels in run.data.train.epoch():
+        for images, labels in run.waited.through(run.data.train.epoch()):
             run.train_step(images, labels)
             for reporter in reporters:
                 reporter.step(run)

@@ -39,7 +39,8 @@ def _grow(about: str, grow: score.Score, how: pick.Pick | None = None, *, everyw
 
     def put(recipe: Recipe) -> Recipe:
         share = ranking.by_rank(grow) if everywhere else recipe.redistribute
-        return replace(recipe, grow=grow, pick=how, reset_state=reset, redistribute=share)
+        rewire = None if how else recipe.rewire
+        return replace(recipe, grow=grow, pick=how, rewire=rewire, reset_state=reset, redistribute=share)
 
     return Mode(about, put)
 

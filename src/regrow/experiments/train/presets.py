@@ -90,6 +90,22 @@ def _imagenet_tuned(name: str, density: float, batch_size: int) -> TrainConfig:
     return _IMAGENET_RESNET50.model_copy(update=changes)
 
 
+def _imagenette(model: str, density: float) -> TrainConfig:
+    """Return the first recipe on ten of the classes at 64 pixels, the learning rate in proportion to the batch."""
+    batch_size = 64
+    changes = {
+        "preset": f"imagenette-{model}",
+        "data": "imagenette",
+        "image_size": 64,
+        "workers": 2,
+        "model": model,
+        "density": density,
+        "batch_size": batch_size,
+        "learning_rate": _IMAGENET_RESNET50.learning_rate * batch_size / _IMAGENET_RESNET50.batch_size,
+    }
+    return _IMAGENET_RESNET50.model_copy(update=changes)
+
+
 # Where the paper has a network, the density at which it compares methods on it; 5 % elsewhere.
 _CIFAR10_DENSITIES = {
     "alexnet-s": 0.1,
@@ -117,6 +133,8 @@ PRESETS: Mapping[str, TrainConfig] = {
         _imagenet_tuned("imagenet-resnet50-tuned", 0.1, 288),
         _imagenet_tuned("imagenet-resnet50-tuned-20", 0.2, 256),
         _imagenet_tuned("imagenet-resnet50-tuned-30", 0.3, 256),
+        _imagenette("resnet18", 0.1),
+        _imagenette("resnet50", 0.15626),
     )
 }
 """Every preset by name."""

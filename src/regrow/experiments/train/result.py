@@ -51,6 +51,7 @@ def result_of(run: Run) -> Result:
         "test_accuracy": test_accuracy,
         "seconds_train": run.seconds,
         "seconds_per_step": run.seconds / run.step,
+        "seconds_waiting": run.waited.seconds,
         "peak_memory_bytes": _peak_memory(run.device),
         "model_bytes": regrow.summary(run.model).bytes,
         "model_bytes_sparse": summary.sparse_bytes if run.topology else regrow.summary(run.model).bytes,

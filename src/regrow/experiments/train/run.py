@@ -22,6 +22,7 @@ from regrow.experiments.train.changes import ChangeCounts
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.evaluate import add_batch, evaluate, precision
 from regrow.experiments.train.learning_rate import learning_rate
+from regrow.experiments.train.loading import Waited, load_data
 from regrow.experiments.train.methods import DENSE, make_method
 from regrow.experiments.train.network import build_network
 from regrow.experiments.train.optimizer import make_optimizer
@@ -51,7 +52,8 @@ class Run:
         step: optimizer steps taken.
         epoch: epochs finished.
         rows: metrics of every finished epoch.
-        seconds: wall time spent in training steps.
+        seconds: wall time spent in training steps, and in waiting for their batches.
+        waited: counts the part of it that was waiting.
         work: counts multiply-adds and FLOPs.
         small: the width of the network and what it has; None unless the method is small-dense.
         warnings: what a user should know and was not told.
@@ -60,18 +62,7 @@ class Run:
     def __init__(self, config: TrainConfig, data_root: Path | None = None) -> None:
         self.config = config
         self.device = pick_device(config.device)
-        self.data = data.load(
-            config.data,
-            root=data_root,
-            batch_size=config.batch_size,
-            valid_samples=config.valid_samples,
-            train_samples=config.train_samples,
-            augment=config.augment,
-            image_size=config.image_size,
-            seed=config.seed,
-            device=self.device,
-            workers=config.workers,
-        )
+        self.data = load_data(config, data_root, self.device)
         _seed_generators(config.seed)
         self.model, self.small = build_network(config, self.data.image_shape, self.data.classes)
         self.model.to(self.device)
@@ -83,6 +74,7 @@ class Run:
         self.epoch = 0
         self.rows: list[Metrics] = []
         self.seconds = 0.0
+        self.waited = Waited()
         self.topology: regrow.TopologyUpdater | regrow.StepUpdater | None = None
         self._changes = ChangeCounts()
         costs = layer_costs(self.model, self._one_sample())
@@ -160,6 +152,7 @@ class Run:
             "updates": self._changes.updates,
             "changes_by_layer": self._changes.row(),
             "seconds": self.seconds,
+            "seconds_waiting": self.waited.seconds,
         }
         self.rows.append(row)
         self.epoch += 1
@@ -234,6 +227,7 @@ class Run:
             "rows": self.rows,
             "sums": self._sums,
             "seconds": self.seconds,
+            "seconds_waiting": self.waited.seconds,
             "generators": _generators(),
         }
 
@@ -258,7 +252,7 @@ class Run:
             self.data.train.load_state_dict(state["data"])
             self.step, self.epoch, self.rows = state["step"], state["epoch"], state["rows"]
             self._sums = state["sums"].to(self.device)
-            self.seconds = state["seconds"]
+            self.seconds, self.waited.seconds = state["seconds"], state["seconds_waiting"]
             _set_generators(state["generators"])
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = shorten(str(error), 300)
