@@ -315,6 +315,32 @@ def test_processes_that_train_together_agree():
         assert not regrow.dense_state_dict(module)[name][~mask].any()
 
 
+@pytest.mark.slow
+@each_storage
+@pytest.mark.parametrize("more", [list, lambda: [WeightAveraging()]], ids=["alone", "averaged"])
+def test_modules_and_trainers_of_pytorch_lightning_will_do(more, storage, tmp_path):
+    package = pytest.importorskip("pytorch_lightning")
+    # The methods of a Module, over the other package's class.
+    body = {name: value for name, value in vars(Module).items() if name not in ("__dict__", "__weakref__", "__init__")}
+
+    def start(self, seed=0):
+        package.LightningModule.__init__(self)
+        layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)]
+        self.net = regrow.sparsify(nn.Sequential(*layers), 0.3, backend=storage, seed=seed)
+        self.seen, self.validated = [], []
+
+    other = type("Other", (package.LightningModule,), {**body, "__init__": start})
+    options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    path, loader = tmp_path / "other.ckpt", torch.utils.data.DataLoader(Batches())
+    for epochs in (1, 2):
+        topology = TopologyCallback(regrow.sparse_momentum, every=2)
+        trainer = package.Trainer(max_epochs=epochs, callbacks=[topology, *more()], **options, **quiet)
+        trainer.fit(other(epochs), loader, loader, ckpt_path=path if epochs == 2 else None)
+        trainer.save_checkpoint(path)
+        assert topology.topology.step == BATCHES * epochs
+
+
 KILLED = """
 import os, signal, sys
 import test_lightning as test

@@ -65,6 +65,21 @@ def test_a_window_that_is_open_is_carried_too(growth, at, storage):
     assert_same(second.train(range(at, STEPS)).state(), whole.state())
 
 
+@each_storage
+@pytest.mark.parametrize("growth", [None, regrow.growth.candidates(2, 1)], ids=["default", "candidates"])
+def test_a_training_that_has_ended_goes_on_by_a_longer_recipe(growth, storage):
+    def started(steps, seed=0):
+        recipe = regrow.sparse_momentum(every=2, steps=steps, growth=growth)
+        return Run(MLP, recipe, ADAM, storage=storage, seed=seed)
+
+    first, second = started(4).train(range(4)), started(8, seed=77)
+    load(second, checkpoint(first))
+    before = regrow.masks(second.model)
+    second.train(range(4, 6))
+    assert second.topology.step == 6
+    assert any(not torch.equal(mask, before[name]) for name, mask in regrow.masks(second.model).items())
+
+
 @pytest.mark.parametrize("row", STEP_METHODS, ids=lambda row: row.name)
 def test_rules_of_every_step_are_carried_too(row):
     def started(seed=0):

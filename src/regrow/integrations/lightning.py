@@ -148,8 +148,8 @@ class WeightAveraging(callbacks.WeightAveraging):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Make the average when `fit` begins."""
-        super().setup(trainer, pl_module, stage)
         if stage == "fit":
+            pl_module.configure_model()  # as Lightning's own does: the layers may come with it
             device = self._device or pl_module.device
             self._average_model = AveragedModel(pl_module, device, use_buffers=self._use_buffers, **self._kwargs)
 

@@ -207,6 +207,10 @@ class TopologyUpdater:
         for source in self._sources:
             source.load_state_dict(state["growth"][source.weight.name])
         self._training = {name for name, trains in state["training"].items() if trains}
+        # The recipe may be another, as that of a longer training.
+        for source in self._sources:
+            if source.weight.name in self._training:
+                source.look_ahead(self._step)
         if self._uses and state["uses"]:
             self._uses.load_state_dict(state["uses"])
         self._index_versions = self._versions()
