@@ -30,11 +30,12 @@ def make_wheel(folder, **environment):
     # free of what `make` may ask for
     given = {name: value for name, value in os.environ.items() if name != "REGROW_REQUIRE_KERNELS"}
     done = subprocess.run(command, capture_output=True, text=True, env={**given, **environment})
+    printed = done.stdout + done.stderr
     if done.returncode:
-        return None, done.stdout + done.stderr
+        return None, printed
     (wheel,) = folder.glob("regrow-*.whl")
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", folder / "package", wheel], check=True)
-    return wheel, done.stdout
+    return wheel, printed
 
 
 def run_with(folder, code):

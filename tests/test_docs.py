@@ -1,5 +1,6 @@
 """The code in the documentation runs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,12 @@ def test_the_links_of_a_page_lead_somewhere(page):
     targets = [part.split(")")[0] for part in text.split("](")[1:]]
     local = [target.split("#")[0] for target in targets if not target.startswith("http")]
     assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_the_messages_that_troubleshooting_explains_are_those_of_the_library():
+    source = "".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # messages of several lines
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(rows) > 5
+    parts = [part.strip() for row in rows for part in row.split("...") if part.strip()]
+    assert [part for part in parts if part not in source] == []
