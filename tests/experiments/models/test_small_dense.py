@@ -8,7 +8,7 @@ from regrow.experiments.errors import UserError
 from regrow.experiments.models import MODELS, build
 from regrow.experiments.models.small import small_dense
 
-SHAPES = {"lenet300-100": (1, 28, 28), "lenet5": (1, 28, 28), "mlp": (3, 32, 32)}
+SHAPES = {"lenet300-100": (1, 28, 28), "lenet5": (1, 28, 28), "mlp": (3, 32, 32), "gpt": (1, 1, 64)}
 
 
 def count(name, width, keep_dense=(), **options):

@@ -1,12 +1,14 @@
 """The study of AdamW around updates: its text, its transformer, its runs and tables."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from runs import command, refused
 
+from regrow.experiments.data import registry
 from regrow.experiments.errors import UserError
 from regrow.experiments.study import adam, language
 from regrow.experiments.study.adam import AdamSettings, around_updates, run_adam_study, train_transformer
@@ -74,8 +76,11 @@ def test_mistakes_are_named(arguments, message, tmp_path, text):
 
 def test_the_text_must_be_there_and_be_the_right_one(tmp_path, monkeypatch):
     monkeypatch.delenv("REGROW_DATA", raising=False)
+    published = replace(registry.get("tinyshakespeare"), mirrors=())
+    monkeypatch.setitem(registry.DATASETS, "tinyshakespeare", published)
+    monkeypatch.setattr("regrow.experiments.data.cache.folder", lambda: tmp_path / "cache")
     with pytest.raises(UserError, match="--data"):
         language.read_text()
     Path(tmp_path / "input.txt").write_text("to be")
-    with pytest.raises(UserError, match="SHA-256"):
+    with pytest.raises(UserError, match="digest"):
         language.read_text(tmp_path)

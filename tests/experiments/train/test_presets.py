@@ -29,6 +29,7 @@ PROMISED = {
     "digits-mlp",
     *(f"{data}-{model}" for data in ("mnist", "fashion") for model in ("lenet300-100", "lenet5")),
     *(f"cifar10-{model}" for model in CIFAR10),
+    "shakespeare-gpt",
     "imagenet-resnet50",
     *(f"imagenet-resnet50-tuned{density}" for density in ("", "-20", "-30")),
     *(f"imagenette-{model}" for model in ("resnet18", "resnet50")),
@@ -40,10 +41,12 @@ def two_images(name, *, batch_size, image_size, **_):
     """Return a data set of two images in the shape of the real one."""
     dataset = DATASETS[name]
     size, classes = image_size or dataset.image_size, dataset.classes or 1000
-    images, labels = torch.zeros(2, dataset.channels, size, size, dtype=torch.uint8), torch.tensor([0, 1])
+    images, labels = torch.zeros(2, *dataset.shape(size), dtype=torch.uint8), torch.tensor([0, 1])
+    if dataset.is_text:
+        labels = labels[:, None].expand(2, size)
     normalise = Normalise.of(dataset.mean, dataset.std, dataset.top, "cpu")
     batches = TensorBatches(images, labels, normalise=normalise, batch_size=batch_size)
-    return Data(name, classes, (dataset.channels, size, size), train=batches, valid=batches, test=batches)
+    return Data(name, classes, dataset.shape(size), train=batches, valid=batches, test=batches)
 
 
 def test_the_promised_names_are_there():

@@ -53,7 +53,7 @@ def _describe(folder: Path, dataset: Dataset) -> list[Record]:
         counts = f"{len(train.labels)} training and {len(test.labels)} evaluation images"
         return [good(f"{counts} in {folder}; there is no digest to compare them with")]
     (train_images, _), (test_images, _) = layouts.read(folder, dataset)
-    counts = f"{len(train_images)} training and {len(test_images)} test images"
+    counts = f"{len(train_images)} training and {len(test_images)} test {dataset.what}"
     if "scikit-learn" in dataset.layouts:
         return [good(f"{counts}, part of scikit-learn")]
     if not dataset.digests:

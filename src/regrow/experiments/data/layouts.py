@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regrow.experiments.data import cache, idx, pickles
+from regrow.experiments.data import cache, idx, pickles, text
 from regrow.experiments.data.digests import digest
 from regrow.experiments.data.progress import tracker
 from regrow.experiments.data.randomness import Purpose, torch_generator
@@ -79,6 +79,8 @@ def _inventory(folder: Path, dataset: Dataset, layout: str) -> tuple[list[str], 
         return [name for name in splits if name not in missing], missing + [
             shard for files in splits.values() for shard in _missing_shards(files)
         ]
+    if layout == "text":
+        return [name for name in dataset.files if (folder / name).is_file()], []
     if layout == "folder":
         folders = {"train/": ["train"], "val/ or test/": EVALUATION}
         there = [name for name, options in folders.items() if any((folder / one).is_dir() for one in options)]
@@ -110,7 +112,7 @@ def _missing_shards(files: Sequence[Path]) -> list[str]:
 
 
 def read(folder: Path, dataset: Dataset) -> tuple[Split, Split]:
-    """The training and the test set, decoded.
+    """The training and the test set, decoded; of a text, characters (N, 1, 1, T) and the one after each (N, T).
 
     Raises:
         UserError: if a file is missing, damaged, or not what the data set consists of.
@@ -120,6 +122,8 @@ def read(folder: Path, dataset: Dataset) -> tuple[Split, Split]:
         return _digits()
     if layout == "idx":
         return idx.read(folder, dataset, "train"), idx.read(folder, dataset, "test")
+    if layout == "text":
+        return text.read(folder, dataset)
     if layout == "pickles":
         return pickles.read(folder, dataset, "train"), pickles.read(folder, dataset, "test")
     if layout != "parquet":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,7 @@ def load(
         train_samples: how many to train on at most, for short trials: a fixed random part.
         augment: "none", "crop-flip", "reflect-crop-flip" (sets in memory; borders of zeros, or of the image
             mirrored) or "random-resized-crop" (imagenet, imagenette).
-        image_size: height and width, for sets of images of any size.
+        image_size: height and width, for sets of images of any size; of a text, the characters of a piece.
         seed: of the order and the augmentation.
         device: where the batches are.
         workers: processes that decode, for sets that are not held in memory.
@@ -93,6 +93,8 @@ def load(
     """
     dataset = get(name)
     size = image_size or dataset.image_size
+    if dataset.is_text:
+        dataset = replace(dataset, image_size=size)
     _require_fitting(dataset, size, augment)
     _require_whole(batch_size=(batch_size, 1), eval_batch_size=(eval_batch_size, 1), image_size=(size, 1))
     _require_whole(valid_samples=(valid_samples, 0), seed=(seed, 0), workers=(workers, 0))
@@ -125,7 +127,7 @@ def load(
     return Data(
         name,
         classes,
-        (dataset.channels, size, size),
+        dataset.shape(size),
         train=batches(train_source, train, training=True),
         valid=batches(train_source, valid) if valid_samples else batches(test_source, everything),
         test=batches(test_source, everything),
@@ -143,7 +145,7 @@ def split(samples: int, valid_samples: int, train_samples: int | None = None) ->
         UserError: if nothing is left to train on.
     """
     if valid_samples >= samples:
-        raise UserError(f"valid_samples is {valid_samples}, but there are {samples} training images; take fewer")
+        raise UserError(f"valid_samples is {valid_samples}, but there are {samples} training samples; take fewer")
     order = torch.randperm(samples, generator=torch_generator(Purpose.SPLIT, 1))
     end = None if train_samples is None else valid_samples + train_samples
     return order[valid_samples:end].sort().values, order[:valid_samples].sort().values
@@ -169,6 +171,7 @@ def _classes(dataset: Dataset, folder: Path, train: NDArray[np.int64], test: NDA
 
 def _require_fitting(dataset: Dataset, size: int, augment: str) -> None:
     fitting = tuple(_BORDERS) if dataset.in_memory else ("none", "random-resized-crop")
+    fitting = ("none",) if dataset.is_text else fitting
     if augment not in fitting:
         raise UserError(f"augment is {augment!r}, but {dataset.name} takes one of: {', '.join(fitting)}")
     if dataset.in_memory and size != dataset.image_size:

@@ -19,7 +19,8 @@ class Dataset:
         description: one line for lists.
         channels: 1 or 3.
         samples: of the whole training set, those that are held out for validation among them.
-        image_size: height and width; for sets whose images differ in size, the default size of a crop.
+        image_size: height and width; for sets whose images differ in size, the default size of a crop; of a text, the
+            characters of a piece.
         mean: one a channel, of pixels scaled to 0..1, over the training set.
         std: likewise; where papers agree on other numbers, theirs.
         layouts: the layouts that it may have on disk, in the order tried (see `layouts`).
@@ -50,6 +51,27 @@ class Dataset:
     system: tuple[str, ...] = ()
     debian: str | None = None
     in_memory: bool = True
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text in pieces, and no images."""
+        return self.layouts == ("text",)
+
+    @property
+    def what(self) -> str:
+        """What its samples are, in the plural."""
+        return "pieces" if self.is_text else "images"
+
+    def shape(self, size: int) -> tuple[int, int, int]:
+        """Channels, height and width of a sample; of a text one row of characters.
+
+        Args:
+            size: height and width, or the characters of a piece.
+
+        >>> get("mnist").shape(28), get("tinyshakespeare").shape(64)
+        ((1, 28, 28), (1, 1, 64))
+        """
+        return (1, 1, size) if self.is_text else (self.channels, size, size)
 
 
 IDX_FILES = (
@@ -158,6 +180,21 @@ _ALL = (
         std=(0.229, 0.224, 0.225),
         layouts=("parquet", "folder"),
         in_memory=False,
+    ),
+    Dataset(
+        name="tinyshakespeare",
+        description="1,115,394 characters of Shakespeare in pieces of 64, each with the character after it",
+        channels=1,
+        samples=15_685,
+        image_size=64,
+        mean=(0.0,),  # characters are numbers, and stay as they are
+        std=(1.0,),
+        layouts=("text",),
+        classes=65,
+        top=1,
+        files=("input.txt",),
+        digests={"input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"},
+        mirrors=("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",),
     ),
 )
 

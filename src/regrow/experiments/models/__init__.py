@@ -1,7 +1,7 @@
-"""The networks of the sparse-training papers, built by name.
+"""The networks of the sparse-training papers, and a transformer on text, built by name.
 
-Every model is an ordinary PyTorch module that returns logits (N, classes). All of them can be traced by
-`torch.fx`, and each use of an activation or a norm is a module of its own, so that chains such as
+Every model is an ordinary PyTorch module that returns logits (N, classes); on text (N, classes, T). Those on images
+can be traced by `torch.fx`, and each use of an activation or a norm is a module of its own, so that chains such as
 convolution, norm, ReLU can be found by pattern.
 """
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from regrow.experiments.errors import UserError
 from regrow.experiments.models.alexnet import alexnet
+from regrow.experiments.models.gpt import gpt
 from regrow.experiments.models.layers import ImageShape
 from regrow.experiments.models.lenet import lenet5, lenet300_100
 from regrow.experiments.models.mlp import mlp
@@ -41,6 +42,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "mlp": mlp,
+    "gpt": gpt,
 }
 """The builder of each model, which takes `image_shape`, `classes` and its own options by keyword."""
 

@@ -44,7 +44,7 @@ class TrainConfig(BaseModel):
     augment: Literal["none", "crop-flip", "reflect-crop-flip", "random-resized-crop"] = Field(
         "none", description="how training images are changed, anew in each epoch"
     )
-    image_size: int | None = Field(None, description="side of the images the model sees; the data's own if null")
+    image_size: int | None = Field(None, description="side of images, or characters of a piece; the data's own if null")
     workers: int = Field(2, ge=0, description="processes that decode images, where that is done per epoch")
     # model
     model: str = Field(description="name of the network")

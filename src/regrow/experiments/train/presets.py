@@ -106,6 +106,25 @@ def _imagenette(model: str, density: float) -> TrainConfig:
     return _IMAGENET_RESNET50.model_copy(update=changes)
 
 
+# A protocol of this project's own: no paper has it.
+_SHAKESPEARE_GPT = TrainConfig(
+    preset="shakespeare-gpt",
+    data="tinyshakespeare",
+    valid_samples=785,
+    model="gpt",
+    density=0.1,
+    epochs=10,
+    batch_size=32,
+    optimizer="adamw",
+    learning_rate=1e-3,
+    weight_decay=0.1,
+    decay_norms=False,
+    clip_gradient_norm=1.0,
+    warmup=0.02,
+    learning_rate_drops=(0.7, 0.9),
+    update_every=0.2,
+)
+
 # Where the paper has a network, the density at which it compares methods on it; 5 % elsewhere.
 _CIFAR10_DENSITIES = {
     "alexnet-s": 0.1,
@@ -135,6 +154,7 @@ PRESETS: Mapping[str, TrainConfig] = {
         _imagenet_tuned("imagenet-resnet50-tuned-30", 0.3, 256),
         _imagenette("resnet18", 0.1),
         _imagenette("resnet50", 0.15626),
+        _SHAKESPEARE_GPT,
     )
 }
 """Every preset by name."""

@@ -73,8 +73,8 @@ class Batches:
     """Random images and labels in memory.
 
     Attributes:
-        images: shape (batches, N, C, H, W); each batch in channels-last.
-        labels: shape (batches, N), int64.
+        images: shape (batches, N, C, H, W); each batch in channels-last. Of a text, characters (batches, N, 1, 1, T).
+        labels: shape (batches, N), int64; of a text (batches, N, T).
     """
 
     images: tuple[Tensor, ...]
@@ -85,6 +85,10 @@ def make_batches(config: TrainConfig) -> Batches:
     """Return batches of the shape that the preset trains on; equal settings give equal ones."""
     generator = torch.Generator().manual_seed(config.seed)
     shape, size = image_shape(config), config.batch_size
+    if data.DATASETS[config.data].is_text:  # a character after each
+        pieces = [torch.randint(classes(config), (size, *shape), generator=generator) for _ in range(_BATCHES)]
+        following = tuple(piece.flatten(1).roll(-1, 1) for piece in pieces)
+        return Batches(tuple(piece.float() for piece in pieces), following)
     images = [torch.randn(size, *shape, generator=generator) for _ in range(_BATCHES)]
     labels = [torch.randint(classes(config), (size,), generator=generator) for _ in range(_BATCHES)]
     return Batches(tuple(each.contiguous(memory_format=torch.channels_last) for each in images), tuple(labels))
@@ -93,8 +97,7 @@ def make_batches(config: TrainConfig) -> Batches:
 def image_shape(config: TrainConfig) -> tuple[int, int, int]:
     """Return channels, height and width of the images that the preset's network sees."""
     dataset = data.DATASETS[config.data]
-    size = config.image_size or dataset.image_size
-    return dataset.channels, size, size
+    return dataset.shape(config.image_size or dataset.image_size)
 
 
 def classes(config: TrainConfig) -> int:
