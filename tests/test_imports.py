@@ -18,7 +18,7 @@ MODULES = {
 }
 LIBRARY = [name for name in MODULES if not name.startswith("regrow.experiments")]
 FACADES = ("distribution", "growth", "redistribute", "schedule", "score")  # public names of the core
-ORDER = ("core", *FACADES, "methods", "ops", "nn", "storage", "convert", "saliency", "topology")
+ORDER = ("core", *FACADES, "methods", "ops", "nn", "storage", "convert", "saliency", "processes", "topology")
 CORE_MODULES = [name for name in LIBRARY if name.startswith("regrow.core")]
 NOT_OF_THE_LIBRARY = ("argparse", "typer", "click", "rich", "matplotlib", "pydantic", "yaml", "sklearn", "wandb")
 

@@ -78,6 +78,7 @@ class SparseLayer(nn.Module, ABC):
     Attributes:
         covered: which positions the parameter covers; None for those of the active weights.
         geometry: stride, padding, dilation and groups, as the kernels know them.
+        times_rebound: how often the parameter has taken other numbers, for other positions.
     """
 
     geometry: Geometry
@@ -92,6 +93,7 @@ class SparseLayer(nn.Module, ABC):
         self.index: Tensor
         self.register_buffer("index", index)
         self.covered: Covered | None = None
+        self.times_rebound = 0
         self.unit = unit
         self._pattern: Pattern | None = None
         self._note_index()
@@ -211,6 +213,7 @@ class SparseLayer(nn.Module, ABC):
         with exclusive:
             rebind(self.values, numbers)
             self.covered = covered
+            self.times_rebound += 1
 
     def pattern_of(self, positions: Tensor) -> Pattern:
         """Return the index structure of other positions of this layer's weight."""
