@@ -6,6 +6,7 @@ import torch
 from hypothesis import settings
 
 from regrow.ops.native import instruction_set, use_instruction_set
+from two_processes import Pair
 
 # The same examples in every run and on every machine: a red test is a fault, never luck.
 settings.register_profile("regrow", derandomize=True, deadline=None, database=None, max_examples=100)
@@ -34,6 +35,14 @@ def _available() -> list[str]:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Two processes of gloo; they start when they are first called."""
+    pair = Pair(tmp_path_factory.mktemp("processes"))
+    yield pair
+    pair.close()
 
 
 @pytest.fixture(params=_available())

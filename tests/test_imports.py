@@ -19,7 +19,7 @@ MODULES = {
 LIBRARY = [name for name in MODULES if not name.startswith("regrow.experiments")]
 FACADES = ("distribution", "growth", "redistribute", "schedule", "score")  # public names of the core
 ORDER = (
-    *("core", *FACADES, "methods", "ops", "nn", "storage", "convert", "saliency", "topology"),
+    *("core", *FACADES, "methods", "ops", "nn", "storage", "convert", "saliency", "processes", "topology"),
     *("files", "compat", "integrations"),
 )
 CORE_MODULES = [name for name in LIBRARY if name.startswith("regrow.core")]

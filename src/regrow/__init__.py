@@ -8,7 +8,7 @@ Example:
     >>> topology = regrow.TopologyUpdater(model, optimizer, regrow.sparse_momentum(every=100, steps=1000))
 """
 
-from regrow import distribution, growth, methods, redistribute, saliency, schedule, score
+from regrow import distribution, growth, methods, processes, redistribute, saliency, schedule, score
 from regrow.convert.average import AveragedModel
 from regrow.convert.densify import dense_state_dict, densify
 from regrow.convert.sparsify import masks, sparsify
@@ -53,6 +53,7 @@ __all__ = [
     "load",
     "masks",
     "methods",
+    "processes",
     "redistribute",
     "saliency",
     "save",

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 
 import regrow
 from regrow.convert.rule import LayerShape, conv_choice, linear_choice
@@ -120,22 +120,6 @@ def test_denser_and_smaller_linear_layers_are_never_sparser_stored(density):
     ]
     assert chosen == sorted(chosen)
     assert not (density >= 0.5 and any(chosen))
-
-
-def test_processes_that_train_together_get_masked_storage(tmp_path):
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        assert storages(regrow.sparsify(convolutions(), 0.1))["0.weight"] == "sparse"
-    finally:
-        distributed.destroy_process_group()
-
-
-def test_more_than_one_process_is_masked(monkeypatch):
-    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-    model = regrow.sparsify(convolutions(), 0.1)
-    assert set(storages(model).values()) == {"masked"}
-    assert "processes train together" in reasons(model)["0.weight"]
 
 
 def test_backends_by_glob_the_first_match_counts():

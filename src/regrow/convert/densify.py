@@ -13,7 +13,7 @@ from regrow.convert.exchange import replace_modules
 from regrow.convert.follow_layout import restore_layout
 from regrow.convert.processes import take_back
 from regrow.nn.sparse_layer import SparseLayer
-from regrow.storage import Weight, sparse_weights, weights_of
+from regrow.storage import Weight, sparse_weights, unwrapped, weights_of
 from regrow.storage.holder import holder
 
 __all__ = ["dense_state_dict", "densify", "tell_of_losses"]
@@ -32,6 +32,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
         >>> nn.Linear(4, 2).load_state_dict(dense_state_dict(model))
         <All keys matched successfully>
     """
+    model = unwrapped(model)
     tell_of_losses(sparse_weights(model).values())
     state = model.state_dict()
     numbers, positions, by_address = {}, set(), {}
@@ -70,6 +71,8 @@ def densify(model: Model) -> Model:
         >>> regrow.masks(model)
         {}
     """
+    if unwrapped(model) is not model:
+        raise ValueError("DistributedDataParallel holds on to the parameters of a model: densify its `module` instead")
     if isinstance(model, SparseLayer):
         raise ValueError("the model itself is a sparse layer, so nothing can hold its replacement: call its to_dense()")
     weights = sparse_weights(model).values()

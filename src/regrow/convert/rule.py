@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from regrow.convert.choice import Choice
@@ -51,8 +51,6 @@ _CONV_ALONE, _INPUTS_ALONE = 0.2, 512
 # Under autocast to bfloat16 dense layers take half the time where the processor has instructions for it, and sparse
 # ones little less than in float32.
 _BFLOAT16_SPEED = 2.0
-
-_TOGETHER = "processes train together, and an update of sparse storage changes the sizes of parameters"
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,6 @@ def choose_by_rule(
         units: for each by name the units in which its topology changes.
         beside: weights that are stored sparsely whatever is chosen here.
     """
-    if _processes_train_together():
-        return {slot.name: Choice(Storage.MASKED, _TOGETHER) for slot in slots}
     unfit = unserved(model, slots)
     fit = [slot for slot in slots if slot.name not in unfit]
     shapes = {slot.name: _shape(slot, positions[slot.name], units[slot.name]) for slot in fit}
@@ -154,10 +150,6 @@ def conv_choice(layer: LayerShape, *, company: bool) -> Choice:
     if layer.density <= _CONV_ALONE and layer.inputs * layer.taps < _INPUTS_ALONE:
         return Choice(Storage.MASKED, f"fewer than {_INPUTS_ALONE} inputs an output, among dense convolutions")
     return _up_to(_CONV_ALONE, layer)
-
-
-def _processes_train_together() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _wants(layer: LayerShape, *, convolution: bool) -> bool:

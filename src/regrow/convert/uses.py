@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
 from regrow.convert.eligible import slots_of
+from regrow.convert.hook import Hook
 from regrow.nn.sparse_conv import SparseConv
 from regrow.storage import Weight
 
@@ -58,9 +59,9 @@ class Uses:
         self._samples = _Count(next(iter(weights.values())).weight.device)
         self._positions = {name: _Count(weight.weight.device) for name, weight in weights.items()}
         self._looked_up: set[str] = set()
-        self._hooks = [model.register_forward_pre_hook(_Hook(self._count_samples), with_kwargs=True)]
+        self._hooks = [model.register_forward_pre_hook(Hook(self._count_samples), with_kwargs=True)]
         for module, places in self._places(model, weights).items():
-            count = _Hook(self._count_positions, tuple(places))
+            count = Hook(self._count_positions, tuple(places))
             self._hooks.append(module.register_forward_hook(count, with_kwargs=True))
 
     @property
@@ -72,14 +73,18 @@ class Uses:
         """Return the positions at which each weight was used in all; waits for the device if the model is compiled."""
         return {name: count.read() for name, count in self._positions.items()}
 
-    def costs(self) -> dict[str, float] | None:
+    def costs(self, total: Callable[[Sequence[float]], Sequence[float]] = tuple) -> dict[str, float] | None:
         """Return the multiply-adds that one weight takes in the forward pass of a sample; None before the first pass.
 
         A mean over all samples. A weight whose module was never called, be it that something else reads the weight,
         counts as used once. If only parts of the model are called and never itself, samples are not known, and the
         numbers are those of all passes together: they stand to each other as costs do.
+
+        Args:
+            total: adds up what was counted over processes that train together.
         """
-        positions, samples = self.positions(), self.samples
+        samples, *counted = total((self.samples, *self.positions().values()))
+        positions = dict(zip(self._positions, counted, strict=True))
         if not samples and not any(positions.values()):
             return None
         return {
@@ -202,31 +207,6 @@ class _Count:
     def set(self, number: float) -> None:
         self._sum = number
         self._of_graphs.zero_()
-
-
-class _Hook:
-    """A hook of a module, which its copies and pickles do not have.
-
-    Args:
-        call: what is called with `first` and the arguments of the hook.
-        first: the first arguments.
-    """
-
-    def __init__(self, call: Callable[..., None], *first: Any) -> None:
-        self._call, self._first = call, first
-
-    def __call__(self, *given: Any) -> None:
-        self._call(*self._first, *given)
-
-    def __reduce__(self) -> tuple[type[_Idle], tuple[()]]:
-        return _Idle, ()
-
-
-class _Idle:
-    """What a copy of a module has in the place of a hook that counts."""
-
-    def __call__(self, *_: Any) -> None:
-        return
 
 
 def _used_by(module: nn.Module, parameter: str) -> _Used:

@@ -82,6 +82,7 @@ class SparseLayer(nn.Module, ABC):
             this layer's own.
         covered: which positions the parameter covers; None for those of the active weights.
         geometry: stride, padding, dilation and groups, as the kernels know them.
+        times_rebound: how often the parameter has taken other numbers, for other positions.
     """
 
     inputs_first = False
@@ -97,6 +98,7 @@ class SparseLayer(nn.Module, ABC):
         self.index: Tensor
         self.register_buffer("index", index)
         self.covered: Covered | None = None
+        self.times_rebound = 0
         self.unit = unit
         self._pattern: Pattern | None = None
         self._note_index()
@@ -217,6 +219,7 @@ class SparseLayer(nn.Module, ABC):
         with exclusive:
             rebind(self.values, numbers)
             self.covered = covered
+            self.times_rebound += 1
 
     def pattern_of(self, positions: Tensor) -> Pattern:
         """Return the index structure of other positions of this layer's weight."""

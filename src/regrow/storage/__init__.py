@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from regrow.nn.sparse_layer import SparseLayer
 from regrow.storage.inputs_first import InputsFirstWeight
@@ -12,9 +13,12 @@ from regrow.storage.weight import Storage, Weight
 
 
 def sparse_weights(model: nn.Module) -> dict[str, Weight]:
-    """Return a handle on every sparse weight of `model` by its full name, in the order of the modules."""
+    """Return a handle on every sparse weight of `model` by its full name, in the order of the modules.
+
+    Names are those in the model that `DistributedDataParallel` wraps: the same in one process and in many.
+    """
     handles: dict[str, Weight] = {}
-    for path, module in model.named_modules():
+    for path, module in unwrapped(model).named_modules():
         handles.update(weights_of(module, path))
     return handles
 
@@ -32,4 +36,9 @@ def weights_of(module: nn.Module, path: str) -> dict[str, Weight]:
     return masked_weights(module, path)
 
 
-__all__ = ["Storage", "Weight", "enforce", "mask_weight", "sparse_weights", "weights_of"]
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model that `DistributedDataParallel` wraps; any other model as it is."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+__all__ = ["Storage", "Weight", "enforce", "mask_weight", "sparse_weights", "unwrapped", "weights_of"]

@@ -107,6 +107,10 @@ class InputsFirstWeight:
         """Return the index tensor itself: another stands there when a state was loaded."""
         return self._own.index_version()
 
+    def parameter_version(self) -> int:
+        """Return how often the parameter has taken other numbers."""
+        return self._own.parameter_version()
+
     def factor(self) -> None:
         """Return nothing: absent weights take no part in the layer's output."""
         return

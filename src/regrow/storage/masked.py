@@ -140,6 +140,10 @@ class MaskedWeight:
         """Return nothing: whatever replaces the mask, gradients and state keep their positions."""
         return None
 
+    def parameter_version(self) -> int:
+        """Return 0: the parameter covers every position, always."""
+        return 0
+
     def factor(self) -> Tensor | None:
         """Return the mask in the weight's dtype and memory format; None if nothing is absent."""
         return self._factor.of(self.buffer, self.weight)

@@ -102,6 +102,10 @@ class SparseWeight:
         """Return the index tensor itself: another stands there when a state was loaded."""
         return self.module.index
 
+    def parameter_version(self) -> int:
+        """Return how often the parameter has taken other numbers."""
+        return self.module.times_rebound
+
     def factor(self) -> None:
         """Return nothing: absent weights take no part in the layer's output."""
         return

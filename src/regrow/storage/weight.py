@@ -98,6 +98,9 @@ class Weight(Protocol):
     def index_version(self) -> object:
         """Return what differs from what was returned before if the index was replaced by other means than `apply`."""
 
+    def parameter_version(self) -> int:
+        """Return a number that differs after the parameter took other numbers, of any count, for other positions."""
+
     def factor(self) -> Tensor | None:
         """Return what the parameter is multiplied by to be zero where it is absent; None where that does nothing."""
 

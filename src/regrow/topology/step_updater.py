@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from regrow.core.entries import Change
 from regrow.core.recipe import Recipe
 from regrow.core.step_rule import StepLayer, StepRule
 from regrow.nn.kinds import keeps_inputs_first
+from regrow.processes.together import Together
 from regrow.storage import enforce
 from regrow.storage.holder import hold, release
 from regrow.storage.masked import MaskedWeight
@@ -22,7 +24,13 @@ from regrow.topology.updater import OnUpdate
 from regrow.topology.watch import Watch
 from regrow.topology.wrapped import stepping
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 __all__ = ["StepUpdater"]
+
+# Steps between comparisons of the masks of processes that train together, each of which waits for all of them.
+_COMPARE_EVERY = 64
 
 
 class StepUpdater:
@@ -46,6 +54,7 @@ class StepUpdater:
         seed: seed of random growth. Equal seeds give equal topologies in processes that train together.
         on_update: called after every step that changed a mask, with the steps taken and the changes of each layer.
         weights: which sparse weights it keeps, by glob over their names; None for all.
+        process_group: as of `TopologyUpdater`. Processes compare their masks every 64 steps.
 
     Raises:
         ValueError: if the model is not sparse, or has weights that are stored sparsely, in blocks, or not all there for
@@ -75,6 +84,7 @@ class StepUpdater:
         seed: int = 0,
         on_update: OnUpdate | None = None,
         weights: Sequence[str] | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if isinstance(rule, Recipe):
             raise TypeError("this is a Recipe, which acts at updates alone: give it to regrow.TopologyUpdater")
@@ -98,6 +108,8 @@ class StepUpdater:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         )
+        self._together = Together(model, self._weights, self._generator, process_group)
+        self._end = finalize(self, self._together.close)
         hold([weight.module for weight in self._weights], self)
         self._watch = Watch(self._weights, optimizer, self)
 
@@ -126,6 +138,7 @@ class StepUpdater:
         """Leave the optimizer and forget dense weights: from now on nothing keeps the network sparse."""
         for hook in self._hooks:
             hook.remove()
+        self._end()
         self._watch.close()
         self._carried.close()
         release([weight.module for weight in self._weights], self)
@@ -163,7 +176,7 @@ class StepUpdater:
             ValueError: if the state belongs to a model with other sparse weights, or to another rule.
         """
         own = self.state_dict()
-        if not isinstance(state, Mapping) or not own.keys() <= state.keys():
+        if not isinstance(state, Mapping) or not {"step", "generator", "shapes"} <= state.keys():
             raise ValueError("this is no state of a StepUpdater: load what its state_dict() returned")
         names = own["shapes"].keys() | state["shapes"].keys()
         different = sorted(name for name in names if own["shapes"].get(name) != state["shapes"].get(name))
@@ -173,9 +186,10 @@ class StepUpdater:
                 "load it beside the model it was saved with"
             )
         for part in ("dense", "trained", "numbers", "learned"):
-            if _keys(own[part]) != _keys(state[part]):
+            kept, given = _filled(own[part]), _filled(state.get(part, {}))
+            if _keys(kept) != _keys(given):
                 raise ValueError(f"this state is of another rule: what it keeps as {part} differs")
-            _copy(state[part], own[part])
+            _copy(given, kept)
         self._step = state["step"]
         self._generator.set_state(state["generator"].cpu())
         self._carried.settle()
@@ -283,6 +297,8 @@ class StepUpdater:
             self._rule.shrink(layer)
             layer.gradient = None
         self._watch.stepped()
+        if self._step % _COMPARE_EVERY == 0:
+            self._together.check(self._step)
         changes = {name: _change(mask, layers[name].mask) for name, mask in before.items()}
         if self._on_update and any(len(change.drop) or len(change.grow) for change in changes.values()):
             self._on_update(self._step, changes)
@@ -324,6 +340,11 @@ def _layer(weight: MaskedWeight) -> StepLayer:
 def _change(before: Tensor, after: Tensor) -> Change:
     drop, grow = (part.reshape(-1).nonzero().squeeze(1) for part in (before & ~after, after & ~before))
     return Change(drop, grow)
+
+
+def _filled(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out empty dictionaries: some kinds of checkpoints lose them."""
+    return {name: value for name, value in part.items() if isinstance(value, Tensor) or value}
 
 
 def _keys(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from regrow.core.entries import Change
 from regrow.core.growth import or_default
 from regrow.core.recipe import Recipe
 from regrow.core.update import update
-from regrow.storage import Weight, enforce
+from regrow.processes.together import Together
+from regrow.storage import Weight, enforce, unwrapped
 from regrow.storage.holder import hold, release
 from regrow.topology.carried import Carried
 from regrow.topology.decay import undecayed
@@ -27,6 +28,9 @@ from regrow.topology.selected import selected
 from regrow.topology.source import Source
 from regrow.topology.watch import Watch
 from regrow.topology.wrapped import enforce_after, stepping
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["OnUpdate", "TopologyUpdater"]
 
@@ -45,11 +49,14 @@ class TopologyUpdater:
 
     With sparse storage the parameters of sparse layers have a number for each active weight. In the steps in which
     `recipe.growth` gathers, they have one for each absent weight that is looked at too: whatever the loop does to
-    gradients then counts for both alike. Where a parameter changes its size, its gradient goes along. Processes that
-    train together would each see their own batches: use masked storage for that.
+    gradients then counts for both alike. Where a parameter changes its size, its gradient goes along.
+
+    Processes may train the model together by `DistributedDataParallel`, in either storage: growth then reads gradients
+    that are averaged over all, the same weights grow in each, and at the first pass and at every update they compare
+    their positions.
 
     Where the recipe needs the cost of weights, as under a bound on compute, it is observed in the training passes of
-    `model`, as a mean over the samples so far. Processes that train together must then be given samples of equal sizes.
+    `model`, as a mean over the samples so far, of all processes.
 
     Layers may be frozen and unfrozen at any time. Absent weights stay zero in all of them. In an update takes part what
     trains: weights of the optimizer with `requires_grad`, then and after the step before, so that growth has seen
@@ -65,7 +72,7 @@ class TopologyUpdater:
     weights change without the optimizer it warns, and another optimizer that is about to step them raises.
 
     Args:
-        model: a model from `regrow.sparsify`. Absent weights are zeroed at once.
+        model: a model from `regrow.sparsify`, or `DistributedDataParallel` of it. Absent weights are zeroed at once.
         optimizer: the optimizer of the model's parameters. Any that steps on gradients; recipes that need
             momentum take those that keep `momentum_buffer` or `exp_avg`.
         weights: which sparse weights it keeps, by glob over their names; None for all. Give this where several
@@ -73,11 +80,15 @@ class TopologyUpdater:
         recipe: what to do and when, from a method's factory or made by hand.
         seed: seed of random growth. Equal seeds give equal topologies in processes that train together.
         on_update: called after every update with the steps taken and the changes of each layer.
+        process_group: processes that train together and average gradients without `DistributedDataParallel`, which is
+            found by itself.
 
     Raises:
         ValueError: if the model is not sparse, a sparse weight that trains is not in the optimizer, the recipe needs
             momentum that the optimizer does not keep, the optimizer is LBFGS, or it has an updater already.
         TypeError: if what is given is no `Recipe`.
+        RuntimeError: if the processes of a group begin with other positions; later, in every process, from the first
+            pass or a step, if they no longer agree.
 
     Example:
         >>> import regrow
@@ -101,6 +112,7 @@ class TopologyUpdater:
         seed: int = 0,
         on_update: OnUpdate | None = None,
         weights: Sequence[str] | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if not isinstance(recipe, Recipe):
             raise TypeError(
@@ -135,8 +147,10 @@ class TopologyUpdater:
         self._ends = enforce_after(given, optimizer, self.enforce)
         self._uses: Uses | None = None
         if "cost" in recipe.needs:
-            self._uses = Uses(model, {weight.name: weight for weight in self._weights}, training_only=True)
+            self._uses = Uses(unwrapped(model), {each.name: each for each in self._weights}, training_only=True)
             self._ends.append(weakref.finalize(self, self._uses.close))
+        self._together = Together(model, self._weights, self._generator, process_group)
+        self._ends.append(weakref.finalize(self, self._together.close))
         hold([weight.module for weight in self._weights], self)
         self._watch = Watch(self._weights, optimizer, self)
 
@@ -367,12 +381,13 @@ class TopologyUpdater:
         for source in sources:
             source.carry(changes[source.weight.name], groups[id(source.weight.weight)], self._step)
         self._index_versions = self._versions()
+        self._together.check(self._step)
         if self._on_update is not None:
             self._on_update(self._step, changes)
 
     def _costs(self) -> dict[str, float]:
         """Return the cost of a weight of each layer; nothing where the recipe reads none, or no pass was seen."""
-        return (self._uses.costs() if self._uses else None) or {}
+        return (self._uses.costs(self._together.total) if self._uses else None) or {}
 
     def _look_ahead(self) -> None:
         self._training = self._names_that_train()
