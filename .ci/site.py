@@ -23,7 +23,9 @@ ROOT = Path(__file__).parent.parent
 # Pages that lie outside of docs/, by their place in the site.
 OUTSIDE = {"index.md": "README.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
 # Rooms of the package whose public names are those of `regrow` itself.
-INTERNAL = ("core", "convert", "experiments", "nn", "ops", "storage", "topology")
+INTERNAL = ("core", "convert", "experiments", "files", "nn", "ops", "storage", "topology")
+# A room without names of its own: each module in it is public.
+_FRAMEWORKS = "integrations"
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 _REMOTE = (
@@ -62,12 +64,13 @@ def public_names() -> Mapping[str, tuple[Name, ...]]:
     package = loader.load("regrow")
     loader.resolve_aliases()
     inside = sorted(name for name, module in package.modules.items() if _is_public(name, module))
+    inside += [f"{_FRAMEWORKS}.{name}" for name in sorted(package[_FRAMEWORKS].modules)]
     modules = {"regrow": package, **{f"regrow.{name}": package[name] for name in inside}}
     return {path: tuple(_names(path, module, modules)) for path, module in modules.items()}
 
 
 def _is_public(name: str, module: Any) -> bool:
-    return not module.is_alias and not name.startswith("_") and name not in INTERNAL
+    return not module.is_alias and not name.startswith("_") and name not in (*INTERNAL, _FRAMEWORKS)
 
 
 def _names(path: str, module: Any, modules: Mapping[str, Any]) -> Iterator[Name]:

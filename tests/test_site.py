@@ -38,7 +38,10 @@ def test_every_public_name_has_its_place_in_the_reference(site):
     # as Python sees them, and not as the site's own reading of the sources does
     modules = {"regrow": regrow} | {
         f"regrow.{name}": importlib.import_module(f"regrow.{name}")
-        for name in ("compat", "distribution", "growth", "methods", "redistribute", "saliency", "schedule", "score")
+        for name in (
+            *("compat", "distribution", "growth", "methods", "processes", "redistribute", "saliency", "schedule"),
+            *("score", "integrations.accelerate", "integrations.lightning", "integrations.transformers"),
+        )
     }
     pages = {path: (site / "api" / f"{path}.html").read_text() for path in modules}
     for path, module in modules.items():

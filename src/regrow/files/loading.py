@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from regrow.convert.eligible import slots_of
 from regrow.convert.sparsify import sparsify
 from regrow.files.names import Held, held
-from regrow.files.optimizer import check_numbers, covered, move, parameter_names
+from regrow.files.optimizer import check_numbers, covered, move, parameter_names, refuse_inputs_first
 from regrow.files.stored import Stored
 from regrow.storage import Storage
+from regrow.storage.inputs_first import InputsFirstWeight
 
 __all__ = ["load_into"]
 
@@ -86,6 +87,8 @@ def _check_model(stored: Stored, own: Held, path: str) -> None:
 
 def _check_parts(stored: Stored, own: Held, path: str, optimizer: torch.optim.Optimizer | None, topology: Any) -> None:
     """Raise a ValueError where an optimizer or a topology is given, and there is none in the file or can be none."""
+    if optimizer is not None:
+        refuse_inputs_first(own.weights)
     for given, part, name in ((optimizer, stored.optimizer, "optimizer"), (topology, stored.topology, "topology")):
         if given is not None and part is None:
             raise ValueError(f"{path} has no state of the {name}: save it with regrow.save(..., {name}={name})")
@@ -106,6 +109,8 @@ def _model_state(stored: Stored, own: Held) -> dict[str, Any]:
             state[name] = stored.rest[first]
         elif weight is None:
             state[name] = layer.dense()
+        elif isinstance(weight, InputsFirstWeight):  # its own positions are others: it translates a dense weight
+            state[name], state[f"{name}_mask"] = layer.state(Storage.MASKED)
         else:
             state.update(zip(weight.state_keys, layer.state(weight.storage), strict=True))
     return state

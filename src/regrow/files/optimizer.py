@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from regrow.core.positions import lookup
 from regrow.core.units import Units
 from regrow.storage import Storage, Weight
+from regrow.storage.inputs_first import InputsFirstWeight
 
-__all__ = ["check_numbers", "covered", "move", "optimizer_part", "parameter_names"]
+__all__ = ["check_numbers", "covered", "move", "optimizer_part", "parameter_names", "refuse_inputs_first"]
 
 # What PyTorch's optimizers keep a number of for each element of a parameter; fused ones believe that they have it.
 _OF_EACH_ELEMENT = (
@@ -34,6 +35,7 @@ def optimizer_part(
         whole: whether what it holds of absent weights that growth looks at is wanted; without the topology's state
             nobody would know which those are.
     """
+    refuse_inputs_first(weights)
     state, names = optimizer.state_dict(), parameter_names(model, optimizer, weights)
     moved = dict(state["state"])
     for number, name in names.items():
@@ -46,6 +48,16 @@ def optimizer_part(
             for key, value in moved[number].items()
         }
     return {"names": names, "whole": whole, "state": {**state, "state": moved}}
+
+
+def refuse_inputs_first(weights: Mapping[str, Weight]) -> None:
+    """Raise a ValueError for a sparsely stored weight of inputs by outputs: its optimizer state has another order."""
+    for name, weight in weights.items():
+        if isinstance(weight, InputsFirstWeight):
+            raise ValueError(
+                f"the optimizer's state of {name!r}, a sparsely stored weight of inputs by outputs, has no form in "
+                "such a file: save the model alone, and the optimizer's state dict with torch.save"
+            )
 
 
 def parameter_names(
