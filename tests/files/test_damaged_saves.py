@@ -295,6 +295,56 @@ def test_random_positions_with_the_right_checksum_are_refused_or_fit(saved, targ
         assert index[-1] < 96
 
 
+STRANGE = (None, True, -1, 0, 1, 7, 2**40, 2**70, 0.5, 1e308, "", "text", [], {}, [1], {"tensor": "positions/0.weight"})
+
+
+def places(tree, path=()):
+    """Yield the path to every value in a tree of lists and dicts."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+
+
+def with_strange_values(content, draw):
+    changed = copy.deepcopy(content)
+    for _ in range(draw.randrange(1, 3)):
+        *path, last = draw.choice(list(places(changed)))
+        inside = changed
+        for key in path:
+            inside = inside[key]
+        inside[last] = copy.deepcopy(draw.choice(STRANGE))
+    return changed
+
+
+def strange_contents_are_refused_or_loaded(saved, parts, path, seeds):
+    path.write_bytes(saved)
+    content, tensors = container.read(path)
+    before, refused = state(parts), 0
+    for seed in seeds:
+        container.write(path, with_strange_values(content, Random(seed)), tensors)
+        try:
+            regrow.load(path, *parts)
+        except ValueError:
+            refused += 1
+            assert_same(state(parts), before)
+            continue
+        # What a state dict may hold that PyTorch itself takes; the positions are sound.
+        assert bool((parts[0][0].index.diff() > 0).all())
+        parts = trained(1)
+        before = state(parts)
+    return refused
+
+
+def test_strange_values_with_the_right_checksum_are_refused_or_loaded(saved, target, tmp_path):
+    assert strange_contents_are_refused_or_loaded(saved[0], target, tmp_path / "file", range(150)) > 50
+
+
+@pytest.mark.slow
+def test_many_more_strange_values_are_refused_or_loaded(saved, target, tmp_path):
+    strange_contents_are_refused_or_loaded(saved[0], target, tmp_path / "file", range(1000, 4000))
+
+
 def test_nothing_in_the_project_reads_pickles_that_run():
     """`torch.load` reads weights alone, and the one unpickler is that of CIFAR-10's own files, for arrays alone."""
     found = set()

@@ -79,6 +79,16 @@ def test_a_compiled_training_is_the_same_and_is_compiled_anew_once_at_most(build
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (2 if sizes_change else 1)
 
 
+def test_what_a_user_leaves_open_stays_open():
+    with torch.compiler.config.patch(dynamic_sources="L['x']"):
+        regrow.sparsify(plane(), 0.3, backend="cpu")
+        once = torch.compiler.config.dynamic_sources
+        regrow.sparsify(plane(), 0.3, backend="cpu")
+        assert torch.compiler.config.dynamic_sources == once
+        assert once.startswith("L['x'],")
+        assert "values" in once
+
+
 def test_a_compiled_training_of_units_is_the_same():
     plain, compiled = (Training(plane, window(2), compiled=one, block=(4, 1)) for one in (False, True))
     assert [compiled.model[at].pattern.rows_of_entry(groups) for at, groups in ((0, 1), (2, 2), (4, 1))] == [4, 4, 2]

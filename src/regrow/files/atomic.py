@@ -27,8 +27,9 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     # A name that nobody can foresee, and that must not be there: else a link of that name would be followed.
     temporary = path.with_name(f".{path.name}.regrow-{secrets.token_hex(8)}.tmp")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
-        with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "w+b") as file:
+        with os.fdopen(os.open(temporary, flags, 0o666), "w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -88,11 +88,16 @@ def covered(
         units: of the weight.
         gathered: what the state of the topology says of it: None, or which absent units growth looks at.
     """
-    if storage is Storage.MASKED or (gathered is not None and gathered["candidates"] is None):
+    if storage is Storage.MASKED:
         return units.numel, None
     if gathered is None:
         return len(index), index
-    positions = torch.cat((index, units.positions_of(gathered["candidates"]))).sort().values
+    candidates = gathered["candidates"]
+    if candidates is None:
+        return units.numel, None
+    if not isinstance(candidates, Tensor):
+        raise TypeError(f"candidates are a tensor, not a {type(candidates).__name__}")
+    positions = torch.cat((index, units.positions_of(candidates))).sort().values
     return len(positions), positions
 
 

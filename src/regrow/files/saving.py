@@ -175,9 +175,12 @@ def _stored(content: Mapping[str, Any], tensors: Mapping[str, Tensor], shapes: M
         index = units.positions_of(numbers).sort().values
         layers[name] = Layer(values, index, units, Storage(entry["storage"]))
     rest, optimizer, topology = (restore(content[part], tensors) for part in ("model", "optimizer", "topology"))
+    shared = content["shared"]
+    if not all(type(name) is str for names in (rest, shared, shared.values()) for name in names):
+        raise TypeError("a name of it is no text")
     if not (isinstance(rest, dict) and isinstance(optimizer, dict | None) and isinstance(topology, dict | None)):
         raise TypeError("a part of it is no state")
-    return Stored(layers, dict(content["shared"]), rest, optimizer, topology)
+    return Stored(layers, shared, rest, optimizer, topology)
 
 
 def _plain(notes: Mapping[str, Any]) -> Any:
