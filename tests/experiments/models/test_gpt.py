@@ -10,10 +10,13 @@ import torch
 from runs import command
 
 from regrow.experiments import data
+from regrow.experiments.bench.steps.measure import measure
+from regrow.experiments.bench.steps.report import Settings, step_configs
 from regrow.experiments.bench.steps.training import make_batches
 from regrow.experiments.data import registry
 from regrow.experiments.errors import UserError
 from regrow.experiments.models import build
+from regrow.experiments.train.config import override
 from regrow.experiments.train.presets import preset
 
 TEXT = "to be or not to be, that is the question: " * 60
@@ -64,6 +67,14 @@ def test_batches_of_the_bench_are_characters():
     assert batches.images[0].shape == (32, 1, 1, 64)
     assert batches.labels[0].shape == (32, 64)
     assert torch.equal(batches.images[0], batches.images[0].round())
+
+
+def test_the_bench_checks_and_times_its_steps():
+    quick = Settings(backend="cpu", growth="window:3", batch=4, rounds=2, compile_seconds=0, profiled=1, peaks=False)
+    (config,) = step_configs(["shakespeare-gpt"], [0.2], quick)
+    row = measure(override(config, {"model_options": {"units": 16, "blocks": 1}, "image_size": 8}), quick)
+    assert [layer.name for layer in row.layers][-1] == "head.weight"
+    assert row.ratio["dense"].median > 0
 
 
 @pytest.mark.parametrize("backend", ["cpu", "masked"])
