@@ -94,7 +94,7 @@ class TopologyCallback(callbacks.Callback):  # type: ignore[misc]
         """Refuse a checkpoint from which the schedule would begin anew."""
         if trainer.state.fn != "fit":
             return
-        states = checkpoint.get("optimizer_states")
+        states = checkpoint["global_step"] and checkpoint.get("optimizer_states")
         if states and not any(has_topology(state) for state in states):
             raise RuntimeError(
                 "this checkpoint holds no topology and the schedule would begin anew: resume from one that was saved "
