@@ -1,6 +1,7 @@
 """Lightning trains, stops and resumes a sparse module, in both storages, as without the stop."""
 
 import doctest
+import importlib
 import logging
 import os
 import signal
@@ -393,6 +394,14 @@ def test_a_second_fit_begins_anew(storage):
     for _ in range(2):
         _, updater = fit(module, topology=topology, max_epochs=1)
         assert updater.step == BATCHES
+
+
+def test_without_its_package_it_says_what_to_install(monkeypatch):
+    for package in ("lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, integration.__name__)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'regrow\[lightning\]'"):
+        importlib.import_module(integration.__name__)
 
 
 def test_the_examples_run():

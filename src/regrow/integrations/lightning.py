@@ -27,7 +27,10 @@ from regrow.topology.wrapped import parameters_of
 try:
     from lightning.pytorch import callbacks
 except ModuleNotFoundError:
-    from pytorch_lightning import callbacks
+    try:
+        from pytorch_lightning import callbacks
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("this module needs Lightning: pip install 'regrow[lightning]'") from error
 
 __all__ = ["TopologyCallback", "WeightAveraging"]
 
