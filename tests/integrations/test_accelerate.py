@@ -1,6 +1,7 @@
 """Accelerate trains, saves and resumes a sparse model, in both storages, as without the stop."""
 
 import doctest
+import importlib
 import os
 import signal
 import subprocess
@@ -85,6 +86,16 @@ def test_a_training_goes_on_from_save_state_to_the_bit(settings, storage, tmp_pa
     assert_same(second, whole)
 
 
+@each_storage
+def test_an_updater_that_is_registered_too_goes_on_the_same(storage, tmp_path):
+    first, second = Training(storage), Training(storage, seed=77)
+    for each in (first, second):
+        each.accelerator.register_for_checkpointing(each.topology)
+    first.train(0, STOP).accelerator.save_state(tmp_path)
+    second.accelerator.load_state(tmp_path)
+    assert_same(second.train(STOP, STEPS).state(), Training(storage).train(0, STEPS).state())
+
+
 @pytest.mark.parametrize("row", STEP_METHODS, ids=lambda row: row.name)
 def test_a_rule_of_every_step_goes_on_to_the_bit(row, tmp_path):
     second, whole = resumed(tmp_path, method=row.rule(), density=row.density)
@@ -151,6 +162,13 @@ def test_what_would_break_a_topology_is_refused(kind, storage, message):
     several = SimpleNamespace(distributed_type=kind, num_processes=2, unwrap_model=one.accelerator.unwrap_model)
     with pytest.raises(ValueError, match=message):
         topology_updater(several, one.model, one.optimizer, one.method)
+
+
+def test_without_its_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.delitem(sys.modules, integration.__name__)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'regrow\[accelerate\]'"):
+        importlib.import_module(integration.__name__)
 
 
 def test_the_examples_run():

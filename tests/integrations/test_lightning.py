@@ -1,6 +1,7 @@
 """Lightning trains, stops and resumes a sparse module, in both storages, as without the stop."""
 
 import doctest
+import importlib
 import logging
 import os
 import signal
@@ -223,6 +224,24 @@ def test_a_resume_without_a_topology_is_refused(tmp_path):
         fit(Module(), path=path)
 
 
+@each_storage
+def test_a_search_for_the_learning_rate_comes_before_the_topology_and_leaves_the_module_as_it_was(storage, tmp_path):
+    class Searched(Module):
+        lr = 0.02
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+    module, before = Searched(storage), []
+    topology = sparse_momentum(on_update=lambda *_: before.append(regrow.summary(module).nonzeros))
+    finder = callbacks.LearningRateFinder(num_training_steps=10)
+    fit(module, finder, topology=topology, batches=16, max_epochs=1, default_root_dir=tmp_path)
+    assert topology.topology.step == 16
+    assert set(before) == {regrow.summary(Module(storage)).nonzeros}
+    for name, mask in regrow.masks(module).items():
+        assert not regrow.dense_state_dict(module)[name][~mask].any()
+
+
 @pytest.mark.parametrize("average", [callbacks.WeightAveraging, lambda: callbacks.StochasticWeightAveraging(1e-2)])
 def test_averages_of_lightnings_own_are_refused(average):
     with pytest.raises(ValueError, match=r"regrow.integrations.lightning.WeightAveraging in its place"):
@@ -375,6 +394,14 @@ def test_a_second_fit_begins_anew(storage):
     for _ in range(2):
         _, updater = fit(module, topology=topology, max_epochs=1)
         assert updater.step == BATCHES
+
+
+def test_without_its_package_it_says_what_to_install(monkeypatch):
+    for package in ("lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, integration.__name__)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'regrow\[lightning\]'"):
+        importlib.import_module(integration.__name__)
 
 
 def test_the_examples_run():

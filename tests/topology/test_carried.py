@@ -4,6 +4,7 @@ import io
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import regrow
 from cases import (
@@ -202,6 +203,18 @@ def test_a_load_without_a_topology_raises_at_the_step(storage):
     second.topology.load_state_dict(second.topology.state_dict())  # to begin anew is asked for
     second.train(range(STEPS))
     assert second.topology.step == STEPS
+
+
+@each_storage
+def test_states_of_distributed_checkpoints_hold_none_and_the_updaters_own_makes_up_for_it(storage):
+    row = method("sparse-momentum")
+    first, second = run(row, storage).train(range(STOP)), run(row, storage, seed=77)
+    model_state, optimizer_state = get_state_dict(first.model, first.optimizer)
+    set_state_dict(second.model, second.optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
+    with pytest.raises(RuntimeError, match="without that of its topology"):
+        second.optimizer.step()
+    second.topology.load_state_dict(first.topology.state_dict())
+    assert_same(second.train(range(STOP, STEPS)).state(), run(row, storage).train(range(STEPS)).state())
 
 
 def test_a_topology_of_other_weights_is_none():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from regrow.core.recipe import Recipe
@@ -16,6 +15,11 @@ from regrow.topology.selected import selected
 from regrow.topology.step_updater import StepUpdater
 from regrow.topology.updater import TopologyUpdater
 from regrow.topology.wrapped import stepping
+
+try:
+    from accelerate import Accelerator, DistributedType
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("this module needs Accelerate: pip install 'regrow[accelerate]'") from error
 
 __all__ = ["topology_updater"]
 

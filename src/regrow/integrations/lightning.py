@@ -27,7 +27,10 @@ from regrow.topology.wrapped import parameters_of
 try:
     from lightning.pytorch import callbacks
 except ModuleNotFoundError:
-    from pytorch_lightning import callbacks
+    try:
+        from pytorch_lightning import callbacks
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("this module needs Lightning: pip install 'regrow[lightning]'") from error
 
 __all__ = ["TopologyCallback", "WeightAveraging"]
 
@@ -94,7 +97,7 @@ class TopologyCallback(callbacks.Callback):  # type: ignore[misc]
         """Refuse a checkpoint from which the schedule would begin anew."""
         if trainer.state.fn != "fit":
             return
-        states = checkpoint.get("optimizer_states")
+        states = checkpoint["global_step"] and checkpoint.get("optimizer_states")
         if states and not any(has_topology(state) for state in states):
             raise RuntimeError(
                 "this checkpoint holds no topology and the schedule would begin anew: resume from one that was saved "
