@@ -1,6 +1,7 @@
 """The package builds without PyTorch, and its kernels share PyTorch's threads."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,6 +20,25 @@ def test_kernels_and_torch_share_one_openmp_library(first):
     code = f"import {first}; import regrow._kernels, torch; {LIBRARIES}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.count("libgomp") == 1, done.stdout
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_compilers_understand_the_kernels_without_openmp(compiler):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler}")
+    variant = ["LANES=4", 'NAME="portable"', "REGISTERS=8", "VARIANT=portable", "ONE_THREAD"]
+    quiet = ["-Wno-psabi", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
+    flags = [
+        "-std=c++20",
+        "-fsyntax-only",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *quiet,
+        *(f"-DREGROW_{each}" for each in variant),
+    ]
+    done = subprocess.run([compiler, *flags, ROOT / "src/regrow/csrc/kernels.cpp"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def make_wheel(folder, **environment):

@@ -131,6 +131,9 @@ struct Rows {
     int64_t line_pitch;  // between rows of the tile
     int64_t lanes;       // that exist, for Access::kSome
 };
+// Clang before 17 deduces nothing for an aggregate by itself.
+template <class Number>
+Rows(Number*, int64_t, int64_t, int64_t) -> Rows<Number>;
 
 // How a tile meets memory: with all its lanes, with all around the caches, or with only some.
 enum class Access { kAll, kStream, kSome };
