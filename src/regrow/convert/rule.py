@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from regrow.convert.choice import Choice
 from regrow.convert.eligible import Slot
 from regrow.convert.exchange import unserved
+from regrow.convert.processes import train_together
 from regrow.core.units import Units
 from regrow.ops.pattern import rows_of_entry
 from regrow.storage import Storage
@@ -92,7 +93,7 @@ def choose_by_rule(
         units: for each by name the units in which its topology changes.
         beside: weights that are stored sparsely whatever is chosen here.
     """
-    if _processes_train_together():
+    if train_together():
         return {slot.name: Choice(Storage.MASKED, _TOGETHER) for slot in slots}
     unfit = unserved(model, slots)
     fit = [slot for slot in slots if slot.name not in unfit]
@@ -153,10 +154,6 @@ def conv_choice(layer: LayerShape, *, company: bool) -> Choice:
     if layer.density <= _CONV_ALONE and layer.inputs * layer.taps < _INPUTS_ALONE:
         return Choice(Storage.MASKED, f"fewer than {_INPUTS_ALONE} inputs an output, among dense convolutions")
     return _up_to(_CONV_ALONE, layer)
-
-
-def _processes_train_together() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _wants(layer: LayerShape, *, convolution: bool) -> bool:

@@ -15,7 +15,7 @@ from regrow.convert.eligible import slots_of
 from regrow.nn.sparse_conv import SparseConv
 from regrow.storage import Weight
 
-__all__ = ["Uses", "positions_of_sample"]
+__all__ = ["Hook", "Uses", "positions_of_sample"]
 
 # What `costs` takes the cost of a weight to be whose module was not called, while the model was: used once.
 _ONCE = 1.0
@@ -58,9 +58,9 @@ class Uses:
         self._samples = _Count(next(iter(weights.values())).weight.device)
         self._positions = {name: _Count(weight.weight.device) for name, weight in weights.items()}
         self._looked_up: set[str] = set()
-        self._hooks = [model.register_forward_pre_hook(_Hook(self._count_samples), with_kwargs=True)]
+        self._hooks = [model.register_forward_pre_hook(Hook(self._count_samples), with_kwargs=True)]
         for module, places in self._places(model, weights).items():
-            count = _Hook(self._count_positions, tuple(places))
+            count = Hook(self._count_positions, tuple(places))
             self._hooks.append(module.register_forward_hook(count, with_kwargs=True))
 
     @property
@@ -204,8 +204,8 @@ class _Count:
         self._of_graphs.zero_()
 
 
-class _Hook:
-    """A hook of a module, which its copies and pickles do not have.
+class Hook:
+    """A forward hook of a module, which copies and pickles of the module do not have.
 
     Args:
         call: what is called with `first` and the arguments of the hook.
@@ -216,6 +216,7 @@ class _Hook:
         self._call, self._first = call, first
 
     def __call__(self, *given: Any) -> None:
+        """Call it."""
         self._call(*self._first, *given)
 
     def __reduce__(self) -> tuple[type[_Idle], tuple[()]]:
