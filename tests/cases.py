@@ -79,6 +79,10 @@ METHODS = [
     ),
     Method("srigl", needs_gradient=True, resets_state=True, keeps_returning=True, due=(2, 4)),
     Method("chts", resets_state=True, keeps_returning=True, due=(2, 4, 6)),
+    # so many candidates that all absent weights are
+    Method(
+        "gse", needs_gradient=True, resets_state=True, keeps_layers=False, due=(2, 4, 6), settings={"per_nonzero": 1e6}
+    ),
 ]
 
 

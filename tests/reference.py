@@ -437,6 +437,23 @@ def chts(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None 
     return decisions
 
 
+def gse(layers: Sequence[Layer], rate: float, noise: Noise, target: int | None = None) -> list[Decision]:
+    """Drop by magnitude; grow as many where |gradient| is largest, not where it was just dropped."""
+    drops = [drop_smallest(layer, rate) for layer in layers]
+    free = [growable(layer, []) for layer in layers]
+    room, sizes = [len(units) * layer.size for units, layer in zip(free, layers, strict=True)], [x.size for x in layers]
+    total = sum(map(len, drops))
+    enough = sum(room) >= total and nearest_below(total, room, sizes) == total
+    if not enough:
+        free = [growable(layer, drop) for layer, drop in zip(layers, drops, strict=True)]
+    room = [len(units) * layer.size for units, layer in zip(free, layers, strict=True)]
+    counts = apportion(total, [Fraction(len(drop)) for drop in drops], room, sizes) if total else [0] * len(layers)
+    return [
+        (drop, choose(units, layer.grad, count // layer.size, largest=True))
+        for layer, drop, units, count in zip(layers, drops, free, counts, strict=True)
+    ]
+
+
 def race(weight: Sequence[float], noise: Sequence[float], count: int) -> list[int]:
     """Return the first `count` of those that arrive at -log(noise) / weight, those of weight zero after all others."""
     arrival = [(w == 0, -math.log(u) / (w or 1), n) for n, (w, u) in enumerate(zip(weight, noise, strict=True))]
@@ -508,6 +525,7 @@ UPDATES = {
     "acdc": acdc,
     "srigl": srigl,
     "chts": chts,
+    "gse": gse,
 }
 
 
@@ -529,6 +547,7 @@ RATES: dict[str, Callable[[int, int], float]] = {
     "acdc": lambda step, steps: 0.0,
     "srigl": lambda step, steps: cosine(0.3, 0.0, step, round(0.75 * steps)),
     "chts": lambda step, steps: 0.3,
+    "gse": lambda step, steps: cosine(0.2, 0.0, step, steps),
 }
 
 
@@ -559,7 +578,7 @@ DENSITIES: dict[str, Callable[[int, int, int], float]] = {
 }
 # The part of the training after which there are no more updates.
 UNTIL = {"rigl": 0.75, "dsr": 0.95, "mest": 0.75, "srigl": 0.75}
-RESETS = {"set", "rigl", "dsr", "granet", "itop", "mest", "acdc", "srigl", "chts"}
+RESETS = {"set", "rigl", "dsr", "granet", "itop", "mest", "acdc", "srigl", "chts", "gse"}
 # Methods whose update takes the place of a step.
 REPLACES = {"rigl", "srigl"}
 

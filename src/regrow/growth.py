@@ -4,6 +4,7 @@ from regrow.core.growth import (
     Growth,
     candidates,
     exact,
+    guided,
     window,
 )
 
@@ -11,5 +12,6 @@ __all__ = [
     "Growth",
     "candidates",
     "exact",
+    "guided",
     "window",
 ]

@@ -45,7 +45,7 @@ def test_the_first_prune_rate_can_be_set(factory):
 
 @each_method
 def test_every_factory_takes_where_growth_comes_from(method):
-    assert method.recipe().growth is None
+    assert (method.recipe().growth is None) is (method.name != "gse")
     growth = regrow.growth.window(7)
     assert method.factory(every=EVERY, steps=STEPS, growth=growth).growth is growth
 
@@ -56,7 +56,7 @@ def test_each_method_has_the_distribution_that_it_was_published_with():
         "static": "uniform", "set": "erdos-renyi", "rigl": "erdos-renyi-kernel", "sparse-momentum": "uniform",
         "dsr": "uniform", "gmp": "uniform", "granet": "erdos-renyi-kernel", "itop": "erdos-renyi-kernel",
         "mest": "uniform", "acdc": "uniform", "srigl": "erdos-renyi-kernel",
-        "chts": "uniform",
+        "chts": "uniform", "gse": "erdos-renyi",
     }  # fmt: skip
 
 

@@ -245,7 +245,7 @@ def test_a_closure_works_and_its_value_is_returned(method, as_keyword):
 def test_an_update_may_be_asked_for_at_any_step(method):
     updates = []
     never = {"update_at": regrow.schedule.never(), "rounding": "up", "keep_returning": False, "density": None}
-    recipe = dataclasses.replace(method.recipe(), **never)
+    recipe = dataclasses.replace(method.recipe(), growth=regrow.growth.exact(), **never)
     run = Run(MLP, recipe, optimization("sgd-momentum"), on_update=lambda *change: updates.append(change)).train([0])
     before = regrow.masks(run.model)
     run.topology.update()

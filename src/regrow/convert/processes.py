@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import nn
+from torch import distributed, nn
 
 from regrow.storage import Weight
 
-__all__ = ["leave_to_each", "take_back"]
+__all__ = ["leave_to_each", "take_back", "train_together"]
 
 # Distributed data parallel reads here which buffers not to send around at every forward pass.
 _IGNORED = "_ddp_params_and_buffers_to_ignore"
+
+
+def train_together() -> bool:
+    """Return whether this is one of several processes that train one model."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def leave_to_each(model: nn.Module, weights: Iterable[Weight]) -> None:

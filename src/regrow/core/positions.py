@@ -11,12 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["absent", "chosen", "compact", "draw_absent", "find", "leave_out", "lookup", "of_ranks", "where"]
+__all__ = [
+    "absent",
+    "chosen",
+    "compact",
+    "draw_absent",
+    "draw_pairs",
+    "find",
+    "leave_out",
+    "lookup",
+    "of_ranks",
+    "where",
+]
 
 _IN_NUMPY = (torch.float16, torch.float32, torch.float64)
 
 # Below this many numbers a permutation of all is quicker.
 _FEW = 256
+# Times that pairs are drawn, twice as many as are still wanted, before the rest are drawn evenly.
+_ROUNDS = 16
 # Numbers drawn, or moved, at a time.
 _AT_ONCE = 1 << 20
 
@@ -140,6 +153,44 @@ def draw_absent(index: Tensor, numel: int, count: int, generator: torch.Generato
     if count >= total:
         return absent(index, numel)
     return of_ranks(_draw(total, count, generator).to(index.device), index)
+
+
+def draw_pairs(index: Tensor, rows: Tensor, columns: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` distinct positions of a matrix that are not in `index`, sorted; all of them if there are fewer.
+
+    One after the other: row and column by their weights, anew where that was drawn before or is in `index`. If few
+    pairs have nearly all the weight, the rest are drawn evenly among all others. It takes time and memory that `count`,
+    `index` and the sides take.
+
+    Args:
+        index: sorted distinct flat positions, int64.
+        rows: weight of each row, not negative, on the CPU, shape (rows,).
+        columns: likewise of each column.
+        count: how many to draw.
+        generator: the only source of randomness, on the CPU.
+
+    Example:
+        >>> rows, columns = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0, 0.0])
+        >>> draw_pairs(torch.tensor([1]), rows, columns, count=1, generator=torch.Generator())
+        tensor([0])
+    """
+    numel = len(rows) * len(columns)
+    if count >= numel - len(index):
+        return absent(index, numel)
+    existing, found = index.cpu(), torch.empty(0, dtype=torch.int64)
+    for _ in range(_ROUNDS):
+        number = 2 * (count - len(found)) + 16
+        row, column = (torch.multinomial(each, number, True, generator=generator) for each in (rows, columns))
+        drawn = row * len(columns) + column
+        drawn = drawn[~(find(drawn, existing)[1] | find(drawn, found)[1])]
+        distinct, first = np.unique(drawn.numpy(), return_index=True)
+        new = torch.from_numpy(distinct[first.argsort()[: count - len(found)]])
+        found = torch.cat((found, new)).sort().values
+        if len(found) == count:
+            return found.to(index.device)
+    taken = torch.cat((existing, found)).sort().values
+    rest = draw_absent(taken, numel, count - len(found), generator)
+    return torch.cat((found, rest)).sort().values.to(index.device)
 
 
 def of_ranks(ranks: Tensor, index: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from regrow.methods.deep_r import deep_r
 from regrow.methods.dsr import dsr
 from regrow.methods.gmp import gmp
 from regrow.methods.granet import granet
+from regrow.methods.gse import gse
 from regrow.methods.itop import itop
 from regrow.methods.mest import mest
 from regrow.methods.rigl import rigl
@@ -32,6 +33,7 @@ __all__ = [
     "dsr",
     "gmp",
     "granet",
+    "gse",
     "itop",
     "mest",
     "rigl",
@@ -57,6 +59,7 @@ METHODS: Mapping[str, Callable[..., Recipe]] = {
     "acdc": acdc,
     "srigl": srigl,
     "chts": chts,
+    "gse": gse,
 }
 """The factory of each method by its name, called as `factory(every=..., steps=...)`."""
 

@@ -21,6 +21,7 @@ from regrow.core.growth import Growth, wanted
 from regrow.core.positions import find
 from regrow.core.recipe import Recipe
 from regrow.storage import Weight
+from regrow.topology.activity import Activity
 from regrow.topology.optimizer_state import correction, forget_momentum, momentum, numbers_of, reset_numbers
 from regrow.topology.source import layer_state
 
@@ -64,6 +65,7 @@ class Gathered:
         self._window: _Window | None = None
         # Another updater, whose optimizer is stepped no more, may have left the layer in a window of its own.
         weight.uncover({})
+        self._activity = Activity(weight)
 
     def look_ahead(self, step: int) -> None:
         """Begin or end to gather, as the steps after `step` want."""
@@ -71,6 +73,9 @@ class Gathered:
             self.close()
         elif self._window is None:
             self._open(self._draw(), begun_at=float(self._state.get("step", 0)))
+        ends = self._window is None or self._recipe.updates_in(step + 1)
+        if self._growth.guided and ends and self._is_wanted(step + 1):
+            self._activity.begin()
 
     def looks_at(self, step: int) -> int | None:
         """Return at how many absent weights the next gradient is gathered; None for all."""
@@ -134,7 +139,7 @@ class Gathered:
             forget_momentum(numbers)
         state.update(numbers)
         if self._window is not None and not (self._window.candidates is None and self._is_wanted(step)):
-            self.close()  # candidates are drawn anew for each update
+            self._let_go()  # candidates are drawn anew for each update
 
     def leave(self) -> None:
         """Take no part in the steps to come: what is gathered at all times is kept, as dense state would be."""
@@ -143,15 +148,20 @@ class Gathered:
 
     def close(self) -> None:
         """Let go of what was gathered."""
+        self._activity.end()
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._window is not None:
             self._state.update(self.weight.uncover(numbers_of(self._state, self.weight.weight)))
             self._window = None
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return which weights are looked at and since when; their numbers are in the optimizer's state."""
-        if self._window is None:
-            return None
-        return {"candidates": self._window.candidates, "begun_at": self._window.begun_at}
+        state: dict[str, Any] = {"watched": True} if self._activity.is_watched else {}
+        if self._window is not None:
+            state |= {"candidates": self._window.candidates, "begun_at": self._window.begun_at}
+        return state or None
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on from a `state_dict`; the states of model and optimizer are those saved beside it."""
@@ -159,7 +169,10 @@ class Gathered:
         if self._window is not None:
             self.weight.uncover({})
             self._window = None
-        if state is not None:
+        self._activity.end()
+        if state is not None and "watched" in state:
+            self._activity.begin()
+        if state is not None and "begun_at" in state:
             candidates = state["candidates"]
             if candidates is not None:
                 candidates = candidates.to(self.weight.weight.device, copy=True)
@@ -174,7 +187,7 @@ class Gathered:
         self._window = _Window(candidates, begun_at)
 
     def _draw(self) -> Tensor | None:
-        return wanted(self._growth, self.weight.index(), self.weight.units, self._generator)
+        return wanted(self._growth, self.weight.index(), self.weight.units, self._generator, self._activity.end())
 
     def _is_wanted(self, step: int) -> bool:
         """Return whether the steps after `step` gather what growth reads of absent weights."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from regrow.core.growth import Growth, candidates, exact, window
+from regrow.core.growth import Growth, candidates, exact, guided, window
 
 __all__ = ["FORMS", "growth_name", "parse_growth"]
 
-FORMS = "exact, window:STEPS or candidates:STEPS:PER_NONZERO, for instance window:44 or candidates:44:3"
+FORMS = (
+    "exact, window:STEPS, candidates:STEPS:PER_NONZERO or guided:STEPS:PER_NONZERO, "
+    "for instance window:44 or guided:44:3"
+)
 
 
 def parse_growth(text: str) -> Growth:
     """Return the growth source that a text names.
 
     Args:
-        text: `exact`, `window:STEPS` or `candidates:STEPS:PER_NONZERO`.
+        text: `exact`, `window:STEPS`, `candidates:STEPS:PER_NONZERO` or `guided:STEPS:PER_NONZERO`.
 
     Raises:
         ValueError: if it names none.
@@ -29,6 +32,8 @@ def parse_growth(text: str) -> Growth:
             return window(int(steps))
         case ["candidates", steps, per_nonzero] if steps.isdecimal():
             return candidates(int(steps), float(per_nonzero))
+        case ["guided", steps, per_nonzero] if steps.isdecimal():
+            return guided(int(steps), float(per_nonzero))
     raise ValueError(f"there is no growth {text!r}: write {FORMS}")
 
 
@@ -43,6 +48,6 @@ def growth_name(growth: Growth | None) -> str:
         return "default"
     if growth.steps is None:
         return "exact"
-    return (
-        f"window:{growth.steps}" if growth.per_nonzero is None else f"candidates:{growth.steps}:{growth.per_nonzero:g}"
-    )
+    if growth.per_nonzero is None:
+        return f"window:{growth.steps}"
+    return f"{'guided' if growth.guided else 'candidates'}:{growth.steps}:{growth.per_nonzero:g}"
