@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from glob import escape
@@ -12,21 +11,23 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import regrow
-from regrow.experiments import data, models
+from regrow.experiments import data, models, processes
 from regrow.experiments.errors import DivergedError, UserError
 from regrow.experiments.models.small import Small, small_dense
 from regrow.experiments.train.changes import ChangeCounts
 from regrow.experiments.train.config import TrainConfig
+from regrow.experiments.train.generators import generator_states, seed_generators, set_generators
 from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.methods import DENSE, make_method
 from regrow.experiments.train.optimizer import make_optimizer
 from regrow.experiments.train.start import at_start, masks_at_start
 from regrow.experiments.train.work import Work, layer_costs
+from regrow.saliency import SALIENCIES
 from regrow.storage import sparse_weights
 
 __all__ = ["Metrics", "Run", "pick_device"]
@@ -60,19 +61,10 @@ class Run:
     def __init__(self, config: TrainConfig, data_root: Path | None = None) -> None:
         self.config = config
         self.device = pick_device(config.device)
-        self.data = data.load(
-            config.data,
-            root=data_root,
-            batch_size=config.batch_size,
-            valid_samples=config.valid_samples,
-            train_samples=config.train_samples,
-            augment=config.augment,
-            image_size=config.image_size,
-            seed=config.seed,
-            device=self.device,
-            workers=config.workers,
-        )
-        _seed_generators(config.seed)
+        self._share = data.Share(processes.rank(), processes.size())
+        self._data_root = data_root
+        self.data = self._load_data(self._share)
+        seed_generators(config.seed)
         self.small: Small | None = None
         self.model = self._build_model().to(self.device)
         # channels last: the faster layout of convolutions and pooling on CPUs and of convolutions on CUDA
@@ -92,8 +84,11 @@ class Run:
         whole = None if self.small is None else self._whole_costs()
         self.work = Work(costs, sparse_weights(self._as_sparse()), sparse_weights(self.model), whole)
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self._wrapper: DistributedDataParallel | None = None
         # loss times samples, correct, samples: kept on the device, so that no step waits for it
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        if self._share.size > 1:  # the model is made; from here on each process drops out its own units
+            seed_generators((config.seed + self._share.rank) % 2**64)
 
     @property
     def recipe(self) -> regrow.Recipe | None:
@@ -113,11 +108,12 @@ class Run:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad()
-        logits = self._forward(images)
-        loss = self._loss(logits, labels)
-        loss.backward()
+        logits, labels = self._own(self._forward(images), labels, self.data.train)
+        loss = self._mean_loss(logits, labels)
+        own: Any = loss if self._share.size == 1 else loss * self._weight_of_share(self.data.train)
+        own.backward()
         _add_batch(self._sums, loss, logits, labels)
-        self.work.add(len(labels), self.topology.looks_at() if self.topology else {})
+        self.work.add(self.data.train.whole, self.topology.looks_at() if self.topology else {})
         if self.config.clip_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient_norm)
         try:
@@ -129,13 +125,16 @@ class Run:
             raise UserError(str(error)) from error
         self.step += 1
 
-    def train_metrics(self) -> tuple[float, float]:
+    def train_metrics(self, *, of_all: bool = True) -> tuple[float, float]:
         """Return loss and accuracy of the epoch so far; waits for the device.
+
+        Args:
+            of_all: over all processes, each of which must call it then; else over the own samples.
 
         Raises:
             DivergedError: if the loss is not finite.
         """
-        loss, correct, samples = self._sums.tolist()
+        loss, correct, samples = (processes.add_up(self._sums) if of_all else self._sums).tolist()
         if not math.isfinite(loss):
             raise self._diverged("the loss is")
         return loss / max(samples, 1), correct / max(samples, 1)
@@ -172,9 +171,9 @@ class Run:
         self.model.eval()
         sums = torch.zeros_like(self._sums)
         for images, labels in batches.epoch():
-            logits = self._forward(images)
-            _add_batch(sums, self._loss(logits, labels), logits, labels)
-        loss, correct, samples = sums.tolist()
+            logits, labels = self._own(self._forward(images), labels, batches)
+            _add_batch(sums, self._mean_loss(logits, labels), logits, labels)
+        loss, correct, samples = processes.add_up(sums).tolist()
         return (loss / samples, correct / samples) if samples else (None, None)
 
     @property
@@ -225,7 +224,7 @@ class Run:
         return torch.zeros(1, *self.data.image_shape, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on."""
+        """Return all that the rest of the run depends on; every process must call it."""
         return {
             "config": self.config.model_dump(mode="json"),
             "model": self.model.state_dict(),
@@ -238,9 +237,8 @@ class Run:
             "step": self.step,
             "epoch": self.epoch,
             "rows": self.rows,
-            "sums": self._sums,
             "seconds": self.seconds,
-            "generators": _generators(),
+            "own": processes.from_all({"sums": self._sums.cpu(), "generators": generator_states()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -263,12 +261,20 @@ class Run:
             self.work.load_state_dict(state["work"])
             self.data.train.load_state_dict(state["data"])
             self.step, self.epoch, self.rows = state["step"], state["epoch"], state["rows"]
-            self._sums = state["sums"].to(self.device)
             self.seconds = state["seconds"]
-            _set_generators(state["generators"])
+            self._load_own(state["own"])
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = shorten(str(error), 300)
             raise UserError(f"the checkpoint does not fit this model: {reason}; take another --out") from error
+
+    def _load_own(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take what was the own of this process; in another number of processes what was that of all."""
+        if len(states) == self._share.size:
+            self._sums.copy_(states[self._share.rank]["sums"])
+        else:
+            self._sums.copy_(sum(state["sums"] for state in states) if self._share.rank == 0 else self._sums * 0)
+        if self._share.rank < len(states):
+            set_generators(states[self._share.rank]["generators"])
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
@@ -303,8 +309,47 @@ class Run:
 
     def _forward(self, images: Tensor) -> Tensor:
         with self._precision():
-            logits: Tensor = self.model(images)
+            logits: Tensor = self._called()(images)
         return logits.float()
+
+    def _called(self) -> nn.Module:
+        """Return what a batch goes through: the model, or what averages its gradients over processes."""
+        if self._share.size == 1:
+            return self.model
+        if self._wrapper is None or self._wrapper.module is not self.model:
+            # Of more than two numbers the sum depends on their order, which is that of the buckets. Those of a wrapper
+            # that looks for unused parameters stay as they are, so that a run that goes on adds as the one before.
+            self._wrapper = DistributedDataParallel(self.model, find_unused_parameters=self._share.size > 2)
+        return self._wrapper
+
+    def _own(self, logits: Tensor, labels: Tensor, batches: data.Batches) -> tuple[Tensor, Tensor]:
+        """Return what counts of a batch: nothing where there are fewer samples than processes, and none is left."""
+        count = self._share.count(batches.whole)
+        return (logits, labels) if count == len(labels) else (logits[:count], labels[:count])
+
+    def _mean_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor = self._loss(logits, labels) if len(labels) else logits.sum()
+        return loss
+
+    def _weight_of_share(self, batches: data.Batches) -> float:
+        """Return what the mean over the own samples counts, where the mean over processes is taken of it."""
+        return self._share.count(batches.whole) * self._share.size / batches.whole
+
+    def _load_data(self, share: data.Share) -> data.Data:
+        config = self.config
+        return data.load(
+            config.data,
+            root=self._data_root,
+            batch_size=config.batch_size,
+            valid_samples=config.valid_samples,
+            train_samples=config.train_samples,
+            augment=config.augment,
+            image_size=config.image_size,
+            seed=config.seed,
+            device=self.device,
+            workers=config.workers,
+            share=share,
+        )
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Return what the model computes under."""
@@ -317,7 +362,10 @@ class Run:
             if config.method in DENSE:
                 return make_optimizer(self.model, config)
             method = make_method(config, self.steps_per_epoch)
-            masks = masks_at_start(config, self.model, self.data)
+            # What chooses masks by samples takes those of all processes.
+            shared = config.method in SALIENCIES and self._share.size > 1
+            whole = self._load_data(data.Share()) if shared else self.data
+            masks = masks_at_start(config, self.model, whole)
             with self._precision():
                 regrow.sparsify(
                     self.model,
@@ -391,29 +439,3 @@ def _add_batch(sums: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> No
         sums[0].add_(loss, alpha=len(labels))
         sums[1].add_((logits.argmax(dim=1) == labels).sum())
         sums[2].add_(len(labels))
-
-
-def _seed_generators(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - a user's code may draw from it
-
-
-def _generators() -> dict[str, Any]:
-    """Return the state of every global random generator, as plain data and tensors."""
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - a user's code may draw from it
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-    }
-
-
-def _set_generators(states: Mapping[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
