@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-SIZE, SECONDS = 2, 60
+SIZE, SECONDS = 2, 300
 
 
 class Pair:

@@ -12,6 +12,7 @@ from torch import nn
 
 import regrow
 from regrow.experiments import data as data_sets
+from regrow.experiments import processes
 from regrow.experiments.bench.command import bench_app
 from regrow.experiments.demo import demo as run_demo
 from regrow.experiments.errors import StoppedError
@@ -113,22 +114,13 @@ def train(
         changes.update(read_settings(settings))
         base = find_preset(preset)
         config = override(base, changes)
-        out = out or default_out(config)
-        if resume:
-            config = resume_config(base, changes, out)
-        check_method(config.method)
-        reporters: list[Reporter] = [_progress()]
-        if config.tensorboard:
-            reporters.append(TensorBoard(out / "tensorboard"))
-        try:
-            result = run_training(config, out, resume=resume, data_root=data, reporters=tuple(reporters))
-        except StoppedError as stopped:
-            again = ["regrow", "train", preset, "--out", str(out), "--resume", *(["--data", str(data)] if data else [])]
-            if recipe_file(config.method) is not None:
-                again += ["--method", config.method]
-            say(f"{stopped}; go on with: {shlex.join(again)}")
-            raise typer.Exit(128 + stopped.signal_number) from None
-        line(_sentence(result, out))
+        folder = out or default_out(config)
+        with processes.joined(config.wait_seconds):
+            resume = processes.from_first(lambda: resume or processes.was_restarted(folder))
+            if resume:
+                config = processes.from_first(lambda: resume_config(base, changes, folder))
+            result = _train(config, folder, resume, data)
+        line(_sentence(result, folder))
 
 
 @app.command()
@@ -255,6 +247,22 @@ def data_check(
             (line if record.good else say)(str(record))
         if not all(record.good for record in records):
             raise typer.Exit(2)
+
+
+def _train(config: TrainConfig, out: Path, resume: bool, data: Path | None) -> Result:
+    check_method(config.method)
+    reporters: list[Reporter] = [_progress()]
+    if config.tensorboard:
+        reporters.append(TensorBoard(out / "tensorboard"))
+    try:
+        return run_training(config, out, resume=resume, data_root=data, reporters=tuple(reporters))
+    except StoppedError as stopped:
+        again = ["regrow", "train", config.preset, "--out", str(out), "--resume"]
+        again += ["--data", str(data)] if data else []
+        if recipe_file(config.method) is not None:
+            again += ["--method", config.method]
+        say(f"{stopped}; go on with: {shlex.join(again)}")
+        raise typer.Exit(128 + stopped.signal_number) from None
 
 
 def default_out(config: TrainConfig) -> Path:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["DivergedError", "SaveError", "StoppedError", "UserError", "WrongResultError"]
+__all__ = [
+    "DivergedError",
+    "LostError",
+    "RankError",
+    "SaveError",
+    "StoppedError",
+    "ToldError",
+    "UserError",
+    "WrongResultError",
+]
 
 
 class UserError(Exception):
@@ -14,6 +23,18 @@ class UserError(Exception):
 
 class SaveError(Exception):
     """A file could not be written: the disk is full, or the folder is not writable. Nothing was replaced."""
+
+
+class RankError(UserError):
+    """A mistake that one process of a run has met, and the first has not; the message names its rank."""
+
+
+class ToldError(Exception):
+    """Another process of the run has met the user's mistake and says so: exit status 2 without a word."""
+
+
+class LostError(Exception):
+    """Another process of the run has ended, or does not answer."""
 
 
 class DivergedError(Exception):

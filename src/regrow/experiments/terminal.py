@@ -10,7 +10,17 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from regrow.experiments.errors import DivergedError, SaveError, StoppedError, UserError, WrongResultError
+from regrow.experiments import processes
+from regrow.experiments.errors import (
+    DivergedError,
+    LostError,
+    RankError,
+    SaveError,
+    StoppedError,
+    ToldError,
+    UserError,
+    WrongResultError,
+)
 
 __all__ = ["ERR", "OUT", "line", "one_line_errors", "parse_densities", "parse_numbers", "say"]
 
@@ -28,10 +38,12 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        say(str(error))
+        say(str(error), from_any=isinstance(error, RankError))
         raise typer.Exit(2) from None
-    except (DivergedError, SaveError, WrongResultError) as error:
-        say(str(error))
+    except ToldError:
+        raise typer.Exit(2) from None
+    except (DivergedError, LostError, SaveError, WrongResultError) as error:
+        say(str(error), from_any=isinstance(error, LostError))
         raise typer.Exit(1) from None
     except StoppedError as stopped:
         say(f"{stopped}; the same command goes on with it")
@@ -42,13 +54,20 @@ def one_line_errors() -> Iterator[None]:
 
 
 def line(text: str) -> None:
-    """Print a line as it is, however long."""
-    OUT.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print a line as it is, however long; of several processes the first does."""
+    if processes.is_first():
+        OUT.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def say(message: str) -> None:
-    """Write an error or a remark in one line to the standard error."""
-    sys.stderr.write(f"regrow: {' '.join(message.split())}\n")
+def say(message: str, *, from_any: bool = False) -> None:
+    """Write an error or a remark in one line to the standard error.
+
+    Args:
+        message: what to write.
+        from_any: whether any process of a run writes it; else the first does for all.
+    """
+    if from_any or processes.is_first():
+        sys.stderr.write(f"regrow: {' '.join(message.split())}\n")
 
 
 def parse_densities(text: str) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from regrow.experiments.bench.common import options
 from regrow.experiments.bench.layers import command as layers
 from regrow.experiments.bench.layers.report import FILE as LAYERS
 from regrow.experiments.bench.memory.command import bench_memory_of_a_layer
+from regrow.experiments.bench.processes.command import bench_many_processes
 from regrow.experiments.bench.steps import command as steps
 from regrow.experiments.bench.steps.report import FILE as STEPS
 from regrow.experiments.errors import UserError
@@ -55,5 +56,6 @@ bench_app.command("train")(steps.bench_train)
 bench_app.command("overhead")(steps.bench_overhead)
 bench_app.command("accuracy")(bench_time_to_accuracy)
 bench_app.command("memory")(bench_memory_of_a_layer)
+bench_app.command("processes")(bench_many_processes)
 bench_app.command("compare")(layers.compare_revisions)
 bench_app.command("show")(show)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,17 +13,45 @@ from regrow.experiments.data.augment import Border, crop_flip
 from regrow.experiments.data.randomness import Purpose, torch_generator
 from regrow.experiments.errors import UserError
 
-__all__ = ["Batches", "Normalise", "Position", "TensorBatches", "epoch_order"]
+__all__ = ["WHOLE", "Batches", "Normalise", "Position", "Share", "TensorBatches", "epoch_order"]
+
+Samples = TypeVar("Samples", Tensor, list[tuple[int, int]])
+
+
+class Share(NamedTuple):
+    """The part of each batch that one of several processes has: every n-th sample.
+
+    Example:
+        >>> Share(1, 3).of(torch.arange(8)).tolist(), Share(1, 3).count(8)
+        ([1, 4, 7], 3)
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, samples: Samples) -> Samples:
+        """Return the own samples of a batch; the first if there are fewer samples than processes, and none is left."""
+        return samples[self.rank :: self.size] if self.rank < len(samples) else samples[:1]
+
+    def count(self, samples: int) -> int:
+        """Return how many samples of a batch are the own."""
+        return len(range(self.rank, samples, self.size))
+
+
+WHOLE = Share()
+"""The share of a process that is alone."""
 
 
 class Batches(Protocol):
     """Batches of one split, in an order that depends on the seed and the epoch only.
 
     Attributes:
-        samples: how many images an epoch has.
+        samples: how many images an epoch has, over all shares.
+        whole: how many images the batch that was handed out last has, over all shares.
     """
 
     samples: int
+    whole: int
 
     def __len__(self) -> int:
         """How many batches an epoch has; the last may be smaller."""
@@ -111,6 +139,7 @@ class TensorBatches:
         batch_size: images a batch.
         seed: of order and augmentation; None means the stored order.
         border: of the crops of `crop_flip`, by which images are augmented; None means as they are.
+        share: which part of each batch is handed out.
     """
 
     def __init__(
@@ -122,8 +151,9 @@ class TensorBatches:
         batch_size: int,
         seed: int | None = None,
         border: Border | None = None,
+        share: Share = WHOLE,
     ) -> None:
-        self.samples = len(images)
+        self.samples, self.whole, self._share = len(images), 0, share
         self._images, self._labels = images, labels
         self._normalise, self._batch_size, self._seed, self._border = normalise, batch_size, seed, border
         self._position = Position(-(-self.samples // batch_size))
@@ -137,11 +167,14 @@ class TensorBatches:
         order = epoch_order(self.samples, self._seed, epoch).to(self._images.device)
         for number in self._position.remaining():
             chosen = order[number * self._batch_size : (number + 1) * self._batch_size]
-            images = self._normalise(self._images.index_select(0, chosen))
-            if self._border is not None and self._seed is not None:
+            self.whole, own = len(chosen), self._share.of(chosen)
+            if self._border is None or self._seed is None:
+                images = self._normalise(self._images.index_select(0, own))
+            else:  # the numbers that are drawn are those of the whole batch
                 generator = torch_generator(Purpose.AUGMENT, self._seed, epoch, number)
-                images = crop_flip(images, generator, border=self._border)
-            yield images, self._labels.index_select(0, chosen)
+                images = self._normalise(self._images.index_select(0, chosen))
+                images = self._share.of(crop_flip(images, generator, border=self._border))
+            yield images, self._labels.index_select(0, own)
 
     def state_dict(self) -> dict[str, int]:
         """See `Batches.state_dict`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from regrow.experiments.data.augment import centre_box, random_box
-from regrow.experiments.data.batches import Normalise, Position, epoch_order
+from regrow.experiments.data.batches import WHOLE, Normalise, Position, Share, epoch_order
 from regrow.experiments.data.randomness import Purpose, numpy_generator
 from regrow.experiments.data.samples import Samples, decoded
 from regrow.experiments.errors import UserError
@@ -106,6 +106,7 @@ class DecodingBatches:
         workers: processes that decode; 0 decodes in this one.
         seed: of the order; None means the stored order.
         augment: random crops and mirror images in place of the middle; needs a seed.
+        share: which part of each batch is decoded and handed out.
     """
 
     def __init__(
@@ -120,8 +121,9 @@ class DecodingBatches:
         workers: int = 0,
         seed: int | None = None,
         augment: bool = False,
+        share: Share = WHOLE,
     ) -> None:
-        self.samples = len(chosen)
+        self.samples, self.whole, self._share = len(chosen), 0, share
         self._decoder = Decoder(samples, chosen, size, seed if augment else None)
         self._normalise, self._batch_size, self._seed = normalise, batch_size, seed
         self._device, self._workers = device, workers
@@ -141,7 +143,7 @@ class DecodingBatches:
         starts = range(self._position.batch * self._batch_size, self.samples, self._batch_size)
         loader = DataLoader(
             self._decoder,
-            batch_sampler=[keys[start : start + self._batch_size] for start in starts],
+            batch_sampler=[self._share.of(keys[start : start + self._batch_size]) for start in starts],
             num_workers=self._workers,
             collate_fn=_collate,
             pin_memory=torch.device(self._device).type == "cuda",
@@ -150,9 +152,10 @@ class DecodingBatches:
         )
         with _hold_stop_signals():
             decoded_batches = iter(loader)
-        for _, batch in zip(self._position.remaining(), decoded_batches, strict=True):
+        for number, batch in zip(self._position.remaining(), decoded_batches, strict=True):
             if isinstance(batch, str):
                 raise UserError(batch)
+            self.whole = min(self._batch_size, self.samples - number * self._batch_size)
             images, labels = (part.to(self._device, non_blocking=True) for part in batch)
             yield self._normalise(images), labels
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regrow.experiments.data import layouts
 from regrow.experiments.data.augment import Border
-from regrow.experiments.data.batches import Batches, Normalise, TensorBatches
+from regrow.experiments.data.batches import WHOLE, Batches, Normalise, Share, TensorBatches
 from regrow.experiments.data.decoding import DecodingBatches
 from regrow.experiments.data.randomness import Purpose, torch_generator
 from regrow.experiments.data.registry import Dataset, get
@@ -64,6 +64,7 @@ def load(
     seed: int = 0,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    share: Share = WHOLE,
 ) -> Data:
     """Find (or fetch), verify and open a data set.
 
@@ -82,6 +83,7 @@ def load(
         seed: of the order and the augmentation.
         device: where the batches are.
         workers: processes that decode, for sets that are not held in memory.
+        share: which part of each batch is handed out, where several processes train together.
 
     Raises:
         UserError: if the set cannot be had or is damaged, or an argument does not fit it.
@@ -108,7 +110,9 @@ def load(
         if isinstance(source, tuple):
             images, labels = (torch.from_numpy(part[chosen.numpy()]).to(device) for part in source)
             border = _BORDERS[augment] if training else None
-            return TensorBatches(images, labels, normalise=normalise, batch_size=count, seed=order_seed, border=border)
+            return TensorBatches(
+                images, labels, normalise=normalise, batch_size=count, seed=order_seed, border=border, share=share
+            )
         return DecodingBatches(
             source,
             chosen,
@@ -119,6 +123,7 @@ def load(
             workers=workers,
             seed=order_seed,
             augment=training and augment == "random-resized-crop",
+            share=share,
         )
 
     train_source, test_source = published

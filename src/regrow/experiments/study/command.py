@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from regrow.experiments import processes
 from regrow.experiments.bench.common.tables import show
 from regrow.experiments.options import (
     DataRoot,
@@ -34,7 +35,7 @@ from regrow.experiments.study.sensitivity import SENSITIVITY_STUDY
 from regrow.experiments.study.study import Study
 from regrow.experiments.study.units import UNITS_STUDY
 from regrow.experiments.terminal import ERR, OUT, one_line_errors, say
-from regrow.experiments.train.config import override
+from regrow.experiments.train.config import WAIT_SECONDS, override
 from regrow.experiments.train.presets import preset as find_preset
 
 __all__ = ["STUDIES", "command_of", "study_app"]
@@ -75,7 +76,9 @@ def command_of(study: Study) -> Callable[..., None]:
             bases = bases_of(presets, read_varied(given["vary"]))
             values = {axis.name: axis.parse(given[axis.option]) for axis in study.axes}
             where = {"data_root": given["data"], "jobs": given["jobs"], "console": ERR, "command": _call(study, given)}
-            _finish(run_study(study, bases, values, range(given["seeds"]), given["out"], **where))
+            with processes.joined(presets[0].wait_seconds):
+                finished = run_study(study, bases, values, range(given["seeds"]), given["out"], **where)
+            _finish(finished)
 
     empty = Parameter.empty
     own = [(axis.option, axis.default, Annotated[str, typer.Option(help=axis.help)]) for axis in study.axes]
@@ -130,7 +133,9 @@ def _mnist(
         if part == "page":
             write_page(out, page)
         else:
-            _finish(run_part(part, seeds, out, device=device, data_root=data, jobs=jobs, console=ERR))
+            with processes.joined(WAIT_SECONDS):
+                finished = run_part(part, seeds, out, device=device, data_root=data, jobs=jobs, console=ERR)
+            _finish(finished)
 
 
 def _adam(

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from regrow.experiments import processes
 from regrow.experiments.bench.common.machine import describe
 from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.errors import UserError
@@ -112,6 +113,8 @@ def run_study(
     configs = {folder: run.config for folder, run in runs.items()}
     outcomes = run_all(configs, data_root=data_root, jobs=jobs, console=console, make_run=study.make_run)
     results, failures = _sorted_out(list(runs), outcomes, out)
+    if not processes.is_first():
+        return Finished((), failures)
     rows = {
         name: [
             {**row, GROUP: name, "folder": str(folder.relative_to(out))}

@@ -18,7 +18,8 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from regrow.experiments.errors import DivergedError, SaveError, StoppedError, UserError
+from regrow.experiments import processes
+from regrow.experiments.errors import DivergedError, LostError, SaveError, StoppedError, ToldError, UserError
 from regrow.experiments.files import write_text
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.interrupt import catch_stop_signals, count_repeats_once
@@ -79,7 +80,9 @@ def run_all(
     for folder, config in runs.items():
         _settings(folder, config)  # refused before anything is trained
     missing = [folder for folder in runs if not (folder / "result.json").exists()]
-    jobs = jobs or _default_jobs(runs, len(missing))
+    # Where torchrun has started several processes, all of them train one run, then the next.
+    jobs = 1 if processes.size() > 1 else jobs or _default_jobs(runs, len(missing))
+    console = console if processes.is_first() else None
     outcomes: dict[Path, Outcome] = {}
     with Progress(console=console, disable=console is None or not console.is_terminal) as progress:
         task = progress.add_task(next(iter(runs.values())).preset, total=len(runs))
@@ -172,19 +175,23 @@ def _leave_with_parent() -> None:
 def _run_one(config: TrainConfig, folder: Path, data_root: Path | None, make_run: MakeRun) -> Outcome:
     """Train a run, or go on with it; what goes wrong with this run alone is returned."""
     try:
-        resume = (folder / "config.yaml").exists()
+        resume = processes.from_first((folder / "config.yaml").exists)
         result = train(_settings(folder, config), folder, resume=resume, data_root=data_root, make_run=make_run)
-    except (StoppedError, SaveError):
+    except (StoppedError, SaveError, LostError):
         raise
+    except ToldError as error:
+        return Failure(str(error), is_mistake=True)
     except UserError as error:
         return Failure(str(error), is_mistake=True)
     except DivergedError as error:
         return Failure(str(error))
     except Exception as error:  # whatever a network, a recipe or the machine raises must not stop the other runs
-        write_text(folder / ERROR_FILE, traceback.format_exc())
+        if processes.is_first():
+            write_text(folder / ERROR_FILE, traceback.format_exc())
         first = (str(error).splitlines() or [""])[0]
         return Failure(f"{type(error).__name__}: {first} ({folder / ERROR_FILE})")
-    (folder / ERROR_FILE).unlink(missing_ok=True)
+    if processes.is_first():
+        (folder / ERROR_FILE).unlink(missing_ok=True)
     return result
 
 

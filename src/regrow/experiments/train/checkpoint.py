@@ -14,7 +14,7 @@ from regrow.experiments.files import SEAL_BYTES, remove_left_overs, seal, seal_i
 __all__ = ["list_checkpoints", "load_checkpoint", "load_latest", "save_checkpoint"]
 
 _FORMAT = "regrow-checkpoint"
-_VERSION = 2
+_VERSION = 3
 _KEPT = 2
 _MEND = "delete it and --resume from the one before, or start again with another --out"
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.growth import FORMS, parse_growth
 
-__all__ = ["WITHOUT_DENSITY", "TrainConfig", "override", "parse_settings", "read_config"]
+__all__ = ["WAIT_SECONDS", "WITHOUT_DENSITY", "TrainConfig", "override", "parse_settings", "read_config"]
 
 
 WITHOUT_DENSITY = {
@@ -21,6 +21,10 @@ WITHOUT_DENSITY = {
     "soft-threshold": "what its training makes of it",
 }
 """Methods that start from every weight and end with a density that is not set, with what it is."""
+
+
+WAIT_SECONDS = 1800.0
+"""How long processes wait for each other where nothing else is set: PyTorch's own default."""
 
 
 class TrainConfig(BaseModel):
@@ -111,6 +115,9 @@ class TrainConfig(BaseModel):
     # the run
     device: str = Field("auto", description="auto takes CUDA where there is one")
     save_every_seconds: float = Field(60.0, gt=0, description="time between checkpoints")
+    wait_seconds: float = Field(
+        WAIT_SECONDS, gt=0, description="how long a process waits for another of its run before it gives up"
+    )
     tensorboard: bool = Field(False, description="whether to write metrics for TensorBoard too")
 
     @field_validator("keep_dense", mode="before")

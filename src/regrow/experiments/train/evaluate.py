@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regrow.experiments.data import Batches
+from regrow.experiments.processes import add_up
 from regrow.experiments.train.config import TrainConfig
 
 __all__ = ["add_batch", "evaluate", "precision"]
@@ -17,21 +18,19 @@ __all__ = ["add_batch", "evaluate", "precision"]
 
 @torch.no_grad()
 def evaluate(
-    forward: Callable[[Tensor], Tensor], batches: Batches, loss: nn.Module, device: torch.device
+    judge: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]], batches: Batches, device: torch.device
 ) -> tuple[float | None, float | None]:
-    """Return mean loss and accuracy over all batches; None for both if there are none.
+    """Return mean loss and accuracy over all batches, those of all processes together; None for both if there are none.
 
     Args:
-        forward: from images to logits, shape (N, classes).
+        judge: from images and labels to the mean loss, the logits, shape (N, classes), and their labels.
         batches: of images and labels.
-        loss: from logits and labels to the mean loss of a batch.
         device: where they are.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     for images, labels in batches.epoch():
-        logits = forward(images)
-        add_batch(sums, loss(logits, labels), logits, labels)
-    total, correct, samples = sums.tolist()
+        add_batch(sums, *judge(images, labels))
+    total, correct, samples = add_up(sums).tolist()
     return (total / samples, correct / samples) if samples else (None, None)
 
 

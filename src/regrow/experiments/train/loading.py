@@ -19,13 +19,16 @@ __all__ = ["LoadingRate", "Waited", "load_data", "loading_rate"]
 Batch = TypeVar("Batch")
 
 
-def load_data(config: TrainConfig, root: Path | None, device: torch.device) -> data.Data:
+def load_data(
+    config: TrainConfig, root: Path | None, device: torch.device, share: data.Share | None = None
+) -> data.Data:
     """Return the batches that the settings ask for.
 
     Args:
         config: the settings.
         root: folder with the data sets; None looks in the usual places.
         device: where the batches go.
+        share: the part of each batch that this process takes; None for all.
 
     Raises:
         UserError: if the data cannot be had, or a setting does not fit it.
@@ -41,6 +44,7 @@ def load_data(config: TrainConfig, root: Path | None, device: torch.device) -> d
         seed=config.seed,
         device=device,
         workers=config.workers,
+        share=share or data.Share(),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from regrow.experiments import processes
 from regrow.experiments.errors import StoppedError, UserError
 from regrow.experiments.files import lock_folder, remove_left_overs, write_text
 from regrow.experiments.train.checkpoint import list_checkpoints, load_latest, save_checkpoint
@@ -26,7 +27,7 @@ __all__ = ["MakeRun", "Reporter", "resume_config", "train"]
 MakeRun = Callable[[TrainConfig, Path | None], Run]
 
 # Settings that may differ when a run goes on: they do not change what it computes.
-_FREE_ON_RESUME = frozenset({"device", "workers", "save_every_seconds", "tensorboard"})
+_FREE_ON_RESUME = frozenset({"device", "workers", "save_every_seconds", "tensorboard", "wait_seconds"})
 # Steps between looks at the loss, each of which waits for the device.
 _CHECK_LOSS_EVERY = 100
 
@@ -65,6 +66,9 @@ def train(
     `result.json`. A run that was killed and goes on gives the same weights, masks and metrics, bit for bit, as one
     that was not (on the same machine with the same number of threads).
 
+    Where `torchrun` has started several processes, each calls this and takes its share of every batch; the first reads
+    and writes the folder.
+
     Args:
         config: the settings.
         out: the folder; without `resume` it must not hold a run yet.
@@ -81,25 +85,24 @@ def train(
         DivergedError: if the loss is no longer finite.
         SaveError: if a file cannot be written.
         StoppedError: if SIGINT or SIGTERM came; the run is saved.
+        LostError: if another process of the run has ended or does not answer.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is no folder: take another --out")
-    finished = out / "result.json"
     with ExitStack() as stack:
-        stack.enter_context(lock_folder(out))  # before anything is read: what is there must not change under way
-        if resume:
-            config = _same_run(_read_settings(out), config, out)
-            if finished.exists():
-                return read_result(finished)
-        else:
-            _require_no_run(out)
-            config = with_digest(config)
-        run = make_run(config, data_root)
-        state, warnings = load_latest(out / "checkpoints") if resume else (None, [])
+        stack.enter_context(processes.joined(config.wait_seconds))
+        wanted = config
+        config, finished = processes.from_first(lambda: _open(wanted, out, resume, stack))
+        if finished is not None:
+            return finished
+        run = processes.in_all(lambda: make_run(config, data_root))
+        state, warnings = processes.from_first(lambda: load_latest(out / "checkpoints") if resume else (None, []))
         if state is not None:
             run.load_state_dict(state)
-        remove_left_overs(out)
-        write_text(out / "config.yaml", config.to_yaml())
+        if processes.is_first():
+            remove_left_overs(out)
+            write_text(out / "config.yaml", config.to_yaml())
+            processes.mark(out)
+        else:
+            reporters = ()
         for reporter in reporters:
             stack.callback(reporter.stop)
             for warning in warnings:
@@ -109,7 +112,8 @@ def train(
         stop = stack.enter_context(catch_stop_signals())
         _train_to_end(run, out, reporters, stop)
         result = result_of(run)
-        write_text(finished, json.dumps(result, indent=1) + "\n")
+        if processes.is_first():
+            write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -131,6 +135,18 @@ def resume_config(config: TrainConfig, changes: dict[str, Any], out: Path) -> Tr
             f"if that is what you want, add --method {shlex.quote(saved.method)}"
         )
     return _same_run(saved, override(saved, {**changes, "preset": config.preset}), out)
+
+
+def _open(config: TrainConfig, out: Path, resume: bool, stack: ExitStack) -> tuple[TrainConfig, Result | None]:
+    """Hold the folder of a run; return the settings with which it starts or goes on, and the result if it is over."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is no folder: take another --out")
+    stack.enter_context(lock_folder(out))  # before anything is read: what is there must not change under way
+    if not resume:
+        _require_no_run(out)
+        return with_digest(config), None
+    config, finished = _same_run(_read_settings(out), config, out), out / "result.json"
+    return config, read_result(finished) if finished.exists() else None
 
 
 def _read_settings(out: Path) -> TrainConfig:
@@ -173,12 +189,14 @@ def _train_to_end(run: Run, out: Path, reporters: tuple[Reporter, ...], stop: St
             _show_warnings(run, reporters)
             if run.step % _CHECK_LOSS_EVERY == 0:
                 run.train_metrics()
-            if stop.signal_number or time.monotonic() - last_save > run.config.save_every_seconds:
+            due = processes.is_first() and time.monotonic() - last_save > run.config.save_every_seconds
+            signal_number, save = processes.largest(stop.signal_number, due)
+            if signal_number or save:
                 run.seconds += time.perf_counter() - started
                 _save(run, out)
-                if stop.signal_number:
+                if signal_number:
                     where = f"stopped after step {run.step} of {run.steps} (epoch {run.epoch + 1}), saved"
-                    raise StoppedError(where, stop.signal_number)
+                    raise StoppedError(where, signal_number)
                 last_save, started = time.monotonic(), time.perf_counter()
         run.train_metrics()  # waits for the device, so that the time is that of the steps
         run.seconds += time.perf_counter() - started
@@ -198,9 +216,12 @@ def _show_warnings(run: Run, reporters: tuple[Reporter, ...]) -> None:
 
 def _save(run: Run, out: Path) -> None:
     run.train_metrics()  # a diverged state must not replace a sound one
-    save_checkpoint(out / "checkpoints", run.step, run.state_dict())
+    state = run.state_dict()
+    if processes.is_first():
+        save_checkpoint(out / "checkpoints", run.step, state)
 
 
 def _write_metrics(run: Run, out: Path) -> None:
     # Rewritten whole from the run's own rows: what a killed run wrote after its last checkpoint goes.
-    write_text(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in run.rows))
+    if processes.is_first():
+        write_text(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in run.rows))

@@ -54,7 +54,7 @@ class ProgressBar:
         now = time.perf_counter()
         if now - self._last < _REFRESH_SECONDS:
             return
-        loss, accuracy = run.train_metrics()
+        loss, accuracy = run.train_metrics(of_all=False)
         rate = (run.step - self._last_step) / (now - self._last)
         self._last, self._last_step = now, run.step
         figures = f"loss {loss:.3f}  {accuracy:.1%}  {rate:.{0 if rate >= 10 else 1}f} steps/s"

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from glob import escape
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow.experiments import data, models
+from regrow.experiments import data, models, processes
 from regrow.experiments.errors import DivergedError, UserError
 from regrow.experiments.train.changes import ChangeCounts
 from regrow.experiments.train.config import TrainConfig
 from regrow.experiments.train.evaluate import add_batch, evaluate, precision
+from regrow.experiments.train.generators import generator_states, seed_generators, set_generators
 from regrow.experiments.train.learning_rate import learning_rate
 from regrow.experiments.train.loading import Waited, load_data
 from regrow.experiments.train.methods import DENSE, make_method
 from regrow.experiments.train.network import build_network
 from regrow.experiments.train.optimizer import make_optimizer
+from regrow.experiments.train.passes import Passes
 from regrow.experiments.train.start import at_start, masks_at_start
 from regrow.experiments.train.work import Work, layer_costs
+from regrow.saliency import SALIENCIES
 from regrow.storage import sparse_weights
 
 __all__ = ["Metrics", "Run", "pick_device"]
@@ -62,8 +63,10 @@ class Run:
     def __init__(self, config: TrainConfig, data_root: Path | None = None) -> None:
         self.config = config
         self.device = pick_device(config.device)
-        self.data = load_data(config, data_root, self.device)
-        _seed_generators(config.seed)
+        self._share = data.Share(processes.rank(), processes.size())
+        self._data_root = data_root
+        self.data = load_data(config, data_root, self.device, self._share)
+        seed_generators(config.seed)
         self.model, self.small = build_network(config, self.data.image_shape, self.data.classes)
         self.model.to(self.device)
         # channels last: the faster layout of convolutions and pooling on CPUs and of convolutions on CUDA
@@ -83,9 +86,11 @@ class Run:
         self.warnings = self._changes.find_thin(sparse_weights(self.model))
         whole = None if self.small is None else self._whole_costs()
         self.work = Work(costs, sparse_weights(self._as_sparse()), sparse_weights(self.model), whole)
-        self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self._passes = Passes(self.model, config, self._share)
         # loss times samples, correct, samples: kept on the device, so that no step waits for it
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        if self._share.size > 1:  # the model is made; from here on each process drops out its own units
+            seed_generators((config.seed + self._share.rank) % 2**64)
 
     @property
     def recipe(self) -> regrow.Recipe | None:
@@ -105,11 +110,11 @@ class Run:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad()
-        logits = self._forward(images)
-        loss = self._loss(logits, labels)
-        loss.backward()
+        loss, logits, labels = self._passes(images, labels, self.data.train)
+        whole: Any = self._passes.to_differentiate(loss, self.data.train)
+        whole.backward()
         add_batch(self._sums, loss, logits, labels)
-        self.work.add(len(labels), self.topology.looks_at() if self.topology else {})
+        self.work.add(self.data.train.whole, self.topology.looks_at() if self.topology else {})
         if self.config.clip_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient_norm)
         try:
@@ -121,13 +126,16 @@ class Run:
             raise UserError(str(error)) from error
         self.step += 1
 
-    def train_metrics(self) -> tuple[float, float]:
+    def train_metrics(self, *, of_all: bool = True) -> tuple[float, float]:
         """Return loss and accuracy of the epoch so far; waits for the device.
+
+        Args:
+            of_all: over all processes, each of which must call it then; else over the own samples.
 
         Raises:
             DivergedError: if the loss is not finite.
         """
-        loss, correct, samples = self._sums.tolist()
+        loss, correct, samples = (processes.add_up(self._sums) if of_all else self._sums).tolist()
         if not math.isfinite(loss):
             raise self._diverged("the loss is")
         return loss / max(samples, 1), correct / max(samples, 1)
@@ -162,7 +170,7 @@ class Run:
     def evaluate(self, batches: data.Batches) -> tuple[float | None, float | None]:
         """Return mean loss and accuracy over all batches; None for both if there are none."""
         self.model.eval()
-        return evaluate(self._forward, batches, self._loss, self.device)
+        return evaluate(lambda images, labels: self._passes(images, labels, batches), batches, self.device)
 
     @property
     def nonzeros_by_layer(self) -> dict[str, int]:
@@ -212,7 +220,7 @@ class Run:
         return torch.zeros(1, *self.data.image_shape, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on."""
+        """Return all that the rest of the run depends on; every process must call it."""
         return {
             "config": self.config.model_dump(mode="json"),
             "model": self.model.state_dict(),
@@ -225,10 +233,9 @@ class Run:
             "step": self.step,
             "epoch": self.epoch,
             "rows": self.rows,
-            "sums": self._sums,
             "seconds": self.seconds,
             "seconds_waiting": self.waited.seconds,
-            "generators": _generators(),
+            "own": processes.from_all({"sums": self._sums.cpu(), "generators": generator_states()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -251,12 +258,20 @@ class Run:
             self.work.load_state_dict(state["work"])
             self.data.train.load_state_dict(state["data"])
             self.step, self.epoch, self.rows = state["step"], state["epoch"], state["rows"]
-            self._sums = state["sums"].to(self.device)
             self.seconds, self.waited.seconds = state["seconds"], state["seconds_waiting"]
-            _set_generators(state["generators"])
+            self._load_own(state["own"])
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = shorten(str(error), 300)
             raise UserError(f"the checkpoint does not fit this model: {reason}; take another --out") from error
+
+    def _load_own(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take what was the own of this process; in another number of processes what was that of all."""
+        if len(states) == self._share.size:
+            self._sums.copy_(states[self._share.rank]["sums"])
+        else:
+            self._sums.copy_(sum(state["sums"] for state in states) if self._share.rank == 0 else self._sums * 0)
+        if self._share.rank < len(states):
+            set_generators(states[self._share.rank]["generators"])
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
@@ -264,18 +279,16 @@ class Run:
             f"(--set learning_rate={self.config.learning_rate / 10:g}) or clip (--set clip_gradient_norm=1)"
         )
 
-    def _forward(self, images: Tensor) -> Tensor:
-        with precision(self.config, self.device):
-            logits: Tensor = self.model(images)
-        return logits.float()
-
     def _make_sparse_and_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         try:
             if config.method in DENSE:
                 return make_optimizer(self.model, config)
             method = make_method(config, self.steps_per_epoch)
-            masks = masks_at_start(config, self.model, self.data)
+            # What chooses masks by samples takes those of all processes.
+            shared = config.method in SALIENCIES and self._share.size > 1
+            whole = load_data(config, self._data_root, self.device) if shared else self.data
+            masks = masks_at_start(config, self.model, whole)
             with precision(config, self.device):
                 regrow.sparsify(
                     self.model,
@@ -310,6 +323,7 @@ class Run:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in PyTorch's stubs
         backend = {escape(name): each for name, each in saved.items()}
         regrow.sparsify(self.model, masks=masks, block=self.config.block_shape, backend=backend)  # type: ignore[arg-type]
+        self._passes = Passes(self.model, self.config, self._share)
         self._optimizer = make_optimizer(self.model, self.config)
         self.topology = self._make_topology(self._optimizer, make_method(self.config, self.steps_per_epoch))
 
@@ -342,29 +356,3 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
-
-
-def _seed_generators(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - a user's code may draw from it
-
-
-def _generators() -> dict[str, Any]:
-    """Return the state of every global random generator, as plain data and tensors."""
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - a user's code may draw from it
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-    }
-
-
-def _set_generators(states: Mapping[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002

@@ -18,8 +18,9 @@ from regrow.experiments.files import write_atomically
 from regrow.experiments.models.layers import ImageShape
 from regrow.experiments.train.checkpoint import load_latest
 from regrow.experiments.train.config import TrainConfig, read_config
-from regrow.experiments.train.evaluate import evaluate, precision
+from regrow.experiments.train.evaluate import evaluate
 from regrow.experiments.train.network import build_network
+from regrow.experiments.train.passes import Passes
 from regrow.files.saving import read_notes
 
 __all__ = ["Format", "Trained", "evaluate_trained", "export", "read_trained"]
@@ -66,7 +67,7 @@ def evaluate_trained(trained: Trained, data_root: Path | None = None) -> tuple[f
     Raises:
         UserError: if the data set cannot be had.
     """
-    config, device = trained.config, torch.device("cpu")
+    config = trained.config
     batches = data.load(
         config.data,
         root=data_root,
@@ -75,14 +76,8 @@ def evaluate_trained(trained: Trained, data_root: Path | None = None) -> tuple[f
         image_size=config.image_size,
         workers=config.workers,
     ).test
-    model = trained.model.eval()
-
-    def forward(images: Tensor) -> Tensor:
-        with precision(config, device):
-            logits: Tensor = model(images)
-        return logits.float()
-
-    loss, accuracy = evaluate(forward, batches, nn.CrossEntropyLoss(label_smoothing=config.label_smoothing), device)
+    passes = Passes(trained.model.eval(), config, data.Share())
+    loss, accuracy = evaluate(lambda images, labels: passes(images, labels, batches), batches, torch.device("cpu"))
     if loss is None or accuracy is None:
         raise UserError(f"{config.data} has no test samples: name another copy of it with --data")
     return loss, accuracy
