@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import subprocess
 import sys
 import textwrap
@@ -436,6 +437,34 @@ def test_memory_of_many_tensors_comes_back() -> None:
     assert kernels().release_memory() == 0
     del kept
     assert kernels().release_memory() >= 200 * 4000
+
+
+def taken(size: int) -> torch.Tensor:
+    return kernels().allocate(shape=(size // 4,), strides=(1,))
+
+
+def test_memory_of_small_tensors_makes_a_large_one() -> None:
+    kernels().release_memory()
+    kept = [taken(2 << 20) for _ in range(8)]
+    del kept
+    large = taken(16 << 20)
+    several = [taken(3 << 20) for _ in range(2)]
+    del large
+    several += [taken(5 << 20) for _ in range(3)]
+    del several
+    assert kernels().release_memory() <= 22 << 20
+
+
+def test_blocks_of_memory_never_overlap() -> None:
+    generator = random.Random(0)
+    kept: list[tuple[int, torch.Tensor]] = []
+    for number in range(600):
+        if len(kept) > 20 or (kept and generator.random() < 0.45):
+            mark, tensor = kept.pop(generator.randrange(len(kept)))
+            assert bool((tensor == mark).all())
+        else:
+            kept.append((number, taken(generator.choice((4, 60_000, 70_000, 300_000, 1 << 20))).fill_(number)))
+    assert all(bool((tensor == mark).all()) for mark, tensor in kept)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -17,6 +17,7 @@ from regrow.convert.follow_layout import follow_layout
 from regrow.convert.processes import leave_to_each
 from regrow.core.distribution import DISTRIBUTIONS, Distribution, uniform
 from regrow.core.units import Units, fitting_unit
+from regrow.ops.layout import release_memory
 from regrow.storage import Storage, mask_weight, sparse_weights
 
 __all__ = ["Backend", "masks", "sparsify"]
@@ -124,6 +125,10 @@ def sparsify(
     leave_to_each(model, weights.values())
     reasons = {name: choice.reason for name, choice in choices.items()}
     _logger.info("sparsify: %s", in_one_line((each, reasons.get(name, "")) for name, each in storages.items()))
+    if stored_sparsely:
+        # The dense weights go, and what the C library would keep of them would be more than the sparse ones take.
+        del slot, slots, stored_sparsely, positions
+        release_memory()
     return model
 
 

@@ -260,15 +260,16 @@ Args:
 
     module.def(
         "values_gradient",
-        [](const Geometry& geometry, const Index& index, uintptr_t output_gradient, uintptr_t input, uintptr_t gradient,
-           uintptr_t bias_gradient, int threads, bool bfloat16) {
+        [](const Geometry& geometry, const Index& index, uintptr_t output_gradient, uintptr_t input,
+           const Normalised* normalised, uintptr_t gradient, uintptr_t bias_gradient, int threads, bool bfloat16) {
             with_kernels(bfloat16, [&](const auto& kernels) {
-                must(kernels.values_gradient(geometry, index, Address{output_gradient}, Address{input},
+                must(kernels.values_gradient(geometry, index, Address{output_gradient}, Address{input}, normalised,
                                              Address{gradient}, Address{bias_gradient}, usable_threads(threads)));
             });
         },
-        nb::arg("geometry"), nb::arg("index"), nb::arg("output_gradient"), nb::arg("input"), nb::arg("gradient"),
-        nb::arg("bias_gradient"), nb::arg("threads"), nb::arg("bfloat16") = false);
+        nb::arg("geometry"), nb::arg("index"), nb::arg("output_gradient"), nb::arg("input"),
+        nb::arg("normalised").none(), nb::arg("gradient"), nb::arg("bias_gradient"), nb::arg("threads"),
+        nb::arg("bfloat16") = false);
 
     module.def(
         "transpose",
@@ -325,6 +326,19 @@ Args:
                                              .momentum = momentum};
             },
             nb::arg("mean"), nb::arg("variance"), nb::arg("batches"), nb::arg("momentum"));
+
+    nb::class_<Normalised>(module, "Normalised", "What a normalisation with given mean and variance makes of an input.")
+        .def(
+            "__init__",
+            [](Normalised* self, const Normalisation& shape, uintptr_t weight, uintptr_t bias, uintptr_t mean,
+               uintptr_t variance) {
+                new (self) Normalised{.shape = shape,
+                                      .tensors = {.weight = pointer<const float>(weight),
+                                                  .bias = pointer<const float>(bias),
+                                                  .mean = pointer<float>(mean),
+                                                  .variance = pointer<float>(variance)}};
+            },
+            nb::arg("shape"), nb::arg("weight"), nb::arg("bias"), nb::arg("mean"), nb::arg("variance"));
 
     module.def(
         "normalise",

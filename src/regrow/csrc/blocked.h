@@ -38,7 +38,7 @@ static int64_t block_count(const Index& index) { return ceil_divide(index.channe
 constexpr int64_t kPitch3x3 = 6 * kLanes;
 
 // What every thread needs to walk over the packed blocks of its tiles.
-template <class Number>
+template <class Number, class How>
 struct Walk {
     const Geometry& geometry;
     const Index& index;
@@ -46,6 +46,7 @@ struct Walk {
     const PhasePlan& plan;
     int64_t phase;
     const Number* input;
+    const How& how;  // inputs are packed
 
     int64_t input_pitch() const { return geometry.height.input * geometry.width.input * geometry.batch; }
     int64_t output_pitch() const { return geometry.height.output * geometry.width.output * geometry.batch; }
@@ -84,7 +85,7 @@ struct Walk {
             const int64_t channel = block * index.channels_per_block;
             const int64_t channels = smaller(index.channels_per_block, index.channels - channel);
             const Number* plane = input + channel * input_pitch() + item.lane;
-            pack(packed, plan.channel_pitch, plane, input_pitch(), channels, inputs, tile, lanes);
+            pack(packed, plan.channel_pitch, plane, input_pitch(), channels, inputs, tile, lanes, how, channel);
             const int64_t next = smaller(index.channels_per_block, index.channels - channel - channels);
             Ahead<Number> ahead(plane + channels * input_pitch(), input_pitch(), next, inputs, tile.vectors,
                                 start[1] - start[0]);
@@ -101,8 +102,8 @@ static Rows<Float> tile_rows(Float* tiles) {
 }
 
 // Floats from the start of a packed block, for each tap offset.
-template <class Number>
-static void tabulate_offsets(const Walk<Number>& walk, int32_t* packed_offset) {
+template <class Number, class How>
+static void tabulate_offsets(const Walk<Number, How>& walk, int32_t* packed_offset) {
     const PhasePlan& plan = walk.plan;
     for (int64_t channel = 0; channel < walk.index.channels_per_block; ++channel)
         for (int64_t row = 0; row < walk.geometry.height.kernel; ++row)
@@ -113,7 +114,7 @@ static void tabulate_offsets(const Walk<Number>& walk, int32_t* packed_offset) {
 }
 
 template <class Number>
-static bool gather_phase(const Walk<Number>& walk, const float* values, const float* bias, Number* output,
+static bool gather_phase(const Walk<Number, AsTheyAre>& walk, const float* values, const float* bias, Number* output,
                          int threads) {
     const Index& index = walk.index;
     const Tile& tile = walk.tile;
@@ -169,7 +170,8 @@ static bool blocked_gather(const Geometry& geometry, const Index& index, const f
                                                             ceil_divide(width.output, width.stride))
                                               : choose_tile(height.output, width.output);
         const PhasePlan plan = plan_phase(geometry, tile, phase, memory);
-        const Walk<Number> walk{geometry, index, tile, plan, phase, input};
+        const AsTheyAre how;
+        const Walk<Number, AsTheyAre> walk{geometry, index, tile, plan, phase, input, how};
         if (!gather_phase(walk, values, bias, output, threads)) return false;
     }
     return true;
@@ -177,12 +179,12 @@ static bool blocked_gather(const Geometry& geometry, const Index& index, const f
 
 template <class Number>
 static bool values_gradient_by_tile(const Geometry& geometry, const Index& index, const Number* output_gradient,
-                                    const Number* input, float* gradient, float* bias_gradient, int threads,
-                                    const Tile& tile) {
+                                    const Number* input, const AsNormalised& how, float* gradient, float* bias_gradient,
+                                    int threads, const Tile& tile) {
     PlanMemory memory(geometry);
     if (!memory) return false;
     const PhasePlan plan = plan_phase(geometry, tile, 0, memory);
-    const Walk<Number> walk{geometry, index, tile, plan, 0, input};
+    const Walk<Number, AsNormalised> walk{geometry, index, tile, plan, 0, input, how};
     if (!within_offsets(walk.packed_size())) return false;
     Buffer<int32_t> packed_offset(walk.tap_offsets());
     Buffer<int32_t> offsets(index.nonzeros);
@@ -206,7 +208,7 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
             if (targets.size < static_cast<int64_t>(tile.height) * tile.width)
                 std::memset(tiles.data(), 0, static_cast<size_t>(index.rows * kTileFloats) * sizeof(float));
             pack(tiles.data(), kTileFloats, output_gradient + item.lane, walk.output_pitch(), index.rows, targets, tile,
-                 geometry.batch - item.lane);
+                 geometry.batch - item.lane, AsTheyAre(), 0);
             walk.blocks(
                 item, packed.data(), inputs.data(), [&](const Segments& segments, bool first, Ahead<Number>& ahead) {
                     walk.with_constants([&](auto rows, auto pitch) {
@@ -232,11 +234,12 @@ static bool all_finite(const float* numbers, int64_t count) {
 
 template <class Number>
 static bool blocked_values_gradient(const Geometry& geometry, const Index& index, const Number* output_gradient,
-                                    const Number* input, float* gradient, float* bias_gradient, int threads) {
+                                    const Number* input, const AsNormalised& how, float* gradient, float* bias_gradient,
+                                    int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
     const Tile tile = choose_tile(height.output, width.output);
     const auto by_tile = [&](const Tile& shape) {
-        return values_gradient_by_tile(geometry, index, output_gradient, input, gradient, bias_gradient, threads,
+        return values_gradient_by_tile(geometry, index, output_gradient, input, how, gradient, bias_gradient, threads,
                                        shape);
     };
     if (!by_tile(tile)) return false;

@@ -119,20 +119,22 @@ bool input_gradient(const Geometry& geometry, const Index& index, const float* v
 
 template <class Number>
 bool values_gradient(const Geometry& geometry, const Index& index, const Number* output_gradient, const Number* input,
-                     float* gradient, float* bias_gradient, int threads) {
+                     const Normalised* normalised, float* gradient, float* bias_gradient, int threads) {
     if (output_numbers(geometry) == 0 || index.rows == 0 || index.channels == 0)
         return values_gradient_of_nothing(geometry, index, output_gradient, gradient, bias_gradient);
+    const AsNormalised how(normalised, index.channels);
+    if (!how) return false;
     if (index.unit > 1)
         return with_unit(geometry, index, [&](auto unit, auto vectors) {
             return units_values_gradient<decltype(unit)::value, decltype(vectors)::value>(
-                geometry, index, output_gradient, input, gradient, bias_gradient, threads);
+                geometry, index, output_gradient, input, how, gradient, bias_gradient, threads);
         });
     if (!sweeps(geometry, index))
-        return blocked_values_gradient(geometry, index, output_gradient, input, gradient, bias_gradient, threads);
+        return blocked_values_gradient(geometry, index, output_gradient, input, how, gradient, bias_gradient, threads);
     bool complete = false;
     with_tile(geometry, [&](auto rows, auto vectors) {
         complete = sweep_values_gradient<decltype(rows)::value, decltype(vectors)::value>(
-            geometry, index, output_gradient, input, gradient, bias_gradient, threads);
+            geometry, index, output_gradient, input, how, gradient, bias_gradient, threads);
     });
     return complete;
 }

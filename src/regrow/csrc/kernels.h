@@ -81,6 +81,12 @@ struct NormalisationTensors {
     float* variance;
 };
 
+// Stands for what `normalise` makes of an input with given mean and variance, without residual and dropout.
+struct Normalised {
+    Normalisation shape;
+    NormalisationTensors tensors;
+};
+
 // Statistics over batches that move towards those of this one; all null where there are none, or not in training.
 struct RunningStatistics {
     float* mean;
@@ -110,9 +116,9 @@ struct KernelsOf {
     bool (*input_gradient)(const Geometry&, const Index&, const float* values, const Number* output_gradient,
                            Number* input_gradient, int threads);
     // gradient[order] = sum over batch and plane of output_gradient[row] * shifted input[channel]. The bias gradient, the
-    // sum of output_gradient[row], may be null.
+    // sum of output_gradient[row], may be null. Where `normalised` is not, the inputs are what it makes of `input`.
     bool (*values_gradient)(const Geometry&, const Index&, const Number* output_gradient, const Number* input,
-                            float* gradient, float* bias_gradient, int threads);
+                            const Normalised* normalised, float* gradient, float* bias_gradient, int threads);
     // to[column][row] = from[row][column], `count` times, with leading dimensions and distances in numbers.
     void (*transpose)(const Number* from, int64_t from_pitch, int64_t from_distance, Number* to, int64_t to_pitch,
                       int64_t to_distance, int64_t rows, int64_t columns, int64_t count, int threads);

@@ -4,6 +4,7 @@
 // the cache, what is written. Nothing depends on the number of threads.
 #pragma once
 
+#include "affine.h"
 #include "dropout.h"
 
 namespace regrow::REGROW_VARIANT {
@@ -71,29 +72,6 @@ static inline Moments moments_of(const Number* run, int64_t length) {
         mean += distance * (here / all);
     }
     return {mean, squares > 0 || squares != squares ? squares / static_cast<double>(length) : 0.0};
-}
-
-// What one channel's numbers become: (x - mean) * scale + bias.
-struct Affine {
-    Vector mean;
-    Vector scale;
-    Vector bias;
-    double inverse;  // of the standard deviation
-
-    Affine(const Normalisation& shape, const NormalisationTensors& tensors, int64_t channel)
-        : mean(broadcast(tensors.mean[channel])),
-          inverse(1.0 / __builtin_sqrt(static_cast<double>(tensors.variance[channel]) + shape.epsilon)) {
-        const double weight = tensors.weight ? tensors.weight[channel] : 1.0;
-        scale = broadcast(static_cast<float>(weight * inverse));
-        bias = broadcast(tensors.bias ? tensors.bias[channel] : 0.0f);
-    }
-
-    __attribute__((always_inline)) Vector operator()(Vector x) const { return (x - mean) * scale + bias; }
-};
-
-// NaN stays NaN in both, as in PyTorch.
-static inline __attribute__((always_inline)) Vector rectified(Vector value) {
-    return value < Vector{} ? Vector{} : value;
 }
 
 static inline __attribute__((always_inline)) Vector where_positive(Vector value, Vector gradient) {

@@ -1,6 +1,7 @@
 // Copies between activations, [channel][plane][batch], and the packed tiles that the inner kernels read and write.
 #pragma once
 
+#include "affine.h"
 #include "plan.h"
 
 namespace regrow::REGROW_VARIANT {
@@ -68,6 +69,69 @@ static inline void copy_in(float* to, const Number* from, int32_t vectors, int64
         to[lane] = lane < lanes ? widened(from[lane]) : 0;
 }
 
+// Inputs that are packed as they are.
+struct AsTheyAre {
+    AsTheyAre of(int64_t) const { return {}; }
+};
+
+// Inputs that are packed as what a norm made of them, or as they are where there is none.
+class AsNormalised {
+   public:
+    // `normalised` may be null.
+    AsNormalised(const Normalised* normalised, int64_t channels)
+        : tensors_(normalised ? normalised->tensors : NormalisationTensors{}),
+          relu_(normalised && normalised->shape.relu), scale_(normalised ? Buffer<float>(channels) : Buffer<float>()),
+          any_(normalised) {
+        for (int64_t channel = 0; any_ && scale_ && channel < channels; ++channel)
+            scale_[channel] = Affine(normalised->shape, tensors_, channel).scale[0];
+    }
+
+    // Whether there was memory.
+    explicit operator bool() const { return !any_ || scale_; }
+
+    struct Channel {
+        bool any;
+        bool relu;
+        Affine affine;
+    };
+
+    Channel of(int64_t channel) const {
+        if (!any_) return {};
+        return {true, relu_, Affine(tensors_, channel, scale_[channel])};
+    }
+
+   private:
+    NormalisationTensors tensors_;
+    bool relu_;
+    Buffer<float> scale_;  // of each channel
+    bool any_;
+};
+
+template <class Number>
+static inline void copy_in(float* to, const Number* from, int32_t vectors, int64_t lanes, AsTheyAre) {
+    copy_in(to, from, vectors, lanes);
+}
+
+template <class Number>
+static inline void copy_in(float* to, const Number* from, int32_t vectors, int64_t lanes,
+                           const AsNormalised::Channel& channel) {
+    if (!channel.any) return copy_in(to, from, vectors, lanes);
+    const auto made = [&](Vector x) __attribute__((always_inline)) {
+        const Vector value = channel.affine(x);
+        return as_stored<Number>(channel.relu ? rectified(value) : value);
+    };
+    if (lanes >= static_cast<int64_t>(vectors) * kLanes) {
+        for (int32_t v = 0; v < vectors; ++v) store(to + v * kLanes, made(load(from + v * kLanes)));
+        return;
+    }
+    copy_in(to, from, vectors, lanes);
+    for (int32_t v = 0; v * int64_t{kLanes} < lanes; ++v) {
+        const Vector value = made(load(to + v * kLanes));
+        for (int64_t lane = v * int64_t{kLanes}; lane < lanes && lane < (v + 1) * int64_t{kLanes}; ++lane)
+            to[lane] = value[lane - v * int64_t{kLanes}];
+    }
+}
+
 // Copies numbers that lie one after the other, as floats.
 template <class Number>
 static inline void copy_run(float* to, const Number* from, int64_t count) {
@@ -85,14 +149,17 @@ static inline void copy_out(Number* to, const float* from, int32_t vectors, int6
     for (int64_t lane = 0; lane < lanes; ++lane) put(to + lane, from[lane]);
 }
 
-template <class Number>
+// `plane` is that of `first_channel`.
+template <class Number, class How>
 static inline void pack(float* packed, int64_t packed_pitch, const Number* plane, int64_t plane_pitch, int64_t channels,
-                        const PositionList& list, const Tile& tile, int64_t lanes) {
+                        const PositionList& list, const Tile& tile, int64_t lanes, const How& how,
+                        int64_t first_channel) {
     for (int64_t channel = 0; channel < channels; ++channel) {
+        const auto change = how.of(first_channel + channel);
         float* to = packed + channel * packed_pitch;
         const Number* from = plane + channel * plane_pitch;
         for (int64_t i = 0; i < list.size; ++i) {
-            copy_in(to + list.positions[i].packed, from + list.positions[i].plane, tile.vectors, lanes);
+            copy_in(to + list.positions[i].packed, from + list.positions[i].plane, tile.vectors, lanes, change);
         }
     }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "pack.h"
 #include "strips.h"
@@ -94,14 +95,14 @@ class Sweep {
     };
 
     // Packs column after column and calls body(tile) for every block and phase.
-    template <class Number, class Body>
-    void tiles(const Item& item, const Number* input, float* ring, Body&& body) const {
+    template <class Number, class How, class Body>
+    void tiles(const Item& item, const Number* input, const How& how, float* ring, Body&& body) const {
         const int64_t lanes = lanes_of(item);
         for (int64_t block = 0; block < blocks_; ++block) {
             for (int64_t column = item.first_column; column < item.last_column; ++column) {
                 const int64_t left = column * width_.advance + width_.lowest;
                 for (int64_t from = first_new(item, column); from < left + width_.span; ++from)
-                    pack_column(block, item, from, lanes, input, ring);
+                    pack_column(block, item, from, lanes, input, how, ring);
                 for (int64_t phase = 0; phase < height_.phases * width_.phases; ++phase)
                     phase_tile(item, block, column, phase, lanes, modulo(left, slots_), body);
             }
@@ -110,14 +111,14 @@ class Sweep {
 
     // The columns that the next tile reads beyond those of this one, packed a few lines at a time while this one computes:
     // reading them is then no time of its own.
-    template <class Number>
+    template <class Number, class How>
     class Coming {
        public:
         Coming(const Sweep& plan, int64_t block, const Item& item, int64_t column, int64_t steps, const Number* input,
-               float* ring)
+               const How& how, float* ring)
             : plan_(plan), item_(item), first_channel_(block * plan.index_.channels_per_block),
               channels_(smaller(plan.index_.channels_per_block, plan.index_.channels - first_channel_)), input_(input),
-              ring_(ring) {
+              how_(how), ring_(ring) {
             const int64_t left = column * plan.width_.advance + plan.width_.lowest;
             end_ = left + plan.width_.advance + plan.width_.span;
             column_ =
@@ -142,6 +143,7 @@ class Sweep {
             from_ = input_ + first_channel_ * plan_.input_pitch() +
                     (top * plan_.width_.input + column_) * plan_.batch_ + item_.lane;
             channel_ = line_ = 0;
+            change_ = how_.of(first_channel_);
         }
 
         __attribute__((noinline)) void pack(int64_t count) {
@@ -153,13 +155,16 @@ class Sweep {
                 } else {
                     const Number* from = from_ + line_ * pitch;
                     if (channel_ + kAhead < channels_) ask<false, 2>(from + kAhead * plan_.input_pitch(), kRun);
-                    copy_in(to, from, kRun, lanes);
+                    copy_in(to, from, kRun, lanes, change_);
                 }
                 if (++line_ < plan_.lines_) continue;
                 line_ = 0;
                 to_ += plan_.channel_pitch_;
                 from_ += plan_.input_pitch();
-                if (++channel_ == channels_ && ++column_ < end_) begin_column();
+                if (++channel_ < channels_)
+                    change_ = how_.of(first_channel_ + channel_);
+                else if (++column_ < end_)
+                    begin_column();
             }
         }
 
@@ -170,6 +175,7 @@ class Sweep {
         int64_t first_channel_;
         int64_t channels_;
         const Number* input_;
+        const How& how_;
         float* ring_;
         int64_t column_;
         int64_t end_;
@@ -180,12 +186,14 @@ class Sweep {
         int64_t line_ = 0;
         float* to_ = nullptr;
         const Number* from_ = nullptr;
+        decltype(std::declval<const How&>().of(0)) change_{};
     };
 
     // Calls body(tile, coming) for every tile of every block; the body lets the coming columns step, `visits` times for each
     // segment.
-    template <class Number, class Body>
-    void tiles_ahead(const Item& item, int64_t visits, const Number* input, float* ring, Body&& body) const {
+    template <class Number, class How, class Body>
+    void tiles_ahead(const Item& item, int64_t visits, const Number* input, const How& how, float* ring,
+                     Body&& body) const {
         const int64_t lanes = lanes_of(item);
         for (int64_t block = 0; block < blocks_; ++block) {
             const int64_t segments = index_.block_start[block + 1] - index_.block_start[block];
@@ -193,8 +201,9 @@ class Sweep {
                 const int64_t left = column * width_.advance + width_.lowest;
                 if (column == item.first_column)
                     for (int64_t from = left; from < left + width_.span; ++from)
-                        pack_column(block, item, from, lanes, input, ring);
-                Coming<Number> coming(*this, block, item, column, segments * visits / item.shares, input, ring);
+                        pack_column(block, item, from, lanes, input, how, ring);
+                Coming<Number, How> coming(*this, block, item, column, segments * visits / item.shares, input, how,
+                                           ring);
                 phase_tile(item, block, column, 0, lanes, modulo(left, slots_),
                            [&](const Tile& tile) { body(tile, coming); });
                 coming.finish();
@@ -289,9 +298,9 @@ class Sweep {
         return first;
     }
 
-    template <class Number>
+    template <class Number, class How>
     void pack_column(int64_t block, const Item& item, int64_t column, int64_t lanes, const Number* input,
-                     float* ring) const {
+                     const How& how, float* ring) const {
         const int64_t channel = block * index_.channels_per_block;
         const int64_t channels = smaller(index_.channels_per_block, index_.channels - channel);
         const int64_t top = item.top * height_.advance + height_.lowest;
@@ -301,6 +310,7 @@ class Sweep {
         const int64_t ahead = kAheadChannels * input_pitch();
         float* slot = ring + modulo(column, slots_) * kTileLanes;
         for (int64_t c = 0; c < channels; ++c, slot += channel_pitch_) {
+            const auto change = how.of(channel + c);
             for (int64_t line = 0; line < lines_; ++line) {
                 float* to = slot + line * line_pitch_;
                 const int64_t row = top + line;
@@ -310,7 +320,7 @@ class Sweep {
                 }
                 const Number* from =
                     input + (channel + c) * input_pitch() + (row * width_.input + column) * batch_ + item.lane;
-                copy_in(to, from, kRun, lanes);
+                copy_in(to, from, kRun, lanes, change);
                 if (c + kAheadChannels < channels) ask<false, 2>(from + ahead, kRun);
             }
         }

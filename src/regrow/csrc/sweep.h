@@ -69,7 +69,7 @@ bool sweep_gather(const Geometry& geometry, const Index& index, const float* val
         }
         const int64_t team = omp_get_num_threads();
         const auto gather_item = [&](int64_t number) {
-            plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
+            plan.tiles(plan.item(number, team), input, AsTheyAre(), ring.data(), [&](const typename Plan::Tile& tile) {
                 const Entry* table = entries.data() + tile.rotation * index.nonzeros;
                 const auto gather = [&](auto rows, auto access, int64_t row) {
                     sums.block(tile, row, [&](auto* target, const float* before) {
@@ -92,7 +92,8 @@ bool sweep_gather(const Geometry& geometry, const Index& index, const float* val
 
 template <int kRows, int kRun, class Number>
 bool sweep_values_gradient(const Geometry& geometry, const Index& index, const Number* output_gradient,
-                           const Number* input, float* gradient, float* bias_gradient, int threads) {
+                           const Number* input, const AsNormalised& how, float* gradient, float* bias_gradient,
+                           int threads) {
     using Plan = Sweep<kRows, kRun>;
     PlanMemory memory(geometry);
     if (!memory) return false;
@@ -112,7 +113,7 @@ bool sweep_values_gradient(const Geometry& geometry, const Index& index, const N
         const ThreadSums::Mine mine = sums.start();
         const int64_t team = omp_get_num_threads();
         const auto reduce_item = [&](int64_t number) {
-            plan.tiles(plan.item(number, team), input, ring.data(), [&](const typename Plan::Tile& tile) {
+            plan.tiles(plan.item(number, team), input, how, ring.data(), [&](const typename Plan::Tile& tile) {
                 const auto reduce = [&](auto rows, auto access, int64_t row) {
                     const Rows<const Number> sources{output_gradient + tile.position + row * tile.row_pitch,
                                                      plan.output_pitch(), tile.row_pitch, tile.lanes};

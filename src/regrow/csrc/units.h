@@ -232,7 +232,7 @@ bool units_gather(const Geometry& geometry, const Index& index, const float* val
         };
         const int64_t team = omp_get_num_threads();
         const auto gather_item = [&](int64_t number) {
-            plan.tiles_ahead(plan.item(number, team), plan.rows(), input, ring.data(), gather_tile);
+            plan.tiles_ahead(plan.item(number, team), plan.rows(), input, AsTheyAre(), ring.data(), gather_tile);
         };
         if (complete) for_share(plan.items(team), gather_item);
         stream_fence();
@@ -242,7 +242,8 @@ bool units_gather(const Geometry& geometry, const Index& index, const float* val
 
 template <int kUnit, int kRun, class Number>
 bool units_values_gradient(const Geometry& geometry, const Index& index, const Number* output_gradient,
-                           const Number* input, float* gradient, float* bias_gradient, int threads) {
+                           const Number* input, const AsNormalised& how, float* gradient, float* bias_gradient,
+                           int threads) {
     using Plan = Sweep<1, kRun>;
     PlanMemory memory(geometry);
     if (!memory) return false;
@@ -275,7 +276,7 @@ bool units_values_gradient(const Geometry& geometry, const Index& index, const N
         };
         const int64_t team = omp_get_num_threads();
         const auto reduce_item = [&](int64_t number) {
-            plan.tiles_ahead(plan.item(number, team), plan.rows(), input, ring.data(), reduce_tile);
+            plan.tiles_ahead(plan.item(number, team), plan.rows(), input, how, ring.data(), reduce_tile);
         };
         if (complete) for_share(plan.items(team), reduce_item);
         sums.finish();

@@ -52,6 +52,15 @@ static inline __attribute__((always_inline)) void store(Bfloat16* to, Vector val
     *reinterpret_cast<LooseHalves*>(to) = rounded(value);
 }
 
+// What is left of a value once it was stored as such a number.
+template <class Number>
+static inline __attribute__((always_inline)) Vector as_stored(Vector value) {
+    if constexpr (sizeof(Number) == sizeof(float))
+        return value;
+    else
+        return (Vector)(__builtin_convertvector(rounded(value), Words) << 16);
+}
+
 // Single numbers.
 static inline float widened(float number) { return number; }
 static inline float widened(Bfloat16 number) { return __builtin_bit_cast(float, uint32_t{number.bits} << 16); }

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from regrow.ops import remade
 from regrow.ops.layout import batch_last, to_batch_last
 
 __all__ = ["Differentiable", "direct", "refuse_double_backward", "without_derivative"]
@@ -48,6 +49,9 @@ class Differentiable:
         gradients: `(plan, input shape, wanted, gradient of the output, *kept)` to the gradients that are wanted.
         inputs: how many tensors it takes.
         differentiable: how many of these, the first, can have a gradient.
+        making: `(plan, *kept)` to what makes the output again of what is kept, or to None where that cannot be.
+        remakes: whether its input, the first that it keeps, may be made again instead, and the gradients be given it
+            as `remade.Unmade`.
     """
 
     def __init__(
@@ -58,9 +62,11 @@ class Differentiable:
         *,
         inputs: int,
         differentiable: int,
+        making: Callable[..., remade.Make | None] | None = None,
+        remakes: bool = False,
     ) -> None:
         self._keep, self._inputs, self._differentiable = keep, inputs, differentiable
-        self._function = _direct_function(run, keep, gradients, inputs, differentiable)
+        self._function = _direct_function(run, keep, gradients, inputs, differentiable, making, remakes)
         self._operator: Any = None
 
     def __call__(self, plan: object, *inputs: Tensor | None) -> Any:
@@ -132,7 +138,13 @@ class Differentiable:
 
 
 def _direct_function(
-    run: Callable[..., Any], keep: Callable[..., Any], gradients: Callable[..., Any], inputs: int, differentiable: int
+    run: Callable[..., Any],
+    keep: Callable[..., Any],
+    gradients: Callable[..., Any],
+    inputs: int,
+    differentiable: int,
+    making: Callable[..., remade.Make | None] | None,
+    remakes: bool,
 ) -> type[torch.autograd.Function]:
     rest = (None,) * (inputs - differentiable)
     last = 1 + differentiable
@@ -143,11 +155,17 @@ def _direct_function(
             ctx.plan, ctx.input_shape = plan, x.shape
             ctx.wanted = wanted = ctx.needs_input_grad[1:last]
             ctx.set_materialize_grads(False)
-            x = to_batch_last(x)
+            given, x = x, to_batch_last(x)
             output = run(plan, wanted, x, *others)
             if type(output) is tuple:
                 ctx.mark_non_differentiable(*output[1:])
-            ctx.save_for_backward(*keep(wanted, (x, *others), output))
+            kept = keep(wanted, (x, *others), output)
+            if making is not None and any(wanted) and (make := making(plan, *kept)) is not None:
+                remade.note(ctx, output[0] if type(output) is tuple else output, make, kept)
+            if remakes:
+                remade.keep(ctx, kept[0], given, kept[1:])
+            else:
+                ctx.save_for_backward(*kept)
             return output
 
         @staticmethod
@@ -155,18 +173,23 @@ def _direct_function(
             gradient, wanted = given[0], ctx.wanted
             if gradient is None:
                 return (None,) * (1 + inputs)
-            kept = ctx.saved_tensors
+            saved = ctx.saved_tensors
             if torch.is_grad_enabled():
                 with torch.no_grad():
-                    made = gradients(ctx.plan, ctx.input_shape, wanted, to_batch_last(gradient), *kept)
-                depends_on = [tensor for tensor in (gradient, *kept) if tensor is not None]
+                    made = Direct.compute(ctx, gradient, saved)
+                depends_on = [tensor for tensor in (gradient, *saved) if tensor is not None]
                 made = [without_derivative(each, *depends_on) for each in made]
             else:
-                made = gradients(ctx.plan, ctx.input_shape, wanted, to_batch_last(gradient), *kept)
+                made = Direct.compute(ctx, gradient, saved)
             if len(made) == differentiable:
                 return (None, *made, *rest)
             left = iter(made)
             return (None, *[next(left) if wants else None for wants in wanted], *rest)
+
+        @staticmethod
+        def compute(ctx: Any, gradient: Tensor, saved: Sequence[Tensor | None]) -> Any:
+            kept = remade.kept(ctx, saved, by_kernels=True) if remakes else saved
+            return gradients(ctx.plan, ctx.input_shape, ctx.wanted, to_batch_last(gradient), *kept)
 
     # A profile shows the operation by the name of its folder.
     name = "_" + run.__module__.split(".")[-2]

@@ -8,6 +8,7 @@ gradient.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from math import prod
 from typing import Any, NoReturn
 
@@ -16,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from regrow.ops import remade
 from regrow.ops.autograd import direct, without_derivative
 from regrow.ops.check import check_activation, check_that
 from regrow.ops.conv2d.cpu import Plan, flat, output_shape, plan_of, plan_of_index, unflat, values_gradient
-from regrow.ops.layout import allocate_batch_last, to_channels_last
+from regrow.ops.layout import allocate_flat, to_channels_last
 from regrow.ops.pattern import Geometry, Pattern
 from regrow.ops.select import obstacle, serving
 
@@ -29,6 +31,8 @@ __all__ = ["prepare", "watch", "weight_gradient_at"]
 _CHUNK = 1 << 18
 # Rows of a dense gradient made at a time, as many as have this many elements.
 _ROWS = 1 << 22
+# Numbers of activations that are copied, and of gradients that are made, for a part of a convolution's dense gradient.
+_COPIED, _MADE = 1 << 21, 1 << 19
 # Share of all positions above which the dense gradient is quicker.
 _MOST = 0.5
 
@@ -82,22 +86,25 @@ class _Watch(torch.autograd.Function):
         geometry: Geometry,
     ) -> Tensor:
         ctx.pattern, ctx.shape, ctx.geometry, ctx.dtype = pattern, shape, geometry, absent.dtype
-        ctx.save_for_backward(x)
+        remade.keep(ctx, x, x)
         ctx.mark_dirty(output)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        (x,), (given,) = ctx.saved_tensors, gradients
+        saved, (given,) = ctx.saved_tensors, gradients
         pattern: Pattern | None = ctx.pattern
         with torch.no_grad():
+            (x,) = remade.kept(ctx, saved)
+            assert x is not None
             if pattern is not None and _takes_kernels(pattern, given, x):
                 plan = pattern.keep(ctx.geometry, lambda: plan_of(pattern, ctx.geometry))
                 at = _at(given, x, None, plan, ctx.shape, ctx.geometry)
             else:
                 positions = None if pattern is None else pattern.positions
-                at = _at(given, x, positions, None, ctx.shape, ctx.geometry)
-        return given, None, without_derivative(at.to(ctx.dtype), given, x), None, None, None
+                at = _at(given, x, positions, None, ctx.shape, ctx.geometry, ctx.dtype)
+        depends_on = [tensor for tensor in (given, *saved) if tensor is not None]
+        return given, None, without_derivative(at.to(ctx.dtype), *depends_on), None, None, None
 
 
 def weight_gradient_at(pattern: Pattern, x: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
@@ -216,8 +223,9 @@ def _at(
     plan: Plan | None,
     weight_shape: Sequence[int],
     geometry: Geometry,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return the gradient at positions, all if None, by kernels where there is a plan."""
+    """Return the gradient at positions, all if None, by kernels where there is a plan; of all in the type given."""
     x = x.to(gradient.dtype)
     if len(weight_shape) == 2:
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
@@ -225,8 +233,8 @@ def _at(
         return values_gradient(plan, x, gradient) if x.numel() else x.new_zeros(plan.nonzeros, dtype=torch.float32)
     if positions is None:
         if len(weight_shape) == 2:
-            return _linear_dense(x, gradient)
-        return _conv2d_dense(x, gradient, weight_shape, geometry)
+            return _linear_dense(x, gradient, dtype)
+        return _conv2d_dense(x, gradient, weight_shape, geometry, dtype)
     positions = positions.to(gradient.device)
     most = len(positions) > _MOST * prod(weight_shape)
     if len(weight_shape) == 2:
@@ -286,27 +294,46 @@ _watch.register_autograd(_watch_backward, setup_context=_setup_watch)
 _gradient_at.register_autograd(_refuse_double_backward)
 
 
-def _linear_dense(x: Tensor, gradient: Tensor) -> Tensor:
+def _linear_dense(x: Tensor, gradient: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Return the gradient of all positions of a linear weight, flat."""
     shape = (gradient.shape[1], x.shape[1])
-    if serving("gradient", x, gradient) != "cpu":
-        return (gradient.T @ x).reshape(-1)
-    # Memory that is used again: fresh pages would take as long to clear as the product takes.
-    result = allocate_batch_last((prod(shape),), x.dtype)
-    torch.mm(gradient.T, x, out=result.view(shape))
+    # Backward frees activations as it makes gradients: there is room for these, and no fresh pages have to be cleared.
+    result = allocate_flat(x, prod(shape), dtype)
+    if result.dtype is x.dtype:
+        torch.mm(gradient.T, x, out=result.view(shape))
+    else:
+        result.view(shape).copy_(gradient.T @ x)
     return result
 
 
-def _conv2d_dense(x: Tensor, gradient: Tensor, weight_shape: Sequence[int], geometry: Geometry) -> Tensor:
+def _conv2d_dense(
+    x: Tensor, gradient: Tensor, weight_shape: Sequence[int], geometry: Geometry, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return the gradient of all positions of a convolution's weight, flat."""
-    # oneDNN is fast with channels last, and slow to get there from the batch innermost.
-    x, gradient = to_channels_last(x), to_channels_last(gradient)
-    weight = x.new_empty(1).expand(weight_shape)  # only its shape is read
     stride, padding, dilation, groups = geometry
-    of_weight: Tensor = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (False, True, False)
-    )[1]
-    return of_weight.reshape(-1)
+    # Backward frees activations as it makes gradients: there is room for these. What comes beside is made in parts.
+    result = allocate_flat(x, prod(weight_shape), dtype)
+    if not x.shape[0]:
+        return result.zero_()
+    dense, outputs = result.view(tuple(weight_shape)), weight_shape[0]
+    sample = max(x[0].numel(), gradient[0].numel())
+    samples = x.shape[0] if result.dtype.itemsize < 4 else max(1, _COPIED // sample)
+    rows = outputs if groups > 1 else min(outputs, max(1, _MADE * outputs // max(1, dense.numel())))
+    for first, row in product(range(0, x.shape[0], samples), range(0, outputs, rows)):
+        # oneDNN is fast with channels last, and slow to get there from the batch innermost.
+        if not row:
+            some = to_channels_last(x[first : first + samples])
+        of_some = to_channels_last(gradient[first : first + samples, row : row + rows])
+        weight = x.new_empty(1).expand(of_some.shape[1], *weight_shape[1:])  # only its shape is read
+        part: Tensor = torch.ops.aten.convolution_backward(
+            of_some, some, weight, None, stride, padding, dilation, False, (0, 0), groups, (False, True, False)
+        )[1]
+        into = dense[row : row + rows]
+        if first:
+            into.add_(part)
+        else:
+            into.copy_(part)
+    return result
 
 
 def _linear_from_dense(positions: Tensor, x: Tensor, gradient: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ from math import prod
 import torch
 from torch import Tensor
 
+from regrow.ops import native
 from regrow.ops.native import kernels
-from regrow.ops.select import serving
+from regrow.ops.select import obstacle, serving
 
 __all__ = [
     "allocate_batch_last",
+    "allocate_flat",
     "batch_last",
     "batch_last_strides",
     "empty_batch_last",
@@ -68,6 +70,17 @@ def allocate_batch_last(shape: Sequence[int], dtype: torch.dtype = torch.float32
     return taken
 
 
+def allocate_flat(like: Tensor, size: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return an uninitialised flat tensor beside another; large ones from memory that is used again.
+
+    For what lives while activations do not: it then takes no memory of its own.
+    """
+    dtype = dtype or like.dtype
+    if like.device.type != "cpu" or obstacle("layout", like.device, None, activations=dtype) is not None:
+        return like.new_empty(size, dtype=dtype)
+    return allocate_batch_last((size,), dtype)
+
+
 @lru_cache(maxsize=4096)
 def batch_last_strides(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
     """Return the strides of a batch-last tensor, and its number of elements."""
@@ -77,9 +90,10 @@ def batch_last_strides(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
 def release_memory() -> int:
     """Return to the system the memory that is kept for outputs to come, and say how many bytes that was.
 
-    Outputs of sparse layers of 1 MiB and more are kept when they are gone, up to 256 MiB more than was in use at once.
+    Outputs of sparse layers of 1 MiB and more, and what kernels need for themselves, are taken from it: it holds about
+    as much as was in use at once, and keeps that. What the C library keeps of freed tensors is returned too.
     """
-    return int(kernels().release_memory())
+    return 0 if native._kernels is None else int(native._kernels.release_memory())
 
 
 def batch_last(x: Tensor) -> Tensor:
@@ -113,15 +127,16 @@ def to_batch_last(x: Tensor) -> Tensor:
 def to_channels_last(x: Tensor) -> Tensor:
     """Return `x`, shape (N, C, H, W), with the channels innermost: itself if it is so already, else a copy.
 
-    Nothing is recorded for a gradient.
+    Some samples of what has the batch innermost are copied as fast as all. Nothing is recorded for a gradient.
     """
-    if not is_batch_last(x) or serving("layout", x) != "cpu":
-        return x.contiguous(memory_format=torch.channels_last)
     count, channels, height, width = x.shape
-    plane = height * width
+    plane, pitch = height * width, x.stride(3)
+    some_samples = x.stride() == (1, plane * pitch, width * pitch, pitch) and pitch >= count
+    if not some_samples or serving("layout", x) != "cpu":
+        return x.contiguous(memory_format=torch.channels_last)
     # batch-last of the channels is channels-last of the batch
     copy = allocate_batch_last((channels, count, height, width), x.dtype).movedim(0, 1)
-    _transpose(x, plane * count, count, copy, plane * channels, channels, channels, count, plane)
+    _transpose(x, plane * pitch, pitch, copy, plane * channels, channels, channels, count, plane)
     return copy
 
 

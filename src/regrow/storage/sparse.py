@@ -18,6 +18,7 @@ from regrow.core.entries import Change
 from regrow.core.positions import compact, find, lookup
 from regrow.core.units import Units
 from regrow.nn.sparse_layer import SparseLayer, exclusive
+from regrow.ops.layout import allocate_flat
 from regrow.storage.weight import Storage
 
 __all__ = ["SparseWeight"]
@@ -149,13 +150,14 @@ class SparseWeight:
         covered = self.module.covering(positions)
         size = self.numel if positions is None else len(positions)
 
-        def spread(numbers: Tensor) -> Tensor:
-            spread = numbers.new_zeros(size)
-            spread[covered.active] = numbers
+        def spread(numbers: Tensor, into: Tensor | None = None) -> Tensor:
+            spread = numbers.new_empty(size) if into is None else into
+            spread.zero_()[covered.active] = numbers
             return spread
 
         self.module.hold(spread(before), covered)
-        self._set_gradient(gradient, spread)
+        # The gradient is gone before there are activations again.
+        self._set_gradient(gradient, lambda numbers: spread(numbers, allocate_flat(numbers, size)))
         return {key: spread(tensor) for key, tensor in state.items()}
 
     @torch.no_grad()

@@ -16,8 +16,9 @@ from regrow.core.entries import Change
 from regrow.core.growth import or_default
 from regrow.core.recipe import Recipe
 from regrow.core.update import update
+from regrow.ops.layout import release_memory
 from regrow.processes.together import Together
-from regrow.storage import Weight, enforce, unwrapped
+from regrow.storage import Storage, Weight, enforce, unwrapped
 from regrow.storage.holder import hold, release
 from regrow.topology.carried import Carried
 from regrow.topology.decay import undecayed
@@ -363,6 +364,9 @@ class TopologyUpdater:
     def _carry_out(self, due: int) -> None:
         """Carry out the update that is due after so many steps."""
         self._check_index()
+        stored_sparsely = any(weight.storage is Storage.SPARSE for weight in self._weights)
+        if stored_sparsely:
+            release_memory()  # no activations are in it: there is room for what is as large as a dense weight
         groups = groups_of(self._optimizer)
         taking_part = self._training & self._names_that_train()
         sources = [source for source in self._sources if source.weight.name in taking_part]
@@ -382,6 +386,8 @@ class TopologyUpdater:
             source.carry(changes[source.weight.name], groups[id(source.weight.weight)], self._step)
         self._index_versions = self._versions()
         self._together.check(self._step)
+        if stored_sparsely:
+            release_memory()
         if self._on_update is not None:
             self._on_update(self._step, changes)
 

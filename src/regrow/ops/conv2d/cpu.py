@@ -18,6 +18,7 @@ from regrow.ops.check import check_activation, check_index, check_places, check_
 from regrow.ops.layout import allocate_batch_last, empty_batch_last, to_batch_last
 from regrow.ops.native import kernels
 from regrow.ops.pattern import Blocks, Geometry, Pattern
+from regrow.ops.remade import Unmade
 
 __all__ = ["conv2d", "flat", "plan_of", "plan_of_index", "product", "unflat", "values_gradient"]
 
@@ -164,12 +165,14 @@ def values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor) -> Tensor:
     return _values_gradient(plan, to_batch_last(x), to_batch_last(output_gradient), None)
 
 
-def _values_gradient(plan: Plan, x: Tensor, output_gradient: Tensor, bias_gradient: Tensor | None) -> Tensor:
+def _values_gradient(plan: Plan, x: Tensor | Unmade, output_gradient: Tensor, bias_gradient: Tensor | None) -> Tensor:
     """Return the gradient of values; that of the bias comes along for less than it costs alone."""
+    x, normalised = x if isinstance(x, Unmade) else (x, None)
     gradient = x.new_empty(plan.nonzeros, dtype=torch.float32)
     kernels().values_gradient(
-        plan.sizes(x.shape).forward, plan.forward, output_gradient.data_ptr(), x.data_ptr(), gradient.data_ptr(),
-        0 if bias_gradient is None else bias_gradient.data_ptr(), torch.get_num_threads(), x.dtype is torch.bfloat16,
+        plan.sizes(x.shape).forward, plan.forward, output_gradient.data_ptr(), x.data_ptr(), normalised,
+        gradient.data_ptr(), 0 if bias_gradient is None else bias_gradient.data_ptr(), torch.get_num_threads(),
+        x.dtype is torch.bfloat16,
     )  # fmt: skip
     return plan.collect(gradient)
 
@@ -211,7 +214,12 @@ def _keep(wanted: Sequence[bool], inputs: Sequence[Tensor | None], _: object) ->
 
 
 def _gradients(
-    plan: Plan, input_shape: tuple[int, ...], wanted: Sequence[bool], given: Tensor, x: Tensor | None, values: Tensor
+    plan: Plan,
+    input_shape: tuple[int, ...],
+    wanted: Sequence[bool],
+    given: Tensor,
+    x: Tensor | Unmade | None,
+    values: Tensor,
 ) -> list[Tensor]:
     wants_x, wants_values, wants_bias = wanted
     made = []
@@ -239,7 +247,7 @@ def _gradients(
     return made
 
 
-_convolution = Differentiable(_run, _keep, _gradients, inputs=3, differentiable=3)
+_convolution = Differentiable(_run, _keep, _gradients, inputs=3, differentiable=3, remakes=True)
 
 
 # What the compiler and the exporter see takes the index structure as tensors and all else as numbers.

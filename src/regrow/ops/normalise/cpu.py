@@ -6,7 +6,7 @@ What is normalised is float32 or bfloat16; parameters and statistics are float32
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -132,7 +132,38 @@ def _gradients(
     return [each for each in (of_x, of_weight, of_bias, of_residual) if each is not None]
 
 
-_normalisation = Differentiable(_run, _keep, _gradients, inputs=6, differentiable=4)
+class _Again(NamedTuple):
+    """Makes the output again from what is kept: the mean and variance are those that were used for it."""
+
+    settings: Settings
+
+    def __call__(
+        self, x: Tensor, _: None, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor
+    ) -> Tensor:
+        weight, bias = _contiguous(weight), _contiguous(bias)
+        output = allocate_batch_last(x.shape, x.dtype)
+        kernels().normalise(
+            _shape(x.shape, self.settings), _address(weight), _address(bias), mean.data_ptr(), variance.data_ptr(),
+            _running(None), x.data_ptr(), 0, output.data_ptr(), torch.get_num_threads(), x.dtype is torch.bfloat16,
+        )  # fmt: skip
+        return output
+
+    def for_kernels(
+        self, x: Tensor, _: None, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor
+    ) -> Any | None:
+        if self.settings.rate or any(each is not None and not each.is_contiguous() for each in (weight, bias)):
+            return None
+        return kernels().Normalised(
+            _shape(x.shape, self.settings), _address(weight), _address(bias), mean.data_ptr(), variance.data_ptr()
+        )
+
+
+def _making(plan: tuple[Settings, Running | None], *kept: Tensor | None) -> _Again | None:
+    """Return what makes the output again; None where a residual, which is not kept, was added."""
+    return _Again(plan[0]._replace(training=False)) if kept[1] is None else None
+
+
+_normalisation = Differentiable(_run, _keep, _gradients, inputs=6, differentiable=4, making=_making)
 
 
 def _operator(

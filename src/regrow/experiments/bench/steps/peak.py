@@ -27,6 +27,7 @@ from regrow.experiments.bench.steps.training import (
 )
 from regrow.experiments.train.config import TrainConfig, override
 from regrow.experiments.train.presets import preset
+from regrow.ops.layout import release_memory
 
 __all__ = ["measure", "peaks"]
 
@@ -82,6 +83,7 @@ def measure(config: TrainConfig, kind: str, backend: str) -> tuple[int, int | No
 def _train(config: TrainConfig, kind: str, backend: str) -> tuple[int, int | None]:
     training = _training(config, kind, backend)
     gc.collect()
+    release_memory()  # of the dense network that a sparse one was copied from
     with suppress(OSError):
         forget_peak()
     for _ in range(_STEPS):
