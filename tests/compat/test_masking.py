@@ -157,14 +157,18 @@ MODES = {
 }
 
 
+@pytest.mark.parametrize("density", [0.1, 0.85])  # in the second full layers are spared
 @pytest.mark.parametrize("modes", MODES)
-def test_every_mode_is_the_rule_of_that_name(modes):
+def test_every_mode_is_the_rule_of_that_name(modes, density):
     asked, parts = MODES[modes]
-    # dense enough for layers to be spared
-    model, mask = masked(density=0.85, **asked)
+    model, mask = masked(density=density, **asked)
     train(model, mask.step, mask.at_end_of_epoch)
-    masks, _ = own(replace(regrow.sparse_momentum(BATCHES, EPOCHS * BATCHES), **parts), density=0.85)
+    recipe = regrow.sparse_momentum(BATCHES, EPOCHS * BATCHES)
+    masks, _ = own(replace(recipe, **parts), density)
     assert all(torch.equal(each, mask.masks[name]) for name, each in masks.items())
+    if density == 0.1:
+        others, _ = own(recipe, density)
+        assert any(not torch.equal(each, masks[name]) for name, each in others.items())
 
 
 def test_what_an_output_grows_is_shared_by_momentum_neuron():
