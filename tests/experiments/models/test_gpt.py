@@ -77,7 +77,7 @@ def test_the_bench_checks_and_times_its_steps():
     assert row.ratio["dense"].median > 0
 
 
-@pytest.mark.parametrize("backend", ["cpu", "masked"])
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("masked", marks=pytest.mark.slow)])
 def test_a_run_learns_the_text(folder, tmp_path, backend):
     options = {"model_options": "{units: 32, blocks: 1}", "valid_samples": 20, "image_size": 16, "learning_rate": 0.01}
     settings = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
