@@ -66,7 +66,7 @@ def test_activity_bounds_the_gradient(name, storage):
         assert watched[key].end() is None
 
 
-def test_activity_is_none_where_nothing_is_known():
+def test_activity_is_none_where_nothing_is_known(monkeypatch):
     attention = Run(model("attention"), method("rigl").recipe(), SGD)
     activities = [Activity(weight) for weight in sparse_weights(attention.model).values()]
     for activity in activities:
@@ -78,6 +78,11 @@ def test_activity_is_none_where_nothing_is_known():
     activity.begin()
     with torch.no_grad():
         mlp.model(mlp.case.inputs(0))
+    assert activity.end() is None
+    activity.begin()
+    with monkeypatch.context() as compiling:
+        compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+        mlp.loss(0).backward()
     assert activity.end() is None
 
 

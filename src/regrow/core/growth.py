@@ -104,8 +104,8 @@ def guided(steps: int, per_nonzero: float) -> Growth:
     stochastic exploration, with the distribution "GraBo"; Heddes et al. 2024, arXiv:2401.04301). There the draw is by
     the batch of the update itself.
 
-    Known is the activity of linear layers and convolutions; of others candidates are drawn evenly, and of all
-    where no step came before or processes train together.
+    Known is the activity of linear layers and convolutions; of others candidates are drawn evenly, and of all where no
+    step came before, in compiled models, and where processes train together.
 
     Args:
         steps: optimizer steps, at least 1.

@@ -27,7 +27,8 @@ def gse(
 
     **Watch for.** The authors draw by the batch whose gradient they take, up to a sketch of that gradient ("GraEst");
     here the draw is by the batch of the step before, and by the bound ("GraBo"). Layers other than linear ones and
-    convolutions, and processes that train together, draw evenly. Candidates are distinct, and none exists already.
+    convolutions, compiled models, and processes that train together draw evenly. Candidates are distinct, and none
+    exists already.
 
     **Cost.** A step costs what the weights that exist cost; that of an update, that of the candidates too.
 

@@ -62,8 +62,8 @@ class Activity:
     def end(self) -> tuple[Tensor, Tensor] | None:
         """Return the sums of outputs and of inputs, on the CPU, and sum no more.
 
-        None where nothing is known: no pass was seen, the layer is none that is known, a sum is not finite or all are
-        zero, or processes train together, which would each see their own.
+        None where nothing is known: no pass was seen, as in a compiled model, the layer is none that is known, a sum is
+        not finite or all are zero, or processes train together, which would each see their own.
         """
         outputs, inputs = self._outputs, self._inputs
         self._outputs = self._inputs = None
@@ -76,6 +76,8 @@ class Activity:
         return both if all(bool(sums.isfinite().all()) and bool(sums.any()) for sums in both) else None
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return  # what a graph computes cannot be left out again
         x = args[0] if args else kwargs.get("input", kwargs.get("x"))
         if not (isinstance(x, Tensor) and isinstance(output, Tensor) and output.requires_grad):
             return

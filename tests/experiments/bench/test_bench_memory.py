@@ -48,6 +48,7 @@ def test_what_growth_looks_at_counts():
 
 def test_candidates_take_no_piece_as_large_as_the_dense_weight():
     assert measured("candidates:2:1", profiled=True).largest < DENSE / 2
+    assert measured("guided:2:1", profiled=True).largest < DENSE / 2
     assert measured("window:2", profiled=True).largest >= 0.9 * DENSE
 
 

@@ -60,7 +60,7 @@ def test_stopped_after_every_few_steps(small_runs, tmp_path, method, every):
 
 
 @EACH_METHOD
-@pytest.mark.parametrize("growth", ["exact", "window:4", "candidates:6:2"])
+@pytest.mark.parametrize("growth", ["exact", "window:4", "guided:6:2"])
 @pytest.mark.parametrize("backend", ["masked", "cpu"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_stopped_with_every_storage_and_source_of_growth(tmp_path, method, growth, backend, optimizer):
