@@ -15,6 +15,7 @@ from regrow.convert.processes import take_back
 from regrow.nn.sparse_layer import SparseLayer
 from regrow.storage import Weight, sparse_weights, unwrapped, weights_of
 from regrow.storage.holder import holder
+from regrow.storage.sharded import own, whole
 
 __all__ = ["dense_state_dict", "densify", "tell_of_losses"]
 
@@ -42,7 +43,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
             key, positions_key = weight.state_keys
             numbers[key] = name, weight.dense()
             positions.add(positions_key)
-            by_address[state[key].data_ptr()] = numbers[key][1]
+            by_address[own(state[key]).data_ptr()] = numbers[key][1]
     dense: dict[str, Any] = {}
     for key, value in state.items():
         if key in numbers:
@@ -50,8 +51,9 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
             dense[name] = tensor
         elif key not in positions:
             # A shared parameter stands in the state under each of its names.
-            shared = by_address.get(value.data_ptr()) if isinstance(value, Tensor) and value.numel() else None
-            dense[key] = value if shared is None else shared
+            is_tensor = isinstance(value, Tensor)
+            shared = by_address.get(own(value).data_ptr()) if is_tensor and own(value).numel() else None
+            dense[key] = (whole(value) if is_tensor else value) if shared is None else shared
     return dense
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def read_checkpoint(folder: str | Path) -> dict[str, Any]:
         name: "" if isinstance(each, BytesStorageMetadata) else torch.empty(each.size, dtype=each.properties.dtype)
         for name, each in known.state_dict_metadata.items()
     }
-    load(flat, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it says that no process waits for another, as is meant
+        load(flat, storage_reader=reader, no_dist=True)
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = (known.planner_data or {}).get(name, (name,))

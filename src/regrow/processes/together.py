@@ -15,6 +15,7 @@ from regrow.convert.hook import Hook
 from regrow.processes.agreement import add_up, differing, digest
 from regrow.processes.reducer import active_wrapper, built_for, renew
 from regrow.storage import Weight, unwrapped
+from regrow.storage.sharded import group_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -67,6 +68,8 @@ class Together:
             for module in model.modules():
                 if isinstance(module, DistributedDataParallel):
                     self._join(module)
+        if self._group is None and weights:
+            self._group = group_of(weights[0].weight)
         if group is not None:
             self.check()
 
@@ -113,6 +116,7 @@ class Together:
             return
         wrapper = module if isinstance(module, DistributedDataParallel) else active_wrapper()
         if wrapper is None:
+            self._compare_once(module)
             return
         if wrapper not in self._built_for:
             self._join(wrapper)
@@ -120,7 +124,11 @@ class Together:
         if self._built_for[wrapper] != wanted:
             renew(wrapper)
             self._built_for[wrapper] = wanted
-        if not self._compared and module.training and torch.is_grad_enabled():
+        self._compare_once(module)
+
+    def _compare_once(self, module: nn.Module) -> None:
+        """Compare before the first pass of training."""
+        if self._group is not None and not self._compared and module.training and torch.is_grad_enabled():
             self.check()
 
     def _join(self, wrapper: DistributedDataParallel) -> None:

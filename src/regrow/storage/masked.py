@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from regrow.core.entries import Change
 from regrow.core.units import Units
 from regrow.nn.kinds import is_inputs_first_linear
+from regrow.storage.sharded import own, own_part, whole, write
 from regrow.storage.weight import Storage, Weight
 
 __all__ = ["MaskedWeight", "enforce", "mask_weight", "masked_weights"]
@@ -38,7 +39,8 @@ class _Factor:
         made_from = (id(mask), mask._version, weight.dtype, weight.device, weight.stride())
         if self.made_from != made_from:
             full = bool(mask.all())
-            self.numbers = None if full else torch.empty_like(weight, requires_grad=False).copy_(mask)
+            part = own_part(mask, weight)
+            self.numbers = None if full else torch.empty_like(own(weight), requires_grad=False).copy_(part)
             self.made_from = made_from
         return self.numbers
 
@@ -118,7 +120,7 @@ class MaskedWeight:
     @torch.no_grad()
     def dense(self) -> Tensor:
         """Return the weight as a new dense tensor, zero where it is absent."""
-        return self.weight * self.buffer
+        return whole(self.weight) * self.buffer
 
     def mask(self) -> Tensor:
         """Return a copy of the mask."""
@@ -130,7 +132,7 @@ class MaskedWeight:
 
     def nonzero_absent(self) -> int:
         """Return how many absent weights are not zero: something other than the updater's optimizer changed them."""
-        return int(self.weight.detach().masked_fill(self.buffer, 0).count_nonzero())
+        return int(whole(self.weight.detach()).masked_fill(self.buffer, 0).count_nonzero())
 
     def index(self) -> Tensor:
         """Return the flat positions of the active weights, sorted int64."""
@@ -154,21 +156,22 @@ class MaskedWeight:
 
     def everywhere(self, tensor: Tensor) -> Tensor:
         """Return the numbers of a dense tensor, flat."""
-        return tensor.reshape(-1)
+        return whole(tensor).reshape(-1)
 
     def at(self, tensor: Tensor, positions: Tensor) -> Tensor:
         """Return the numbers of a dense tensor at flat positions."""
-        return tensor.reshape(-1)[positions]
+        return whole(tensor).reshape(-1)[positions]
 
     def put(self, tensor: Tensor, positions: Tensor, numbers: Tensor) -> None:
         """Set the numbers of a dense tensor at flat positions."""
         # Coordinates instead of flat positions: the tensor may have any memory format.
-        tensor[torch.unravel_index(positions, self.shape)] = numbers
+        places = torch.unravel_index(positions, self.shape)
+        write(tensor, lambda dense: dense.__setitem__(places, numbers))
 
     def cover(self, positions: Tensor | None, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the state with zeros at absent positions, in place: the parameter covers them as it is."""
         for tensor in state.values():
-            tensor.mul_(self.buffer)
+            own(tensor).mul_(own_part(self.buffer, tensor))
         return dict(state)
 
     def uncover(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -182,7 +185,7 @@ class MaskedWeight:
     def apply(self, change: Change, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry out a change in place: dropped weights become zero and the mask follows; the state stays."""
         drop, grow = (torch.unravel_index(index, self.shape) for index in (change.drop, change.grow))
-        self.weight[drop] = 0
+        write(self.weight, lambda dense: dense.__setitem__(drop, 0))
         self.buffer[drop] = False
         self.buffer[grow] = True
         return dict(state)
@@ -245,7 +248,7 @@ def masked_weights(module: nn.Module, path: str) -> dict[str, Weight]:
 
 def enforce(weights: Sequence[Weight]) -> None:
     """Zero every absent weight of masked storage, in place; allocates and syncs only after a mask has changed."""
-    factors = [(weight.weight, factor) for weight in weights if (factor := weight.factor()) is not None]
+    factors = [(own(weight.weight), factor) for weight in weights if (factor := weight.factor()) is not None]
     if factors:
         with torch.no_grad():
             # One call for all layers: on CUDA one kernel, on the CPU one loop outside Python.

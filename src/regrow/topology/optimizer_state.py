@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.storage import Weight
+from regrow.storage.sharded import own
 
 __all__ = [
     "check_momentum",
@@ -70,7 +71,9 @@ def reset_numbers(weight: Weight, state: Mapping[str, Tensor], *, warm: bool) ->
         For each a tensor without dimensions.
     """
     return {
-        key: weight.existing(tensor).mean() if warm and key in _DIVISORS and weight.nonzeros() else tensor.new_zeros(())
+        key: weight.existing(tensor).mean()
+        if warm and key in _DIVISORS and weight.nonzeros()
+        else own(tensor).new_zeros(())
         for key, tensor in state.items()
     }
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regrow.core.entries import Change, Entries, LayerState
 from regrow.storage import Weight
+from regrow.storage.sharded import own
 
 __all__ = ["Source", "layer_state"]
 
@@ -72,7 +73,7 @@ def layer_state(
         candidates: sorted numbers of the absent units that may be grown; None for all.
     """
     units, index, parameter = weight.units, weight.index(), weight.weight.detach()
-    zero = parameter.new_zeros(())
+    zero = own(parameter).new_zeros(())
     numbers = units.numbers_of(index)
     positions = units.positions_of(numbers)
 

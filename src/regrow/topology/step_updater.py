@@ -17,6 +17,7 @@ from regrow.processes.together import Together
 from regrow.storage import enforce
 from regrow.storage.holder import hold, release
 from regrow.storage.masked import MaskedWeight
+from regrow.storage.sharded import group_of
 from regrow.topology.carried import Carried
 from regrow.topology.optimizer_state import groups_of, restart
 from regrow.topology.selected import selected
@@ -321,6 +322,11 @@ def _masked(model: nn.Module, names: Sequence[str] | None, rule: StepRule) -> li
             raise ValueError(
                 f"{weight.name!r} is stored sparsely, and a rule of every step works on dense tensors: make the model "
                 'by regrow.sparsify(..., backend="masked")'
+            )
+        if group_of(weight.weight) is not None:
+            raise ValueError(
+                f"{weight.name!r} is split over processes, as by fully_shard, and a rule of every step works on whole "
+                "tensors: use DistributedDataParallel"
             )
         if weight.units.size > 1:
             raise ValueError(f"{weight.name!r} has blocks of weights: a rule of every step takes single ones, no block")
