@@ -22,6 +22,8 @@ __all__ = ["multiply_adds", "uniform_multiply_adds", "within", "within_rates"]
 _ROUNDING = 1 + 1e-9
 # Halvings of the interval of the exponent: it is then known to some parts in ten million.
 _HALVINGS = 24
+# What counts as the number of a layer that was given none, where the others cannot take all within the bound.
+_FOR_NOTHING = 1e-6
 # No share is smaller than this beside another of the same count: floats still hold it.
 _LEAST_SHARE = 1e-200
 
@@ -104,7 +106,7 @@ def within(compute: float, redistribute: Redistribute, *, fill: float = 1.0) -> 
         least = {name: sizes[name] if counts[name] else 0 for name in layers}
 
         def divided(exponent: float) -> dict[str, int]:
-            share = {name: counts[name] * math.exp(-exponent * dearer[name]) for name in layers}
+            share = {name: (counts[name] or _FOR_NOTHING) * math.exp(-exponent * dearer[name]) for name in layers}
             return apportion(total, share, room, sizes, at_least=least, fill=fill)
 
         return _smallest(divided, fits, -math.log(_LEAST_SHARE) / max(max(dearer.values()), 1e-9))
