@@ -27,6 +27,8 @@ import regrow.integrations.lightning as integration  # noqa: E402
 from regrow.integrations.lightning import TopologyCallback, WeightAveraging  # noqa: E402
 
 BATCHES, EPOCHS, STOP = 4, 3, 6  # it stops in the middle of the second epoch
+_OFF = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+QUIET = {"accelerator": "cpu", "devices": 1, **dict.fromkeys(_OFF, False)}
 EMA = swa_utils.get_ema_avg_fn(0.9)
 
 
@@ -100,13 +102,8 @@ def fit(module, *more, topology=None, batches=BATCHES, path=None, validates=Fals
     topology = topology or sparse_momentum()
     trainer = lightning.Trainer(
         **{
+            **QUIET,
             "max_epochs": EPOCHS,
-            "accelerator": "cpu",
-            "devices": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "callbacks": [topology, *more],
             **settings,
@@ -258,15 +255,12 @@ def test_what_does_not_fit_is_said():
         def configure_optimizers(self):
             return torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
 
-    class Endless(Module):
-        pass
-
     with pytest.raises(ValueError, match="2 optimizers have sparse weights: give the trainer a TopologyCallback for"):
         fit(Two())
     with pytest.raises(ValueError, match="no optimizer of the trainer has the sparse weights"):
         fit(Other())
     with pytest.raises(ValueError, match=r"steps of the fit: give TopologyCallback steps=\.\.\."):
-        fit(Endless(), topology=TopologyCallback(regrow.set), max_epochs=-1)
+        fit(Module(), topology=TopologyCallback(regrow.set), max_epochs=-1)
     with pytest.raises(ValueError, match="made already"):
         TopologyCallback(regrow.static(), every=3)
 
@@ -349,12 +343,10 @@ def test_modules_and_trainers_of_pytorch_lightning_will_do(more, storage, tmp_pa
         self.seen, self.validated = [], []
 
     other = type("Other", (package.LightningModule,), {**body, "__init__": start})
-    options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     path, loader = tmp_path / "other.ckpt", torch.utils.data.DataLoader(Batches())
     for epochs in (1, 2):
         topology = TopologyCallback(regrow.sparse_momentum, every=2)
-        trainer = package.Trainer(max_epochs=epochs, callbacks=[topology, *more()], **options, **quiet)
+        trainer = package.Trainer(max_epochs=epochs, callbacks=[topology, *more()], **QUIET)
         trainer.fit(other(epochs), loader, loader, ckpt_path=path if epochs == 2 else None)
         trainer.save_checkpoint(path)
         assert topology.topology.step == BATCHES * epochs
