@@ -110,7 +110,7 @@ class TopologyCallback(callbacks.Callback):  # type: ignore[misc]
         if self.topology is not None:
             self.topology.remove()
         weights = selected(pl_module, self._weights)
-        _check(trainer, weights)
+        _check(trainer)
         method, optimizer = self._made(trainer), _optimizer_of(trainer, weights)
         resumes, self._resumes = self._resumes, False
         if isinstance(method, Recipe):
@@ -199,7 +199,7 @@ class WeightAveraging(callbacks.WeightAveraging):  # type: ignore[misc]
         pl_module.load_state_dict(self._average_model.module.state_dict())
 
 
-def _check(trainer: Any, weights: Sequence[Weight]) -> None:
+def _check(trainer: Any) -> None:
     """Raise a ValueError where something of the trainer would break the topology."""
     for callback in trainer.callbacks:
         kinds = {kind.__name__ for kind in type(callback).__mro__} & set(_AVERAGES)
@@ -211,12 +211,6 @@ def _check(trainer: Any, weights: Sequence[Weight]) -> None:
     strategy = type(trainer.strategy).__name__
     if strategy in _SHARDING:
         raise ValueError(f"{strategy} shards parameters, and a topology is over whole ones: take ddp or one device")
-    stored = [weight.name for weight in weights if not weight.holds_absent]
-    if trainer.world_size > 1 and stored:
-        raise ValueError(
-            f"{strategy} holds on to parameters, and updates change the sizes of sparsely stored ones "
-            f'({", ".join(stored)}): make the module by regrow.sparsify(..., backend="masked")'
-        )
 
 
 def _optimizer_of(trainer: Any, weights: Sequence[Weight]) -> torch.optim.Optimizer:
