@@ -75,6 +75,7 @@ def measure(config: TrainConfig, kind: str, backend: str) -> tuple[int, int | No
     small = {"method": config.method, "growth": config.growth, "density": 0.5, "batch_size": 8}
     _train(override(preset("mnist-lenet5"), small), kind, "masked" if backend == "masked" else "cpu")
     gc.collect()
+    release_memory()
     before = held()
     plain, update = _train(config, kind, backend)
     return plain - before, None if update is None else update - before
