@@ -9,7 +9,7 @@ from regrow.ops.native import instruction_set, use_instruction_set
 from two_processes import Pair
 
 # The same examples in every run and on every machine: a red test is a fault, never luck.
-settings.register_profile("regrow", derandomize=True, deadline=None, database=None, max_examples=100)
+settings.register_profile("regrow", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("regrow")
 
 # The tensors are tiny: a second thread costs more than it saves, far more on a busy machine. `.ci/sanitize` wants some.

@@ -305,7 +305,10 @@ def curve(network: str, recipe: regrow.Recipe, backend: str, **settings: object)
 # Fourteen layers of ReLU amplify rounding so that after a few steps another weight may grow: there the topology stays.
 @pytest.mark.parametrize(
     ("network", "recipe"),
-    [("vgg-small", regrow.sparse_momentum(every=3, steps=12)), ("wrn-16-8", regrow.static())],
+    [
+        ("vgg-small", regrow.sparse_momentum(every=3, steps=12)),
+        pytest.param("wrn-16-8", regrow.static(), marks=pytest.mark.slow),
+    ],
     ids=["vgg-small", "wrn-16-8"],
 )
 def test_a_whole_network_trains_as_in_masked_storage(network: str, recipe: regrow.Recipe) -> None:

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 from runs import command, refused
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from regrow.experiments.bench.memory.linear import Memory, Problem, measure, table
 
@@ -20,6 +22,13 @@ def test_dense_training_holds_weight_gradient_and_momentum():
     memory = measured("dense")
     assert (memory.weights, memory.index, memory.gradients, memory.momentum) == (DENSE, 0, DENSE, DENSE)
     assert memory.while_growth_looks == 0
+
+
+def test_what_holds_no_memory_is_not_counted():
+    with FakeTensorMode():
+        left_behind = torch.ones(8)
+    assert left_behind.shape == (8,)
+    assert measured("dense").weights == DENSE
 
 
 def test_masked_training_holds_its_mask_too():

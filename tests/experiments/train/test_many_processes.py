@@ -206,6 +206,7 @@ def by_recipe(rank, size, folder):
     return train(tiny(**SETTINGS, method="sabotage.py:recipe"), Path(folder) / "whole")
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_run_again_whose_process_was_killed_and_it_ends_as_if_none_had_been(pair, tmp_path):
     done = launch(tmp_path, tmp_path / "killed", "kill")
     assert done.returncode == 0, done.stderr

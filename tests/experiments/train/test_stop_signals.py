@@ -53,7 +53,10 @@ def wait_for(ready, process, seconds=300):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+INTERRUPTED = pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("number", "status"), [INTERRUPTED, (signal.SIGTERM, 143)])
 def test_the_message_names_the_command_that_goes_on(tmp_path, number, status):
     out = tmp_path / "a run"  # a name that has to be quoted
     arguments = ["train", "digits-mlp", "--epochs", "60", "--seed", "3", "--out", str(out), "--set", "batch_size=64"]
@@ -161,7 +164,7 @@ class _GroupCommand(Command):
         return super().stop(0)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [INTERRUPTED, (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("pause", [0.0, 0.05])
 def test_processes_that_decode_images_outlive_a_signal_to_all(tmp_path, monkeypatch, number, status, pause):
     make_folder(tmp_path / "imagenet")
@@ -200,7 +203,7 @@ def test_a_study_takes_its_processes_with_it(tmp_path, number, status):
         assert all(list_checkpoints(run / "checkpoints") for run in runs)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [INTERRUPTED, (signal.SIGTERM, 143)])
 def test_a_signal_to_all_processes_of_a_study_saves_every_run(tmp_path, number, status):
     grid = ("--methods", "set", "--densities", "0.1,0.2,0.3", "--seeds", 2, "--epochs", 100_000)
     study = _GroupCommand("study", "methods", "digits-mlp", *grid, "--jobs", 2, "--out", tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 import regrow
 from regrow.core.positions import draw_absent
@@ -197,7 +198,8 @@ def _alive() -> int:
     for thing in gc.get_objects():
         if issubclass(type(thing), Tensor):
             for tensor in (thing, thing.grad if thing.is_leaf else None):
-                if tensor is not None:
+                # a fake tensor, which compilers leave behind, stands for memory and holds none
+                if tensor is not None and not is_fake(tensor):
                     storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(storages.values())
 
