@@ -19,6 +19,7 @@ from regrow.experiments.models.layers import ImageShape
 from regrow.experiments.train.checkpoint import load_latest
 from regrow.experiments.train.config import TrainConfig, read_config
 from regrow.experiments.train.evaluate import evaluate
+from regrow.experiments.train.loading import load_data
 from regrow.experiments.train.network import build_network
 from regrow.experiments.train.passes import Passes
 from regrow.files.saving import read_notes
@@ -68,14 +69,7 @@ def evaluate_trained(trained: Trained, data_root: Path | None = None) -> tuple[f
         UserError: if the data set cannot be had.
     """
     config = trained.config
-    batches = data.load(
-        config.data,
-        root=data_root,
-        batch_size=config.batch_size,
-        valid_samples=config.valid_samples,
-        image_size=config.image_size,
-        workers=config.workers,
-    ).test
+    batches = load_data(config, data_root, torch.device("cpu")).test
     passes = Passes(trained.model.eval(), config, data.Share())
     loss, accuracy = evaluate(lambda images, labels: passes(images, labels, batches), batches, torch.device("cpu"))
     if loss is None or accuracy is None:
