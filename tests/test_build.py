@@ -22,11 +22,14 @@ def test_kernels_and_torch_share_one_openmp_library(first):
     assert done.stdout.count("libgomp") == 1, done.stdout
 
 
+@pytest.mark.parametrize(
+    "type_of_activations", [("NUMBER=float", "KERNELS=kFloat32"), ("NUMBER=Bfloat16", "KERNELS=kBfloat16")]
+)
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
-def test_compilers_understand_the_kernels_without_openmp(compiler):
+def test_compilers_understand_the_kernels_without_openmp(compiler, type_of_activations):
     if shutil.which(compiler) is None:
         pytest.skip(f"there is no {compiler}")
-    variant = ["LANES=4", 'NAME="portable"', "REGISTERS=8", "VARIANT=portable", "ONE_THREAD"]
+    variant = ["LANES=4", "REGISTERS=8", "VARIANT=portable", *type_of_activations, "ONE_THREAD"]
     quiet = ["-Wno-psabi", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
     flags = [
         "-std=c++20",

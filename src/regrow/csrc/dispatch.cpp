@@ -5,35 +5,43 @@
 
 namespace regrow {
 
-namespace portable {
-extern const Kernels kKernels;
-}
-#ifdef REGROW_X86
-namespace avx2 {
-extern const Kernels kKernels;
-}
-namespace avx512 {
-extern const Kernels kKernels;
-}
+// Declares what kernels.cpp defines for an instruction set.
+#define REGROW_DECLARE(variant)                            \
+    namespace variant {                                    \
+    extern const KernelsOf<float> kFloat32;                \
+    extern const KernelsOf<Bfloat16> kBfloat16;            \
+    const Kernels kKernels{#variant, kFloat32, kBfloat16}; \
+    }
+REGROW_DECLARE(portable)
+#ifdef REGROW_AVX2
+REGROW_DECLARE(avx2)
+#endif
+#ifdef REGROW_AVX512
+REGROW_DECLARE(avx512)
 #endif
 
 namespace {
 
-// Best first; null where this processor cannot run it.
+// Best first; null where this processor cannot run it, or the build lacks it.
 struct Choice {
     const Kernels* kernels[3];
 };
 
 Choice available() {
-#ifdef REGROW_X86
+    Choice choice{{nullptr, nullptr, &portable::kKernels}};
+#if defined(REGROW_AVX2) || defined(REGROW_AVX512)
     __builtin_cpu_init();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#ifdef REGROW_AVX512
     const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-    return {{has_avx512 ? &avx512::kKernels : nullptr, has_avx2 ? &avx2::kKernels : nullptr, &portable::kKernels}};
-#else
-    return {{&portable::kKernels, nullptr, nullptr}};
+    if (has_avx512) choice.kernels[0] = &avx512::kKernels;
 #endif
+#ifdef REGROW_AVX2
+    if (has_avx2) choice.kernels[1] = &avx2::kKernels;
+#endif
+    return choice;
 }
 
 }  // namespace

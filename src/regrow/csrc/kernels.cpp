@@ -1,4 +1,4 @@
-// The kernels of one instruction set; compiled once for each.
+// The kernels of one instruction set for one type of activations; compiled once for each of either.
 #include "kernels.h"
 
 #include "blocked.h"
@@ -139,30 +139,21 @@ bool values_gradient(const Geometry& geometry, const Index& index, const Number*
     return complete;
 }
 
-template <class Number>
-constexpr KernelsOf<Number> kernels_of() {
-    return {
-        .gather = gather<Number>,
-        .input_gradient = input_gradient<Number>,
-        .values_gradient = values_gradient<Number>,
-        .transpose = transpose<Number>,
-        .normalise = normalise<Number>,
-        .normalise_gradient = normalise_gradient<Number>,
-        .drop = drop<Number>,
-        .max_pool = max_pool<Number>,
-        .max_pool_gradient = max_pool_gradient<Number>,
-        .mean_pool = mean_pool<Number>,
-        .mean_pool_gradient = mean_pool_gradient<Number>,
-    };
-}
-
 }  // namespace
 
-extern const Kernels kKernels;
-const Kernels kKernels = {
-    .name = REGROW_NAME,
-    .float32 = kernels_of<float>(),
-    .bfloat16 = kernels_of<Bfloat16>(),
+extern const KernelsOf<REGROW_NUMBER> REGROW_KERNELS;
+const KernelsOf<REGROW_NUMBER> REGROW_KERNELS = {
+    .gather = gather<REGROW_NUMBER>,
+    .input_gradient = input_gradient<REGROW_NUMBER>,
+    .values_gradient = values_gradient<REGROW_NUMBER>,
+    .transpose = transpose<REGROW_NUMBER>,
+    .normalise = normalise<REGROW_NUMBER>,
+    .normalise_gradient = normalise_gradient<REGROW_NUMBER>,
+    .drop = drop<REGROW_NUMBER>,
+    .max_pool = max_pool<REGROW_NUMBER>,
+    .max_pool_gradient = max_pool_gradient<REGROW_NUMBER>,
+    .mean_pool = mean_pool<REGROW_NUMBER>,
+    .mean_pool_gradient = mean_pool_gradient<REGROW_NUMBER>,
 };
 
 }  // namespace regrow::REGROW_VARIANT

@@ -145,8 +145,8 @@ struct KernelsOf {
 
 struct Kernels {
     const char* name;
-    KernelsOf<float> float32;
-    KernelsOf<Bfloat16> bfloat16;
+    const KernelsOf<float>& float32;
+    const KernelsOf<Bfloat16>& bfloat16;
 };
 
 // The kernels of one instruction set ("portable", "avx2", "avx512"), or null where the processor or the build lacks it.

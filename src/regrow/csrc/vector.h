@@ -1,8 +1,9 @@
 // The one place that knows the width of a vector.
 //
 // GCC's and Clang's vector extensions turn the same source into SSE2, AVX2, AVX-512 or NEON instructions. CMake
-// compiles the kernels once for each instruction set, with REGROW_VARIANT naming the namespace and REGROW_LANES and
-// REGROW_REGISTERS saying what that set offers.
+// compiles the kernels once for each instruction set and type of activations: REGROW_VARIANT names the namespace,
+// REGROW_LANES and REGROW_REGISTERS say what that set offers, REGROW_NUMBER is the type and REGROW_KERNELS what its
+// kernels are called.
 #pragma once
 
 #include <cstddef>

@@ -36,7 +36,9 @@ def test_masked_training_holds_its_mask_too():
     assert (memory.weights, memory.gradients, memory.momentum) == (DENSE + SIZE * SIZE, DENSE, DENSE)
 
 
-@pytest.mark.parametrize("kind", ["static", "candidates:2:1", "window:2"])
+@pytest.mark.parametrize(
+    "kind", ["static", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("candidates:2:1", "window:2"))]
+)
 def test_sparse_training_holds_what_exists(kind):
     memory = measured(kind)
     assert (memory.weights, memory.gradients, memory.momentum) == (4 * NONZEROS,) * 3
@@ -45,6 +47,7 @@ def test_sparse_training_holds_what_exists(kind):
     assert memory.state < 0.15 * 3 * DENSE
 
 
+@pytest.mark.slow
 def test_what_growth_looks_at_counts():
     looks = {kind: measured(kind).while_growth_looks for kind in ("static", "candidates:2:1", "window:2")}
     assert looks["static"] == 0
@@ -55,6 +58,7 @@ def test_what_growth_looks_at_counts():
     assert looks["window:2"] == 12 * (SIZE * SIZE - NONZEROS)
 
 
+@pytest.mark.slow
 def test_candidates_take_no_piece_as_large_as_the_dense_weight():
     assert measured("candidates:2:1", profiled=True).largest < DENSE / 2
     assert measured("guided:2:1", profiled=True).largest < DENSE / 2

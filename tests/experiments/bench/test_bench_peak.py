@@ -42,11 +42,13 @@ def test_the_peak_is_that_of_a_process_of_its_own():
     assert found["sparse, update"] > found["sparse"] + weights  # growth looks at all absent weights before
 
 
+@pytest.mark.slow
 def test_static_training_has_no_peak_around_an_update():
     found, _ = peaks(override(CONFIG, {"method": "static", "growth": None}), ("sparse",), "cpu")
     assert set(found) == {"sparse"}
 
 
+@pytest.mark.slow
 def test_what_has_no_peak_is_told():
     found, failed = peaks(override(CONFIG, {"method": "nowhere.py:recipe"}), ("dense", "sparse"), "cpu")
     assert set(found) == {"dense"}

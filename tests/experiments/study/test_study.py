@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -309,6 +310,17 @@ def test_a_process_that_is_killed_fails_its_run_alone(tmp_path):
     outcomes = run_all(runs, jobs=2, make_run=Killed)
     assert [isinstance(outcome, Failure) for outcome in outcomes] == [False, True, False]
     assert "killed" in outcomes[1].message
+
+
+def test_one_run_at_a_time_is_in_memory(tmp_path):
+    def make_run(config, data_root):
+        assert not any(run() for run in made), "the run before is still there"
+        made.append(weakref.ref(run := Run(config, data_root)))
+        return run
+
+    made = []
+    runs = {tmp_path / str(seed): tiny(seed=seed, epochs=1) for seed in range(3)}
+    assert not any(isinstance(outcome, Failure) for outcome in run_all(runs, jobs=1, make_run=make_run))
 
 
 class Killed(Run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import traceback
@@ -174,6 +175,9 @@ def _leave_with_parent() -> None:
 
 def _run_one(config: TrainConfig, folder: Path, data_root: Path | None, make_run: MakeRun) -> Outcome:
     """Train a run, or go on with it; what goes wrong with this run alone is returned."""
+    if not (folder / "result.json").exists():
+        # Models and optimizers with hooks refer to themselves: the run before, its data too, would stay in memory.
+        gc.collect()
     try:
         resume = processes.from_first((folder / "config.yaml").exists)
         result = train(_settings(folder, config), folder, resume=resume, data_root=data_root, make_run=make_run)
