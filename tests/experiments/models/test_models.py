@@ -137,6 +137,14 @@ def test_resnet50_version_moves_the_stride(version, strided):
     assert model.get_submodule("layer1.0.conv2").stride == (1, 1)
 
 
+def test_a_resnet18_for_small_images_keeps_their_size():
+    model = quick("resnet18", stem="cifar")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 11_173_962
+    assert model[:4](torch.empty(1, *CIFAR, device="meta")).shape == (1, 64, 32, 32)
+    with pytest.raises(UserError, match="stem must be imagenet or cifar"):
+        quick("resnet18", stem="small")
+
+
 @pytest.mark.parametrize(("name", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
 def test_zero_gamma_silences_each_block(name, last):
     model = build(name, image_shape=IMAGENET, classes=10, zero_gamma=True)

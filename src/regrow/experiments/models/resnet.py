@@ -6,7 +6,7 @@ Parameters are named as in torchvision, so that its checkpoints load.
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -90,20 +90,36 @@ class Bottleneck(nn.Module):
         return out
 
 
-def resnet18(*, image_shape: ImageShape, classes: int, zero_gamma: bool = False, width: float = 1.0) -> nn.Sequential:
+Stem = Literal["imagenet", "cifar"]
+"""How a network begins: a 7x7 convolution and a pool that halve the image twice, or a 3x3 one that keeps its size."""
+
+
+def resnet18(
+    *,
+    image_shape: ImageShape,
+    classes: int,
+    stem: Stem = "imagenet",
+    zero_gamma: bool = False,
+    width: float = 1.0,
+) -> nn.Sequential:
     """Build ResNet-18: (N, C, H, W) to (N, classes).
 
     Args:
         image_shape: channels, height and width of one input.
         classes: the number of logits.
+        stem: `imagenet`, as in the paper, or `cifar` for images of 32 pixels, which the other takes to single ones.
         zero_gamma: start each block as the identity, its last norm's scale at 0 (Goyal et al., 2017).
         width: what the planes of every convolution are multiplied by.
 
     Raises:
-        ValueError: if the width leaves no planes.
+        ValueError: for an unknown `stem`, or if the width leaves no planes.
     """
+    if stem not in get_args(Stem):
+        raise ValueError(f"stem must be imagenet or cifar; it is {stem!r}")
     block = partial(BasicBlock, zero_gamma=zero_gamma)
-    return _resnet(block, (64, 128, 256, 512), (2, 2, 2, 2), channels=image_shape[0], classes=classes, width=width)
+    begin = _cifar_stem if stem == "cifar" else _imagenet_stem
+    layers = begin(image_shape[0], scaled(64, width))
+    return _resnet(block, (64, 128, 256, 512), (2, 2, 2, 2), layers, classes=classes, width=width)
 
 
 def resnet50(
@@ -130,30 +146,39 @@ def resnet50(
     if version not in ("v1", "v1.5"):
         raise ValueError(f"version must be v1 or v1.5; it is {version!r}")
     block = partial(Bottleneck, version=version, zero_gamma=zero_gamma)
-    return _resnet(block, (256, 512, 1024, 2048), (3, 4, 6, 3), channels=image_shape[0], classes=classes, width=width)
+    layers = _imagenet_stem(image_shape[0], scaled(64, width))
+    return _resnet(block, (256, 512, 1024, 2048), (3, 4, 6, 3), layers, classes=classes, width=width)
+
+
+def _imagenet_stem(channels: int, planes: int) -> OrderedDict[str, nn.Module]:
+    return OrderedDict[str, nn.Module](
+        conv1=nn.Conv2d(channels, planes, 7, stride=2, padding=3, bias=False),
+        bn1=nn.BatchNorm2d(planes),
+        relu=nn.ReLU(),
+        maxpool=nn.MaxPool2d(3, stride=2, padding=1),
+    )
+
+
+def _cifar_stem(channels: int, planes: int) -> OrderedDict[str, nn.Module]:
+    return OrderedDict[str, nn.Module](
+        conv1=nn.Conv2d(channels, planes, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(planes), relu=nn.ReLU()
+    )
 
 
 def _resnet(
     block: Callable[[int, int, int], nn.Module],
     widths: Sequence[int],
     depths: Sequence[int],
+    layers: OrderedDict[str, nn.Module],
     *,
-    channels: int,
     classes: int,
     width: float,
 ) -> nn.Sequential:
-    """Build the ImageNet stem, groups of `depths[i]` blocks of `widths[i]` planes, and the classifier."""
-    stem = scaled(64, width)
-    layers = OrderedDict[str, nn.Module](
-        conv1=nn.Conv2d(channels, stem, 7, stride=2, padding=3, bias=False),
-        bn1=nn.BatchNorm2d(stem),
-        relu=nn.ReLU(),
-        maxpool=nn.MaxPool2d(3, stride=2, padding=1),
-    )
-    channels = stem
+    """Build, on the layers of a stem, groups of `depths[i]` blocks of `widths[i]` planes, and the classifier."""
+    channels = scaled(64, width)
     for index, (published, depth) in enumerate(zip(widths, depths, strict=True), start=1):
         planes = scaled(published, width)
-        # The stem has halved the image twice already, so the first group keeps its size.
+        # The first group keeps the size that the stem gives.
         stride = 1 if index == 1 else 2
         layers[f"layer{index}"] = nn.Sequential(
             block(channels, planes, stride), *(block(planes, planes, 1) for _ in range(depth - 1))

@@ -34,6 +34,7 @@ def _cifar10(model: str, density: float) -> TrainConfig:
         valid_samples=5_000,
         augment="reflect-crop-flip",
         model=model,
+        model_options={"stem": "cifar"} if model == "resnet18" else {},
         density=density,
         epochs=250,
         learning_rate_drops=(30_000 / _CIFAR_STEPS, 60_000 / _CIFAR_STEPS),
