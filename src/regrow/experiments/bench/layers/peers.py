@@ -1,8 +1,9 @@
 """Other libraries of sparse layers for CPUs: sparseprop and sparselab, both from PyPI.
 
 Both compute the two gradients of a backward pass at once, so they have no separate times of them. What was seen:
-sparseprop 0.1.14 is compiled from its source when it is installed, and its convolutions are wrong for batches that are
-no multiple of 8; sparselab 0.2.2 has linear layers only, and brings an OpenMP runtime of its own.
+sparseprop 0.1.14 is compiled from its source when it is installed, for which pybind11 must be there, and its
+convolutions are wrong for batches that are no multiple of 8; sparselab 0.2.2 has linear layers only, and brings an
+OpenMP runtime of its own.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ def peers() -> tuple[list[Contender], dict[str, str]]:
     """
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     found, missing = [], {}
-    for name, make in (("sparseprop", _sparseprop), ("sparselab", _sparselab)):
+    for name, make, install in (
+        ("sparseprop", _sparseprop, "pip install pybind11 wheel, then pip install --no-build-isolation sparseprop"),
+        ("sparselab", _sparselab, "pip install sparselab"),
+    ):
         try:
             found.append(make())
         except ImportError as error:
-            missing[name] = f"cannot be imported: {error}"
+            missing[name] = f"cannot be imported ({error}): {install}"
     return found, missing
 
 
