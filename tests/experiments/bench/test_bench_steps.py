@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from copy import deepcopy
 from dataclasses import replace
@@ -383,6 +384,12 @@ def test_a_library_that_cannot_is_left_out_with_the_reason(monkeypatch):
     monkeypatch.setitem(PEERS, "other", cannot)
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     assert measure(config, replace(QUICK, peers=("other",))).left_out == {"other": "it cannot"}
+
+
+def test_a_library_that_is_not_there_is_named_with_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sparseprop.modules", None)
+    with pytest.raises(ImportError, match="pip install --no-build-isolation sparseprop"):
+        PEERS["sparseprop"](CONFIG, None, {}, None)
 
 
 def test_another_library_takes_the_same_steps():

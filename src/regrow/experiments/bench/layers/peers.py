@@ -21,7 +21,13 @@ from regrow.experiments.bench.common.correctness import too_large
 from regrow.experiments.bench.layers.contenders import Contender, NotApplicableError, Prepared
 from regrow.experiments.bench.layers.problem import Passes, Problem, dense_passes, innermost, relative_error
 
-__all__ = ["peers"]
+__all__ = ["INSTALL", "peers"]
+
+INSTALL = {
+    "sparseprop": "pip install pybind11 wheel, then pip install --no-build-isolation sparseprop",
+    "sparselab": "pip install sparselab",
+}
+"""How each library is installed."""
 
 # The threads of an OpenMP runtime spin for some milliseconds after their work; this lets them fall asleep.
 _PAUSE = 0.02
@@ -35,14 +41,11 @@ def peers() -> tuple[list[Contender], dict[str, str]]:
     """
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     found, missing = [], {}
-    for name, make, install in (
-        ("sparseprop", _sparseprop, "pip install pybind11 wheel, then pip install --no-build-isolation sparseprop"),
-        ("sparselab", _sparselab, "pip install sparselab"),
-    ):
+    for name, make in (("sparseprop", _sparseprop), ("sparselab", _sparselab)):
         try:
             found.append(make())
         except ImportError as error:
-            missing[name] = f"cannot be imported ({error}): {install}"
+            missing[name] = f"cannot be imported ({error}): {INSTALL[name]}"
     return found, missing
 
 
