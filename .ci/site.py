@@ -28,6 +28,7 @@ INTERNAL = ("core", "convert", "experiments", "files", "nn", "ops", "storage", "
 _FRAMEWORKS = "integrations"
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
+_SOURCE = re.compile(r"""\b(src|srcset)="([^":]+)\"""")
 _REMOTE = (
     re.compile(r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*\ssrc=[\"']?(?:https?:)?//[^>]*>"),
     re.compile(r"<link\b(?![^>]*\brel=[\"']?(?:canonical|next|prev))[^>]*\shref=[\"']?(?:https?:)?//[^>]*>"),
@@ -146,19 +147,24 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     source = ROOT / OUTSIDE[place] if place in OUTSIDE else Path(config.docs_dir) / place
     places = {(ROOT / path).resolve(): name for name, path in OUTSIDE.items()}
 
+    def inside(target: str) -> str | None:
+        path = (source.parent / target).resolve()
+        found = places.get(path)
+        if found is None and path.is_relative_to(config.docs_dir):
+            found = path.relative_to(config.docs_dir).as_posix()
+        return None if found is None else os.path.relpath(found, Path(place).parent)
+
     def lead(match: re.Match[str]) -> str:
         image, text, target, anchor = match[1], match[2], match[3], match[4] or ""
         if not target or "://" in target:
             return match[0]
-        path = (source.parent / target).resolve()
-        inside = places.get(path)
-        if inside is None and path.is_relative_to(config.docs_dir):
-            inside = path.relative_to(config.docs_dir).as_posix()
-        if inside is None:
-            return text
-        return f"{image}[{text}]({os.path.relpath(inside, Path(place).parent)}{anchor})"
+        found = inside(target)
+        return text if found is None else f"{image}[{text}]({found}{anchor})"
 
-    return _LINK.sub(lead, markdown)
+    def show(match: re.Match[str]) -> str:
+        return f'{match[1]}="{inside(match[2]) or match[2]}"'
+
+    return _SOURCE.sub(show, _LINK.sub(lead, markdown))
 
 
 def on_post_build(config: Any) -> None:

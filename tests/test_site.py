@@ -72,6 +72,14 @@ def test_the_pages_of_the_repository_are_there_and_linked(site):
         assert f'results/{page.stem}.html"' in start
 
 
+def test_pictures_for_light_and_dark_lead_to_where_they_are(hook):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    config = SimpleNamespace(docs_dir=str(ROOT / "docs"))
+    text = '<source srcset="docs/results/speed-dark.png"><img src="docs/results/speed.png" alt="a: b">'
+    shown = hook.on_page_markdown(text, page, config, None)
+    assert shown == '<source srcset="results/speed-dark.png"><img src="results/speed.png" alt="a: b">'
+
+
 def test_no_page_asks_another_host(site, hook):
     parts = [*site.rglob("*.html"), *site.rglob("*.css")]
     assert [path for path in parts if hook.remote(path.read_text())] == []

@@ -119,6 +119,10 @@ def test_units_are_compared_with_dense_of_their_own_weight(shape):
     assert set(row.timings) == {"dense", "regrow", "block 2x1", "block 4x1"}
     assert row.timings["regrow"].dense == {}
     assert set(row.timings["block 4x1"].dense) == {*PASSES, "backward", "total"}
+    # as many weights, and one place for a unit of them
+    of_units, single = row.timings["block 2x1"].floor["forward"], row.floor["forward"]
+    assert of_units.bytes < single.bytes
+    assert of_units.operations == pytest.approx(single.operations, rel=0.2)
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -236,6 +240,11 @@ def test_units_have_their_ratios_to_dense_in_the_tables():
     found = shown["Density 0.05: units, dense's times over theirs"]
     ratio = "6.00 (6.00-6.00)"
     assert found.rows == (("linear 20-30 block 4x1", "2.00", "1.00", ratio, ratio, ratio, ratio),)
+    # 1e6 operations and as many bytes in a millisecond, of 1e11 and 1e10 a second
+    (roofline,) = (table for title, table in shown.items() if "roofline" in title)
+    one = "1.00 / 1 / 1% / 10%"
+    figures = ("2.00", "10", one, one, one, "1.00", "10%")
+    assert roofline.rows == (("linear 20-30", *figures), ("linear 20-30 block 4x1", *figures))
     assert "dense / block 4x1 6.00" in sentence(made)
 
 
@@ -251,6 +260,7 @@ def test_geometric_means_are_of_the_wide_convolutions_and_of_each_network():
     )
     dense, other = means(made)
     assert dense.rows == (
+        ("vgg16-d and wrn-22-8", f"{800 ** (1 / 3):.2f} (3)"),
         ("vgg16-d and wrn-22-8, 64 channels or more", "4.00 (2)"),
         ("vgg16-d", "10.00 (2)"),
         ("wrn-22-8", "8.00 (1)"),
@@ -333,7 +343,9 @@ def test_libraries_that_are_not_installed_are_named(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     found, missing = peers()
     assert found == []
-    assert set(missing) == {"sparseprop", "sparselab"}
+    assert missing.keys() == {"sparseprop", "sparselab"}
+    assert missing["sparselab"].endswith("pip install sparselab")
+    assert missing["sparseprop"].endswith("pip install --no-build-isolation sparseprop")
 
 
 @pytest.mark.parametrize("name", ["sparseprop", "sparselab"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from copy import deepcopy
 from dataclasses import replace
@@ -259,8 +260,14 @@ def test_units_are_timed_beside_with_their_own_updates(tmp_path):
     assert "block 2x1 ms" in cells
     assert f"dense / block 4x1 {cells['dense / block 4x1']}" in sentence(found)
     points = speed_points([found])
-    assert list(points) == ["digits-mlp", "digits-mlp, block 4x1", "digits-mlp, block 2x1"]
-    assert points["digits-mlp, block 4x1"] == [(0.3, ratio.median, ratio.low, ratio.high)]
+    assert list(points) == ["dense float32", "dense bfloat16"]
+    assert [list(lines) for lines in points.values()] == [
+        ["single weights float32", "block 4x1 float32", "block 2x1 float32"]
+    ] * 2
+    assert points["dense float32"]["block 4x1 float32"] == [(0.3, ratio.median, ratio.low, ratio.high)]
+    half = found.beside["block 4x1"].over_bfloat16
+    assert points["dense bfloat16"]["block 4x1 float32"] == [(0.3, half.median, half.low, half.high)]
+    assert cells["bfloat16 / block 4x1"] == half.text("{:.2f}".format, unit="x")
     assert all(len(cells) == len(table.columns) for table in tables([found]) for cells in table.rows)
     FILE.save(Report(describe(), replace(QUICK, blocks=((4, 1), (2, 1))), [found]), tmp_path / "steps.json")
     assert FILE.load(tmp_path / "steps.json").rows == [found]
@@ -307,7 +314,6 @@ def test_sparse_bfloat16_is_timed_beside_dense_bfloat16():
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
     found = measure(config, replace(QUICK, blocks=((4, 1),), sparse_bfloat16=True))
     assert list(found.beside) == ["block 4x1", "sparse bfloat16", "block 4x1 bfloat16"]
-    assert found.beside["block 4x1"].over_bfloat16 is None
     assert [layer.storage for layer in found.beside["sparse bfloat16"].layers] == ["sparse"] * 3
     shown = tables([found])[0]
     cells = dict(zip(shown.columns, shown.rows[0], strict=True))
@@ -380,6 +386,12 @@ def test_a_library_that_cannot_is_left_out_with_the_reason(monkeypatch):
     assert measure(config, replace(QUICK, peers=("other",))).left_out == {"other": "it cannot"}
 
 
+def test_a_library_that_is_not_there_is_named_with_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sparseprop.modules", None)
+    with pytest.raises(ImportError, match="pip install --no-build-isolation sparseprop"):
+        PEERS["sparseprop"](CONFIG, None, {}, None)
+
+
 def test_another_library_takes_the_same_steps():
     pytest.importorskip("sparseprop")
     (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
@@ -396,8 +408,12 @@ def test_tables_and_points_are_of_the_rows(row):
     compiled = replace(row, dense_forms={"eager": 2.0, "torch.compile": 3.0}, bfloat16_forms={"eager": 4.0})
     assert tables([compiled])[1].rows == (("digits-mlp", "0.3", "2.00", "3.00", "4.00", "-"),)
     ratio = row.ratio["dense"]
-    assert speed_points([row]) == {"digits-mlp": [(0.3, ratio.median, ratio.low, ratio.high)]}
-    assert list(speed_points([row, replace(row, growth="other")])) == ["digits-mlp, window:3", "digits-mlp, other"]
+    alone = replace(row, ratio={"dense": ratio})
+    assert speed_points([alone]) == {"dense float32": {"digits-mlp": [(0.3, ratio.median, ratio.low, ratio.high)]}}
+    others = speed_points([row, replace(row, growth="other")])
+    assert {panel: list(lines) for panel, lines in others.items()} == {
+        "dense float32": ["window:3", "other"], "dense bfloat16": ["window:3", "other"]
+    }  # fmt: skip
 
 
 def test_measurements_in_several_files_are_shown_as_one(row, tmp_path):
@@ -411,6 +427,7 @@ def test_measurements_in_several_files_are_shown_as_one(row, tmp_path):
     first = page.read_text().split("###")[1]
     assert [line.split("|")[2].strip() for line in first.splitlines() if line.startswith("| digits")] == ["0.3", "0.5"]
     assert plot.read_bytes().startswith(b"\x89PNG")
+    assert plot.with_stem("plot-dark").read_bytes().startswith(b"\x89PNG")
     refused(command("bench", "show", *paths), "elsewhere.json was measured with another", "one by one")
     refused(command("bench", "show", tmp_path / "none.json"), "is no measurement of")
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from regrow.experiments.study.style import save
+from regrow.experiments.study.style import Theme, line_style, save, themed
 
 __all__ = [
     "plot_accuracy_over_time",
@@ -23,7 +23,6 @@ __all__ = [
     "plot_speed",
 ]
 
-_MARKERS = "osD^vPX*"
 _DENSITY = "density, % of weights"
 # What a number below an axis takes of its length.
 _LABEL_WIDTH = 0.04
@@ -107,18 +106,47 @@ def plot_comparison(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
     _save(figure, path)
 
 
-def plot_speed(points: Mapping[str, Sequence[tuple[float, float, float, float]]], path: Path, title: str) -> None:
-    """Plot the speed-up of whole training steps over density, with quartiles.
+def plot_speed(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]],
+    path: Path,
+    title: str,
+    marks: Mapping[str, tuple[str, float]],
+) -> None:
+    """Plot the speed-up of whole training steps over density, with quartiles, on light and on dark.
 
     Args:
-        points: for each line its points: density, median, lower and upper quartile of the ratio.
-        path: the PNG file.
+        panels: for each form of dense its lines by name, with their points: density, median, lower and upper quartile
+            of the ratio.
+        path: the PNG file; that on dark has `-dark` after its name.
         title: what the plot shows.
+        marks: for a form of dense the name and the height of a level line.
     """
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    files: dict[Theme, Path] = {"light": path, "dark": path.with_stem(f"{path.stem}-dark")}
+    for theme, file in files.items():
+        with themed(theme):
+            size = (1.5 + 4.2 * len(panels), 4.6)
+            figure, every = plt.subplots(
+                ncols=len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained"
+            )
+            named: dict[str, Any] = {}
+            for axes, (dense, lines) in zip(every[0], panels.items(), strict=True):
+                _speed_panel(axes, dense, lines, marks.get(dense))
+                named |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+            every[0][0].set_ylim(bottom=0)
+            figure.suptitle(title)
+            figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3, fontsize="small")
+            save(figure, file)
+
+
+def _speed_panel(
+    axes: Axes,
+    dense: str,
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    mark: tuple[str, float] | None,
+) -> None:
     shared = {
-        row[0]: [name for name, others in points.items() if any(other[0] == row[0] for other in others)]
-        for rows in points.values()
+        row[0]: [name for name, others in lines.items() if any(other[0] == row[0] for other in others)]
+        for rows in lines.values()
         for row in rows
     }
 
@@ -126,17 +154,20 @@ def plot_speed(points: Mapping[str, Sequence[tuple[float, float, float, float]]]
         # Points of one density stand a little apart, so that those that are as fast are all seen.
         return float(1.03 ** (shared[density].index(name) - (len(shared[density]) - 1) / 2))
 
-    for number, (name, values) in enumerate(points.items()):
+    for number, (name, values) in enumerate(lines.items()):
         rows = sorted(values)
         densities, medians = [100 * row[0] * apart(name, row[0]) for row in rows], [row[1] for row in rows]
         below, above = [row[1] - row[2] for row in rows], [row[3] - row[1] for row in rows]
-        marker = _MARKERS[number % len(_MARKERS)]
-        axes.errorbar(densities, medians, yerr=[below, above], marker=marker, markersize=6, capsize=2, label=name)
-    axes.axhline(1, color="black", linestyle="--", linewidth=1, label="dense")
-    _density_axis(axes, (row[0] for rows in points.values() for row in rows))
-    axes.set_ylim(bottom=0)
-    _finish(axes, title, _DENSITY, "times as fast as dense", font="small")
-    _save(figure, path)
+        axes.errorbar(
+            densities, medians, yerr=[below, above], markersize=5, capsize=2.5, label=name, **line_style(number)
+        )
+    ink = plt.rcParams["text.color"]
+    axes.axhline(1, color=ink, linestyle="--", linewidth=1, label="dense")
+    if mark:
+        axes.axhline(mark[1], color=ink, linestyle=":", linewidth=1, label=mark[0])
+    _density_axis(axes, (row[0] for rows in lines.values() for row in rows))
+    axes.set_xlabel(_DENSITY)
+    axes.set_ylabel(f"times as fast as {dense}")
 
 
 def plot_accuracy_over_time(

@@ -23,7 +23,7 @@ Seconds = Annotated[float, typer.Option(min=0, help="No new round begins after s
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default PyTorch's own number.")]
 Out = Annotated[Path | None, typer.Option(help="JSON file with all figures; where rows are many, it goes on with it.")]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown too.")]
-Plot = Annotated[Path | None, typer.Option(help="PNG file: speed-up of training steps over density.")]
+Plot = Annotated[Path | None, typer.Option(help="PNG: speed-up over density; NAME-dark.png for dark pages too.")]
 Method = Annotated[str | None, typer.Option(help="Method of sparse training; by default the preset's.")]
 Growth = Annotated[str, typer.Option(help="What growth looks at; 'own' takes the method's own.")]
 Blocks = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from statistics import median
 
 import torch
@@ -13,7 +14,7 @@ from regrow.experiments.bench.layers.rates import Rates
 
 __all__ = ["Floor", "floors", "with_sums"]
 
-_INDEX_BYTES = 6  # a nonzero's position and order, as the kernels read them
+_INDEX_BYTES = 6  # a unit's position and order, as the kernels read them
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def floors(problem: Problem, rates: Rates, times: Sequence[Mapping[str, float]])
     operations = 2.0 * shape.batch * _products(problem)
     x = 4.0 * shape.batch * shape.inputs * shape.plane**2
     y = 4.0 * shape.batch * shape.outputs * shape.output_plane**2
-    weights = (4.0 + _INDEX_BYTES) * problem.pattern.nonzeros
+    weights = (4.0 + _INDEX_BYTES / prod(problem.pattern.unit)) * problem.pattern.nonzeros
     taken = {name: median(with_sums(each)[name] for each in times) for name in (*PASSES, "total")}
     found = {}
     for name in PASSES:

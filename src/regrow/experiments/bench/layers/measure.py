@@ -31,12 +31,14 @@ class Timing:
         ratio: its time over that of regrow in the same round, for the passes that both have.
         rounds: how many rounds it ran.
         dense: the time of dense over its own, likewise; of units only.
+        floor: as that of a row; of units only.
     """
 
     milliseconds: dict[str, Spread]
     ratio: dict[str, Spread]
     rounds: int
     dense: dict[str, Spread] = field(default_factory=dict)
+    floor: dict[str, Floor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Row:
         nonzeros: how many those are.
         timings: by contender.
         left_out: contenders that were not timed, and why.
-        floor: by pass, and for the `total`.
+        floor: of regrow by pass, and for the `total`.
     """
 
     shape: Shape
@@ -91,7 +93,8 @@ def measure(
     timings = {name: _timing(each, times[SPARSE.name]) for name, each in times.items()}
     for name, timing in timings.items():
         if contenders[name].block != (1, 1):
-            timings[name] = replace(timing, dense=_timing(times[DENSE.name], times[name]).ratio)
+            floor = floors(replace(problem, block=contenders[name].block), rates, times[name])
+            timings[name] = replace(timing, dense=_timing(times[DENSE.name], times[name]).ratio, floor=floor)
     return Row(
         shape=problem.shape,
         density=problem.density,

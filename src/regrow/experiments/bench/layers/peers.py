@@ -1,8 +1,9 @@
 """Other libraries of sparse layers for CPUs: sparseprop and sparselab, both from PyPI.
 
 Both compute the two gradients of a backward pass at once, so they have no separate times of them. What was seen:
-sparseprop 0.1.14 is compiled from its source when it is installed, and its convolutions are wrong for batches that are
-no multiple of 8; sparselab 0.2.2 has linear layers only, and brings an OpenMP runtime of its own.
+sparseprop 0.1.14 is compiled from its source when it is installed, for which pybind11 must be there, and its
+convolutions are wrong for batches that are no multiple of 8; sparselab 0.2.2 has linear layers only, and brings an
+OpenMP runtime of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from regrow.experiments.bench.common.correctness import too_large
 from regrow.experiments.bench.layers.contenders import Contender, NotApplicableError, Prepared
 from regrow.experiments.bench.layers.problem import Passes, Problem, dense_passes, innermost, relative_error
 
-__all__ = ["peers"]
+__all__ = ["INSTALL", "peers"]
+
+INSTALL = {
+    "sparseprop": "pip install pybind11 wheel, then pip install --no-build-isolation sparseprop",
+    "sparselab": "pip install sparselab",
+}
+"""How each library is installed."""
 
 # The threads of an OpenMP runtime spin for some milliseconds after their work; this lets them fall asleep.
 _PAUSE = 0.02
@@ -38,7 +45,7 @@ def peers() -> tuple[list[Contender], dict[str, str]]:
         try:
             found.append(make())
         except ImportError as error:
-            missing[name] = f"cannot be imported: {error}"
+            missing[name] = f"cannot be imported ({error}): {INSTALL[name]}"
     return found, missing
 
 

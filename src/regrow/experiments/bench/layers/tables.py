@@ -9,17 +9,18 @@ from regrow.experiments.bench.common.options import block_name
 from regrow.experiments.bench.common.spreads import short
 from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.bench.layers.contenders import DENSE, SPARSE
+from regrow.experiments.bench.layers.floor import Floor
 from regrow.experiments.bench.layers.measure import Row
 from regrow.experiments.bench.layers.problem import PASSES, Shape
 from regrow.experiments.bench.layers.report import Report
 
 __all__ = ["markdown", "means", "sentence", "tables"]
 
-_WIDE = 64
+_BOTH, _WIDE = ("vgg16-d", "wrn-22-8"), 64
 
 
 def tables(report: Report) -> list[Table]:
-    """Return all tables: geometric means, then for each density the ratios, the times with the floor, and units."""
+    """Return all tables: geometric means, then for each density the ratios, the roofline, and units."""
     densities = sorted({row.density for row in report.rows})
     of_density = [[row for row in report.rows if row.density == density] for density in densities]
     blocks = _blocks(report)
@@ -28,7 +29,11 @@ def tables(report: Report) -> list[Table]:
         *(
             table
             for rows in of_density
-            for table in (_ratios(rows, _rivals(report)), _times(rows), *([_units(rows, blocks)] if blocks else []))
+            for table in (
+                _ratios(rows, _rivals(report)),
+                _roofline(rows, report),
+                *([_units(rows, blocks)] if blocks else []),
+            )
         ),
     ]
 
@@ -109,12 +114,16 @@ def _groups(report: Report) -> list[tuple[str, Callable[[Shape], bool]]]:
     def of(network: str) -> Callable[[Shape], bool]:
         return lambda shape: shape.network == network
 
+    def both(shape: Shape) -> bool:
+        return shape.network in _BOTH
+
     def wide(shape: Shape) -> bool:
-        return shape.network in ("vgg16-d", "wrn-22-8") and min(shape.inputs, shape.outputs) >= _WIDE
+        return both(shape) and min(shape.inputs, shape.outputs) >= _WIDE
 
     networks = dict.fromkeys(row.shape.network for row in report.rows)
     return [
-        (f"vgg16-d and wrn-22-8, {_WIDE} channels or more", wide),
+        *([(" and ".join(_BOTH), both)] if networks.keys() >= set(_BOTH) else []),
+        (f"{' and '.join(_BOTH)}, {_WIDE} channels or more", wide),
         *((network, of(network)) for network in networks),
     ]
 
@@ -141,24 +150,32 @@ def _ratios(rows: Sequence[Row], rivals: Sequence[str]) -> Table:
     )
 
 
-def _times(rows: Sequence[Row]) -> Table:
-    def cells(row: Row) -> Iterable[str]:
-        dense, sparse = (row.timings[name].milliseconds for name in (DENSE.name, SPARSE.name))
-        yield f"{row.shape.network} {row.shape}"
-        yield short(dense["total"].median)
-        for name in PASSES:
-            floor = row.floor[name]
-            rate = floor.operations / sparse[name].median * 1e-6
-            yield f"{short(sparse[name].median)} / {rate:.0f} / {floor.share:.0%} {floor.bound[0]}"
-        yield short(sparse["total"].median)
-        yield f"{row.floor['total'].share:.0%}"
+def _roofline(rows: Sequence[Row], report: Report) -> Table:
+    def cells(row: Row, name: str) -> Iterable[str]:
+        timing = row.timings[name]
+        floor = timing.floor or row.floor
+        yield f"{row.shape.network} {row.shape}{'' if name == SPARSE.name else f' {name}'}"
+        yield short(row.timings[DENSE.name].milliseconds["total"].median)
+        yield f"{min(report.rates.operations, _intensity(floor['forward']) * report.rates.bytes) / 1e9:.0f}"
+        for one in PASSES:
+            milliseconds = timing.milliseconds[one].median
+            operations, data = (each / milliseconds * 1e3 for each in (floor[one].operations, floor[one].bytes))
+            shares = f"{operations / report.rates.operations:.0%} / {data / report.rates.bytes:.0%}"
+            yield f"{short(milliseconds)} / {operations / 1e9:.0f} / {shares}"
+        yield short(timing.milliseconds["total"].median)
+        yield f"{floor['total'].share:.0%}"
 
-    passes = (f"{name}: ms / GFLOP/s / of the floor" for name in PASSES)
+    passes = (f"{name}: ms / GFLOP/s / of peak / of bandwidth" for name in PASSES)
     return Table(
-        f"Density {rows[0].density:.3g}: milliseconds, and shares of the floor (a: arithmetic, m: memory)",
-        ("layer", "dense total", *passes, "total", "of the floor"),
-        tuple(tuple(cells(row)) for row in rows),
+        f"Density {rows[0].density:.3g}: roofline; {report.rates}",
+        ("layer", "dense total", "attainable GFLOP/s", *passes, "total", "of the floor"),
+        tuple(tuple(cells(row, name)) for row in rows for name in (SPARSE.name, *_blocks(report))),
     )
+
+
+def _intensity(floor: Floor) -> float:
+    """Return the operations for each byte of a pass; all three have as many of both."""
+    return floor.operations / floor.bytes
 
 
 def _units(rows: Sequence[Row], blocks: Sequence[str]) -> Table:

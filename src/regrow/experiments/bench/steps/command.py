@@ -13,10 +13,11 @@ from regrow.experiments.bench.common.machine import describe
 from regrow.experiments.bench.common.progress import RowProgress
 from regrow.experiments.bench.common.tables import show, this_command
 from regrow.experiments.bench.steps import overhead
+from regrow.experiments.bench.steps.estimate import LARGEST_PUBLISHED
 from regrow.experiments.bench.steps.measure import run
 from regrow.experiments.bench.steps.peer_networks import PEERS
 from regrow.experiments.bench.steps.report import FILE, Report, Settings, step_configs
-from regrow.experiments.bench.steps.tables import markdown, sentence, speed_points, tables
+from regrow.experiments.bench.steps.tables import FLOAT32_PANEL, markdown, sentence, speed_points, tables
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
 from regrow.experiments.study.plots import plot_speed
@@ -117,4 +118,9 @@ def show_reports(reports: Sequence[Report], markdown_file: Path | None, plot: Pa
     if markdown_file:
         write_text(markdown_file, markdown(reports, this_command()))
     if plot:
-        plot_speed(speed_points(rows), plot, "Whole training steps, sparse beside dense float32")
+        presets = {row.preset for row in rows}
+        of = f" of {rows[0].preset}" if len(presets) == 1 else ""
+        # what they estimated is of networks for CIFAR-10
+        mark = (f"the paper's largest estimate, {LARGEST_PUBLISHED:g}x", LARGEST_PUBLISHED)
+        marks = {FLOAT32_PANEL: mark} if all(name.startswith("cifar10-") for name in presets) else {}
+        plot_speed(speed_points(rows), plot, f"Training steps{of}, topology updates included", marks)

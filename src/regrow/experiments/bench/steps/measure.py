@@ -115,7 +115,7 @@ def _beside(name: str, sparse: Sparse, layers: tuple[Stored, ...], times: Mappin
     """Time the updates of a sparse training, and return its step with their share."""
     updates = update_cost(sparse.training, sparse.config)
     ratio = _ratio(times[DENSE], times[name], updates)
-    half = _ratio(times[BFLOAT16], times[name], updates) if sparse.bfloat16 and BFLOAT16 in times else None
+    half = _ratio(times[BFLOAT16], times[name], updates) if BFLOAT16 in times else None
     return Beside(layers, median(times[name]) / (1 - updates.share), ratio, updates, half)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import regrow
 from regrow.experiments.bench.common.correctness import differs
+from regrow.experiments.bench.layers.peers import INSTALL
 from regrow.experiments.bench.steps.training import Batches, Training, dense_training
 from regrow.experiments.train.config import TrainConfig
 
@@ -30,7 +31,10 @@ def _sparseprop(config: TrainConfig, dense: nn.Module, masks: Mapping[str, Tenso
         ImportError: if it is not installed.
         ValueError: if it has no such layers, or computes another loss.
     """
-    modules = import_module("sparseprop.modules")
+    try:
+        modules = import_module("sparseprop.modules")
+    except ImportError as error:
+        raise ImportError(f"{error}: {INSTALL['sparseprop']}") from error
     model = _masked(dense, masks)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # not in PyTorch's stubs
     shapes = _input_shapes(model, batches.images[0])

@@ -102,7 +102,7 @@ class Beside:
         sparse_step: milliseconds of a step with its share of updates and looking.
         ratio: time of a dense step over that, round by round.
         updates: what topology updates cost.
-        over_bfloat16: time of a dense step in bfloat16 over that, round by round, if this one is in bfloat16 too.
+        over_bfloat16: time of a dense step in bfloat16 over that, round by round; None if it was not measured.
     """
 
     layers: tuple[Stored, ...]

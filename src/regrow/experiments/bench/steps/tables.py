@@ -9,7 +9,9 @@ from regrow.experiments.bench.common.tables import Table, mib
 from regrow.experiments.bench.steps.report import COMPILED, EAGER, Beside, Report, Row, Stored
 from regrow.experiments.bench.steps.training import BFLOAT16, DENSE, SPARSE
 
-__all__ = ["headline", "markdown", "sentence", "speed_points", "tables"]
+__all__ = ["FLOAT32_PANEL", "headline", "markdown", "sentence", "speed_points", "tables"]
+
+FLOAT32_PANEL, BFLOAT16_PANEL = f"{DENSE} float32", f"{DENSE} {BFLOAT16}"
 
 
 def tables(rows: Iterable[Row]) -> list[Table]:
@@ -79,23 +81,34 @@ def markdown(reports: Sequence[Report], command: str) -> str:
     return "\n".join(lines)
 
 
-def speed_points(rows: Iterable[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Return for each preset its points: density, and median and quartiles of dense over sparse.
+def speed_points(rows: Iterable[Row]) -> dict[str, dict[str, list[tuple[float, float, float, float]]]]:
+    """Return for dense float32 and bfloat16 lines of points: density, median and quartiles of that over sparse.
 
-    Where rows differ in method, growth, updates or batch, that is part of the name; so is what was timed beside.
+    A line is named by what it does not share with all others: preset, method, growth, updates before, batch, and which
+    of the sparse trainings it is.
     """
     rows = list(rows)
-    methods, growths = len({row.method for row in rows}) > 1, len({row.growth for row in rows}) > 1
-    befores, batches = len({row.updates_before for row in rows}) > 1, len({row.batch for row in rows}) > 1
-    points: dict[str, list[tuple[float, float, float, float]]] = {}
-    for row in rows:
-        name = row.preset + (f", {row.method}" if methods else "") + (f", {row.growth}" if growths else "")
-        name += f", {row.updates_before} updates before" if befores else ""
-        name += f", batch {row.batch}" if batches else ""
-        for beside, each in _sparse(row).items():
-            line, ratio = name if beside == SPARSE else f"{name}, {beside}", each.ratio
-            points.setdefault(line, []).append((row.density, ratio.median, ratio.low, ratio.high))
-    return points
+    alone = not any(row.beside for row in rows)
+    every = [_settings(row) for row in rows]
+    shared = {at for at, values in enumerate(zip(*every, strict=True)) if len(set(values)) == 1}
+    panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {FLOAT32_PANEL: {}, BFLOAT16_PANEL: {}}
+    for row, settings in zip(rows, every, strict=True):
+        own = [each for at, each in enumerate(settings) if at not in shared]
+        for name, each in _sparse(row).items():
+            line = ", ".join([*own, *([] if alone else [_form(name)])]) or row.preset
+            for panel, ratio in ((FLOAT32_PANEL, each.ratio), (BFLOAT16_PANEL, each.over_bfloat16)):
+                if ratio is not None:
+                    panels[panel].setdefault(line, []).append((row.density, ratio.median, ratio.low, ratio.high))
+    return {panel: lines for panel, lines in panels.items() if lines}
+
+
+def _form(name: str) -> str:
+    form = name.replace(SPARSE, "single weights")
+    return form if BFLOAT16 in form else f"{form} float32"
+
+
+def _settings(row: Row) -> tuple[str, ...]:
+    return row.preset, row.method, row.growth, f"{row.updates_before} updates before", f"batch {row.batch}"
 
 
 def sentence(row: Row) -> str:
@@ -109,7 +122,8 @@ def sentence(row: Row) -> str:
 
 def _sparse(row: Row) -> dict[str, Beside]:
     """Return the sparse trainings of a row by name, `sparse` first."""
-    return {SPARSE: Beside(row.layers, row.sparse_step, row.ratio[DENSE], row.updates), **row.beside}
+    first = Beside(row.layers, row.sparse_step, row.ratio[DENSE], row.updates, row.ratio.get(BFLOAT16))
+    return {SPARSE: first, **row.beside}
 
 
 def _over_bfloat16(row: Row, name: str) -> Spread | None:
