@@ -135,6 +135,19 @@ def test_a_network_that_computes_something_else_is_not_timed():
         check(dense, sparse, batches, CONFIG)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_decides_nothing_in_a_channel_without_weights(seed):
+    config = override(preset("cifar10-vgg-small"), {"batch_size": 8, "seed": seed})
+    torch.manual_seed(seed)
+    dense = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(),
+        nn.Linear(8 * 30 * 30, 10),
+    )  # fmt: skip
+    masks = {f"{name}.weight": torch.ones_like(dense[int(name)].weight, dtype=torch.bool) for name in ("0", "3", "5")}
+    masks["0.weight"][::2] = False
+    check(dense, regrow.sparsify(deepcopy(dense), masks=masks, backend="cpu"), make_batches(config), config)
+
+
 def test_wrong_gradients_are_seen(monkeypatch):
     batches, dense, sparse = networks()
     sparse.fc2.values.register_hook(lambda gradient: gradient * 1.1)

@@ -170,6 +170,7 @@ def test_sensitivity_sets_sparse_beside_dense(tmp_path):
     assert "### digits-mlp, momentum: mean ± standard error" in text
     assert "| 0.9 | set | " in text
     assert "| cosine | set | " in text
+    assert text.index("| 0.5 | set | ") < text.index("| 0.9 | set | ")
     cells = SENSITIVITY_STUDY.collect(rows)
     assert SENSITIVITY_STUDY.markdown(cells, "digits-mlp") + "\n" == text
     apart = {(row["setting"], row["method"], row["seed"]): row["test_accuracy"] for row in rows}

@@ -97,7 +97,7 @@ def _panels(cells: Sequence[Cell]) -> list[Panel]:
             if cell.key[2:] == (grow, density):
                 lines.setdefault(f"redistribute {cell.key[1]}", []).append((cell.key[0], cell.error))
         title = f"grow {grow}, {percent(density)}"
-        panels.append(Panel(lines, "network", "test error, % (mean, standard error)", title))
+        panels.append(Panel(lines, "network", "test error, % (mean, standard error)", title, scale="test error"))
     return panels
 
 

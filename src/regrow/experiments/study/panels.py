@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from regrow.experiments.study.intervals import Interval, interval
 from regrow.experiments.study.style import line_style, save, themed
@@ -24,6 +24,7 @@ Band = tuple[str, Interval]
 _APART = 0.06
 _APART_LOGARITHMIC = 1.025
 _WIDTH, _HEIGHT = 6.4, 4.2
+_WIDE = 8.0  # how many times the smallest mean the largest is where the vertical axis becomes logarithmic
 _LONG_LEGEND = 5  # lines above which the legend stands below the plot
 _LONG_NAME = 6  # characters of a value on the axis above which values are written aslant
 
@@ -40,6 +41,7 @@ class Panel:
         title: what the plot shows.
         band: what lies across the plot.
         logarithmic: whether the values are numbers, laid out by their logarithm.
+        scale: plots of one figure that name the same one have one vertical axis; by default each has its own.
     """
 
     lines: Mapping[str, Sequence[tuple[float | str, Interval]]]
@@ -48,6 +50,7 @@ class Panel:
     title: str = ""
     band: Band | None = None
     logarithmic: bool = False
+    scale: str = ""
 
     @property
     def rows(self) -> int:
@@ -79,6 +82,12 @@ class Panel:
             ticks = sorted(float(value) for value in values)
             axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
+        means = [found.mean for points in self.lines.values() for _, found in points]
+        if min(means) > 0 and max(means) > _WIDE * min(means):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.set(xlabel=self.across, ylabel=self.up, title=self.title)
 
 
@@ -131,7 +140,10 @@ def draw_panels(panels: Sequence[Panel | Dots], title: str = "", *, columns: int
     figure, grid = plt.subplots(
         rows, columns, figsize=(_WIDTH * columns, tall * rows), squeeze=False, layout="constrained"
     )
+    first_of: dict[str, Axes] = {}
     for axes, panel in zip(grid.flat, panels, strict=False):
+        if isinstance(panel, Panel) and panel.scale and first_of.setdefault(panel.scale, axes) is not axes:
+            axes.sharey(first_of[panel.scale])
         panel.draw(axes)
         handles, _ = axes.get_legend_handles_labels()
         if handles:

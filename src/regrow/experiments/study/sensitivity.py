@@ -42,6 +42,7 @@ def _parse(text: str) -> tuple[str, ...]:
 
 def _tables(cells: Sequence[Cell], title: str) -> list[Table]:
     """Return a table for each setting: a line for each value and sparse method, dense beside."""
+    cells = _in_order(cells)
     found = {cell.key: cell for cell in cells}
     columns = ("value", "method", "test error, %", "seeds", "dense, %", "less dense", TRAINING.title)
     tables = []
@@ -59,6 +60,19 @@ def _tables(cells: Sequence[Cell], title: str) -> list[Table]:
     return tables
 
 
+def _in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells by setting, and those of a number by its size: the preset's own value would come first."""
+    names = list(dict.fromkeys(_name(cell) for cell in cells))
+
+    def place(cell: Cell) -> tuple[int, float]:
+        try:
+            return names.index(_name(cell)), float(_value(cell))
+        except ValueError:
+            return names.index(_name(cell)), 0.0
+
+    return sorted(cells, key=place)
+
+
 def _name(cell: Cell) -> str:
     return str(cell.key[0]).partition("=")[0]
 
@@ -69,6 +83,7 @@ def _value(cell: Cell) -> str:
 
 def _panels(cells: Sequence[Cell]) -> list[Panel]:
     """Return a plot for each setting: the error over its values, a line for each method."""
+    cells = _in_order(cells)
     panels = []
     for name in dict.fromkeys(_name(cell) for cell in cells):
         lines: dict[str, list[tuple[float | str, Interval]]] = {}
