@@ -15,7 +15,7 @@ from regrow.convert.eligible import Selector, eligible
 from regrow.core.extreme import extreme
 from regrow.storage import sparse_weights
 
-__all__ = ["Loss", "highest", "left_as_it_was", "number_kept", "outputs_of", "weights_of"]
+__all__ = ["Loss", "gradients_of", "highest", "left_as_it_was", "number_kept", "outputs_of", "weights_of"]
 
 Loss = Callable[[Any, Any], Tensor]
 """From what the model returns and the targets to a number."""
@@ -49,6 +49,20 @@ def outputs_of(
         others = {name: buffer.clone() for name, buffer in model.named_buffers()}
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     return functional_call(model, {**others, **weights}, arguments)
+
+
+def gradients_of(value: Tensor, weights: Mapping[str, Tensor], *, again: bool = False) -> dict[str, Tensor]:
+    """Return the gradient of a number with respect to some weights, zero where it does not depend on one.
+
+    Args:
+        value: the number, shape ().
+        weights: leaves, by name.
+        again: whether gradients of the gradient are to be had.
+    """
+    found = torch.autograd.grad(
+        value, list(weights.values()), create_graph=again, allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(weights, found, strict=True))
 
 
 @contextmanager
@@ -105,7 +119,10 @@ def highest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """
     flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
     if not bool(flat.isfinite().all()):
-        raise ValueError("a score is not finite: the loss or its gradient overflows; look at the batch and the weights")
+        raise ValueError(
+            "a score is not finite: what the model returns, the loss or its gradient overflows; look at the batch, and "
+            "scale the weights down"
+        )
     chosen = torch.zeros_like(flat, dtype=torch.bool)
     chosen[extreme(flat, count, lambda numbers: numbers, largest=True)] = True
     parts = torch.split(chosen, [score.numel() for score in scores.values()])
