@@ -145,7 +145,7 @@ class SparseLayer(nn.Module, ABC):
         self._check_index()
         values = self.values if self.covered is None else self.values[self.covered.active]
         dense = values.new_zeros(self._numel).index_put((self.index,), values).view(self.shape)
-        dense = self._turned(dense)
+        dense = self.turned(dense)
         return dense.as_subclass(ReadOnly) if _readable(dense) else dense
 
     @weight.setter
@@ -246,9 +246,9 @@ class SparseLayer(nn.Module, ABC):
         self._check_index()
         dense = self.values.new_zeros(self._numel)
         dense[self.index] = self._active_values()
-        return self._turned(dense.view(self.shape)).contiguous()
+        return self.turned(dense.view(self.shape)).contiguous()
 
-    def _turned(self, dense: Tensor) -> Tensor:
+    def turned(self, dense: Tensor) -> Tensor:
         """Return a dense weight of this layer as the ordinary layer keeps it, or the other way round."""
         return dense.t() if self.inputs_first else dense
 
@@ -350,7 +350,7 @@ class SparseLayer(nn.Module, ABC):
             expected = self.shape[::-1] if self.inputs_first else self.shape
             if tuple(weight.shape) != expected or (weight_mask is not None and weight_mask.shape != weight.shape):
                 raise ValueError(f"the dense weight has shape {tuple(weight.shape)} there, and {expected} here")
-            weight, weight_mask = self._turned(weight), None if weight_mask is None else self._turned(weight_mask)
+            weight, weight_mask = self.turned(weight), None if weight_mask is None else self.turned(weight_mask)
             index = self.index if weight_mask is None else weight_mask.reshape(-1).nonzero().squeeze(1)
             values = weight.reshape(-1)[index.to(weight.device, torch.int64)]
         if values is None and index is None:
