@@ -100,6 +100,7 @@ class StepUpdater:
         self._layers = {weight.name: _layer(weight) for weight in self._weights}
         self._dense = {weight.name: weight.weight.detach().clone() for weight in self._weights} if rule.dense else {}
         self._taking_part: dict[str, StepLayer] = {}
+        self._counted: dict[str, tuple[tuple[int, ...], int]] = {}
         with torch.no_grad():
             rule.begin(self._layers, self._generator)
             self._learn()
@@ -130,12 +131,20 @@ class StepUpdater:
         """Return at how many absent weights the next step's gradient is read, by layer; None for all of a layer."""
         if not self._rule.reads_absent:
             return {}
-        counts: dict[str, int | None] = {}
-        for weight in self._weights:
-            trained = self._layers[weight.name].trained
-            if weight.weight.requires_grad:
-                counts[weight.name] = None if trained is None else int((trained & ~weight.buffer).sum())
-        return counts
+        return {weight.name: self._absent_trained(weight) for weight in self._weights if weight.weight.requires_grad}
+
+    def _absent_trained(self, weight: MaskedWeight) -> int | None:
+        """Return how many absent weights a step trains; None for all."""
+        trained, mask = self._layers[weight.name].trained, weight.buffer
+        if trained is None:
+            return None
+        # A count waits for the device: it is made again only where a set has changed since.
+        sets = (id(mask), mask._version, trained._version)
+        known, count = self._counted.get(weight.name, (None, 0))
+        if known != sets:
+            count = int((trained & ~mask).sum())
+            self._counted[weight.name] = (sets, count)
+        return count
 
     def remove(self) -> None:
         """Leave the optimizer and forget dense weights: from now on nothing keeps the network sparse."""
