@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from regrow.convert.eligible import Selector, eligible
 from regrow.core.extreme import extreme
+from regrow.nn.modes import modes_kept
 from regrow.storage import sparse_weights
 
 __all__ = ["Loss", "gradients_of", "highest", "left_as_it_was", "number_kept", "outputs_of", "weights_of"]
@@ -73,18 +74,13 @@ def left_as_it_was(model: nn.Module, *, batch_statistics: bool) -> Iterator[None
         model: the model.
         batch_statistics: whether norms take the statistics of the batch all the same.
     """
-    modes = {module: module.training for module in model.modules()}
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    try:
+    with modes_kept(model), torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
         model.eval()
-        for module in modes:
+        for module in model.modules():
             if isinstance(module, _NormBase):
                 module.training = batch_statistics
-        with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        yield
 
 
 def number_kept(weights: Mapping[str, Tensor], density: float) -> int:
