@@ -84,8 +84,8 @@ class Copy:
         if native._kernels is not None:
             shutil.copy(native._kernels.__file__, package)
         (folder / "tests").mkdir()
-        for name in ("cases.py", "reference.py"):
-            shutil.copy(HERE / name, folder / "tests")
+        shutil.copy(HERE / "cases.py", folder / "tests")
+        shutil.copytree(HERE / "reference", folder / "tests" / "reference")
 
     def add(self, *edits: Edit) -> int:
         """Carry out edits; return how many files they touch."""

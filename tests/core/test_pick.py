@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -30,11 +31,11 @@ def grown_by_hand(layer, dropped, count):
     share, room = [], []
     for number in range(rows):
         seen = [unit for unit in free + kept if row(unit) == number]
-        values = [reference.Fraction(mean(unit)) for unit in seen]
-        share.append(sum(values) / len(values) if values else reference.Fraction(0))
+        values = [Fraction(mean(unit)) for unit in seen]
+        share.append(sum(values) / len(values) if values else Fraction(0))
         room.append(sum(row(unit) == number for unit in free))
     if not any(share):
-        share = [reference.Fraction(1)] * rows
+        share = [Fraction(1)] * rows
     each = reference.apportion(count // layer.size, share, room)
     grown = []
     for number in range(rows):

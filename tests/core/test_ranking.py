@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -166,7 +167,7 @@ def test_shares_by_numbers_of_weights(share, shares, layers, data):
     states, total = as_states(layers), sum(dropped)
     room = [int(layer.candidate.sum()) + gone for layer, gone in zip(layers, dropped, strict=True)]
     numbers = [shares(layer, gone) for layer, gone in zip(layers, dropped, strict=True)]
-    expected = reference.apportion(total, [reference.Fraction(n) for n in numbers], room) if any(numbers) else None
+    expected = reference.apportion(total, [Fraction(n) for n in numbers], room) if any(numbers) else None
     found = by_share(share)(states, dict(zip(states, dropped, strict=True)), total)
     assert sum(found.values()) == total
     if expected is not None:

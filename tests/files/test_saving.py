@@ -24,14 +24,14 @@ from cases import (
     state_of,
     weights,
 )
-from regrow.core.growth import candidates, exact, window
+from regrow.core.growth import candidates, exact, guided, window
 from regrow.files.container import read
 from regrow.files.saving import read_notes
 from regrow.files.tree import flatten, restore
 from regrow.storage import sparse_weights
 
 STEPS = 8
-MLP, SGD = model("mlp"), optimization("sgd-nesterov")
+MLP, INPUTS_FIRST, SGD = model("mlp"), model("inputs-first"), optimization("sgd-nesterov")
 STORABLE = [case for case in MODELS if case.sparse]
 
 
@@ -187,12 +187,13 @@ def test_a_training_goes_on_to_the_bit(name, optimizer, storage, at, file):
     assert_same(second.state(), whole.state())
 
 
-@pytest.mark.parametrize("growth", [exact(), window(2), candidates(2, 1)], ids=str)
-@pytest.mark.parametrize("at", [3, 4])  # within a window of an update, and as one is due
-def test_it_goes_on_to_the_bit_whatever_growth_looks_at(growth, at, file):
+@pytest.mark.parametrize("growth", [exact(), window(2), candidates(2, 1), guided(2, 1)], ids=str)
+@pytest.mark.parametrize("at", [1, 2, 3, 4])  # before a window, as one is about to open, within one, an update is due
+@pytest.mark.parametrize("case", [MLP, INPUTS_FIRST], ids=lambda case: case.name)
+def test_it_goes_on_to_the_bit_whatever_growth_looks_at(case, growth, at, file):
     def fresh(seed):
         recipe = dataclasses.replace(regrow.sparse_momentum(every=4, steps=16), growth=growth)
-        return Run(MLP, recipe, optimization("adam"), storage="cpu", seed=seed)
+        return Run(case, recipe, optimization("adam"), storage="cpu", seed=seed)
 
     whole, first, second = fresh(0).train(range(STEPS)), fresh(0).train(range(at)), fresh(77)
     regrow.save(first.model, file, first.optimizer, first.topology)
@@ -203,10 +204,11 @@ def test_it_goes_on_to_the_bit_whatever_growth_looks_at(growth, at, file):
 
 @pytest.mark.parametrize("at", [1, 4, 5])
 @pytest.mark.parametrize(("before", "after"), [("masked", "cpu"), ("cpu", "masked")])
-def test_it_goes_on_in_the_other_storage(before, after, at, file):
+@pytest.mark.parametrize("case", [MLP, INPUTS_FIRST], ids=lambda case: case.name)
+def test_it_goes_on_in_the_other_storage(case, before, after, at, file):
     def fresh(storage, seed):
         recipe = dataclasses.replace(regrow.sparse_momentum(every=4, steps=16), growth=exact())
-        return Run(MLP, recipe, SGD, storage=storage, seed=seed)
+        return Run(case, recipe, SGD, storage=storage, seed=seed)
 
     whole = fresh(before, 0).train(range(STEPS))
     first, second = fresh(before, 0).train(range(at)), fresh(after, 77)
@@ -228,8 +230,9 @@ def _momentum(run):
 
 
 @pytest.mark.parametrize(("before", "after"), [("masked", "cpu"), ("cpu", "masked"), ("cpu", "cpu")])
-def test_an_optimizer_goes_along_without_a_topology(before, after, file):
-    first, second = (Run(MLP, regrow.static(), SGD, storage=storage) for storage in (before, after))
+@pytest.mark.parametrize("case", [MLP, INPUTS_FIRST], ids=lambda case: case.name)
+def test_an_optimizer_goes_along_without_a_topology(case, before, after, file):
+    first, second = (Run(case, regrow.static(), SGD, storage=storage) for storage in (before, after))
     first.train(range(3))
     regrow.save(first.model, file, first.optimizer)
     regrow.load(file, second.model, second.optimizer)

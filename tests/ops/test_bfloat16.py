@@ -26,6 +26,7 @@ from regrow.ops import (
 )
 from regrow.ops.blocking import Blocking
 from regrow.ops.conv2d import cpu
+from regrow.ops.conv2d.plan import flat
 from regrow.ops.conv2d.reference import dense_weight
 from regrow.ops.gradient import weight_gradient_at
 from regrow.ops.layout import allocate_batch_last, to_batch_last, to_channels_last
@@ -425,7 +426,7 @@ def test_operators_keep_the_rules_of_torch_library() -> None:
     geometry = CASES["odd"].geometry
     others = (
         list(pattern.forward_blocks(geometry)), list(pattern.transposed_blocks(geometry)), list(pattern.shape),
-        cpu.flat(geometry),
+        flat(geometry),
     )  # fmt: skip
     torch.library.opcheck(cpu.operator, (x, values, bias, *others))
     with autocast():
@@ -448,7 +449,7 @@ def test_operators_refuse_types_that_do_not_go_together() -> None:
     geometry = CASES["odd"].geometry
     others = (
         list(pattern.forward_blocks(geometry)), list(pattern.transposed_blocks(geometry)), list(pattern.shape),
-        cpu.flat(geometry),
+        flat(geometry),
     )  # fmt: skip
     half = x.to(HALF)
     for given in ((half, values.to(HALF), bias), (half, values, bias.to(HALF)), (x.half(), values, bias)):

@@ -13,6 +13,7 @@ from torch import Tensor
 from regrow.core.units import Units
 from regrow.ops import sparse_conv2d
 from regrow.ops.conv2d import cpu
+from regrow.ops.conv2d.plan import flat
 from regrow.ops.pattern import Geometry, Pattern
 
 pytest.importorskip("regrow._kernels")
@@ -92,7 +93,7 @@ def arguments() -> dict[str, Any]:
         "index": [tensor.clone() for tensor in index],
         "transposed_index": transposed_index,
         "weight_shape": list(SHAPE),
-        "geometry": cpu.flat(GEOMETRY),
+        "geometry": flat(GEOMETRY),
     }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from regrow.core.units import Units
 from regrow.ops import sparse_conv2d
 from regrow.ops.conv2d import cpu
+from regrow.ops.conv2d.plan import Plan
 from regrow.ops.layout import to_batch_last
 from regrow.ops.native import kernels
 from regrow.ops.pattern import Geometry, Pattern
@@ -312,7 +313,7 @@ def layer(shape: tuple[int, ...]) -> tuple[Pattern, Tensor, Tensor]:
     return pattern, values, torch.randn(shape[0], generator=generator)
 
 
-def planned(pattern: Pattern, geometry: Geometry) -> cpu.Plan:
+def planned(pattern: Pattern, geometry: Geometry) -> Plan:
     """Return what the kernels are called with, for both directions."""
     plan = cpu.plan_of(pattern, geometry)
     plan.transpose(pattern.transposed_blocks(geometry))

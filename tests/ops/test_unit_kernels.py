@@ -14,7 +14,7 @@ from regrow.core.units import Units
 from regrow.ops import sparse_conv2d, sparse_linear
 from regrow.ops.blocking import Blocking
 from regrow.ops.conv2d import cpu
-from regrow.ops.conv2d.cpu import output_shape
+from regrow.ops.conv2d.plan import output_shape
 from regrow.ops.conv2d.reference import conv2d as conv2d_reference
 from regrow.ops.linear.reference import linear as linear_reference
 from regrow.ops.pattern import Geometry, Pattern

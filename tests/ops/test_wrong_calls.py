@@ -14,6 +14,7 @@ import regrow
 from regrow.core.units import Units
 from regrow.ops import gradient
 from regrow.ops.conv2d import cpu as conv2d
+from regrow.ops.conv2d.plan import flat
 from regrow.ops.normalise import cpu as normalise
 from regrow.ops.pattern import Blocks, Geometry, Pattern
 from regrow.ops.pool import cpu as pool
@@ -37,7 +38,7 @@ def convolution(pattern: Pattern = PATTERN) -> dict[str, Any]:
         "index": [tensor.clone() for tensor in pattern.forward_blocks(GEOMETRY)],
         "transposed_index": [tensor.clone() for tensor in pattern.transposed_blocks(GEOMETRY)],
         "weight_shape": list(pattern.shape),
-        "geometry": conv2d.flat(GEOMETRY),
+        "geometry": flat(GEOMETRY),
     }
 
 
@@ -59,7 +60,7 @@ def gradient_at(pattern: Pattern = PATTERN) -> dict[str, Any]:
         "positions": pattern.positions.clone(),
         "index": [tensor.clone() for tensor in pattern.forward_blocks(GEOMETRY)],
         "weight_shape": list(pattern.shape),
-        "geometry": conv2d.flat(GEOMETRY),
+        "geometry": flat(GEOMETRY),
     }
 
 

@@ -309,3 +309,16 @@ def test_what_a_rule_reads_of_absent_weights_is_told(rule, expected):
     model = regrow.sparsify(nn.Linear(8, 4), 1.0, backend="masked")
     topology = regrow.StepUpdater(model, torch.optim.SGD(model.parameters(), lr=0.1), rule)
     assert topology.looks_at() == ({} if expected == "nothing" else {"weight": expected})
+
+
+def test_what_is_told_follows_the_sets():
+    model = regrow.sparsify(nn.Linear(8, 4), 1.0, backend="masked")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rule = regrow.top_kast(every=1, steps=6, density=0.25, backward_density=0.5, explore=0.5)
+    topology, seen = regrow.StepUpdater(model, optimizer, rule), []
+    for _ in range(6):
+        seen.append(topology.looks_at()["weight"])
+        model(torch.randn(8, 8)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert seen == [8, 8, 8, 0, 0, 0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regrow.convert.choice import Choice
 from regrow.convert.choose import choose_by_time
-from regrow.convert.eligible import Slot
+from regrow.convert.eligible import Slot, some_names
 from regrow.convert.rule import choose_by_rule
 from regrow.core.units import Units
 from regrow.ops import native
@@ -97,8 +97,7 @@ def _by_glob(slots: Sequence[Slot], backends: Mapping[str, Backend]) -> dict[str
     for glob, backend in backends.items():
         matches = [slot.name for slot in slots if fnmatchcase(slot.name, glob) or fnmatchcase(slot.path, glob)]
         if not matches:
-            names = ", ".join(slot.name for slot in slots[:8]) + (", ..." if len(slots) > 8 else "")
-            raise ValueError(f"backend: {glob!r} matches no weight that is to be sparse; there are {names}")
+            raise ValueError(f"backend: {glob!r} matches no weight that is to be sparse; there are {some_names(slots)}")
         for name in matches:
             found.setdefault(name, backend)
     return {slot.name: found.get(slot.name, "auto") for slot in slots}

@@ -26,6 +26,7 @@ from regrow.convert.eligible import Slot, slots_of
 from regrow.convert.exchange import sparse_form, store_sparsely, unserved
 from regrow.convert.follow_layout import follow_layout
 from regrow.core.units import Units
+from regrow.nn.modes import modes_kept
 from regrow.storage import Storage
 
 __all__ = ["LAYER_GAIN", "MODEL_GAIN", "choose_by_time"]
@@ -132,14 +133,11 @@ def _observe(
             calls[module].append(_Call(tuple(x.shape), x.stride(), x.dtype, x.requires_grad))
 
     hooks = [module.register_forward_pre_hook(note) for module in calls]
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.enable_grad():
+        with modes_kept(model), torch.enable_grad():
+            model.eval()
             model(*arguments)
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for hook in hooks:
             hook.remove()
     return calls

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from regrow.nn.kinds import is_inputs_first_linear, keeps_inputs_first
 
-__all__ = ["Selector", "Slot", "eligible", "slots_of"]
+__all__ = ["Selector", "Slot", "eligible", "slots_of", "some_names"]
 
 Selector = str | type[nn.Module]
 """A glob over names of weights or modules, `"first"`, `"last"`, or a type of module."""
@@ -124,6 +124,11 @@ def slots_of(model: nn.Module) -> Iterator[Slot]:
             yield Slot(f"{path}.{parameter}" if path else parameter, module, path, parameter)
 
 
+def some_names(slots: Sequence[Slot]) -> str:
+    """Return the first names, for a message."""
+    return (", ".join(slot.name for slot in slots[:8]) or "none") + (", ..." if len(slots) > 8 else "")
+
+
 def _is_sparse_by_default(slot: Slot) -> bool:
     if is_inputs_first_linear(slot.module):
         return slot.parameter == "weight"
@@ -175,6 +180,5 @@ def _select(selector: Selector, slots: Sequence[Slot], argument: str) -> list[Sl
         matches = [slot for slot in slots if isinstance(slot.module, selector)]
     if not matches:
         shown = selector if isinstance(selector, str) else selector.__name__
-        names = ", ".join(slot.name for slot in slots[:8]) + (", ..." if len(slots) > 8 else "")
-        raise ValueError(f"{argument}: {shown!r} matches no weight; there are {names or 'none'}")
+        raise ValueError(f"{argument}: {shown!r} matches no weight; there are {some_names(slots)}")
     return matches

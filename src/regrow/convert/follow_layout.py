@@ -30,6 +30,7 @@ from regrow.nn.batch_last import (
     FoldedReLU,
 )
 from regrow.nn.batch_last_1d import BatchLastAdaptiveAvgPool1d, BatchLastAvgPool1d, BatchLastMaxPool1d
+from regrow.nn.modes import modes_kept
 from regrow.nn.sparse_conv import SparseConv
 from regrow.nn.sparse_layer import SparseLayer
 
@@ -158,19 +159,15 @@ class _Tracer(fx.Tracer):
 
 def _traced(model: nn.Module) -> list[fx.Graph]:
     """Return the graphs of the model in training and in evaluation: they may take different ways."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            graphs = []
-            for mode in (True, False):
-                copy = _copy(model)
-                for module in copy.modules():
-                    module.training = mode
-                graphs.append(_Tracer().trace(copy))
-            return graphs
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    graphs = []
+    # the copies have sparse layers of the model itself
+    with modes_kept(model), torch.random.fork_rng(devices=[]):
+        for mode in (True, False):
+            copy = _copy(model)
+            for module in copy.modules():
+                module.training = mode
+            graphs.append(_Tracer().trace(copy))
+    return graphs
 
 
 class _Flow:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.convert.backend import Backend, check_backend, decide
-from regrow.convert.choice import in_one_line, remember
+from regrow.convert.choice import Choice, in_one_line, remember
 from regrow.convert.eligible import Selector, Slot, eligible, slots_of
 from regrow.convert.exchange import check_storable, store_sparsely
 from regrow.convert.follow_layout import follow_layout
@@ -98,14 +98,11 @@ def sparsify(
     if (density is None) == (masks is None):
         raise ValueError("give either a density or masks")
 
-    if masks is not None:
-        slots = _named(model, masks)
-        positions = dict(masks)
-    else:
-        slots = eligible(model, include, keep_dense)
+    slots = eligible(model, include, keep_dense) if masks is None else _named(model, masks)
     units = {slot.name: Units(tuple(slot.weight.shape), _unit(slot, block)) for slot in slots}
     if masks is not None:
-        _check_whole(positions, units)
+        _check_whole(masks, units)
+        positions = dict(masks)
     else:
         assert density is not None
         positions = _draw(slots, units, density, distribution, seed)
@@ -118,13 +115,8 @@ def sparsify(
     store_sparsely(model, stored_sparsely, positions, units)
     if batch_last:
         follow_layout(model)
-    weights = sparse_weights(model)
-    for name, weight in weights.items():
-        if name in choices:
-            remember(weight.module, name.rpartition(".")[2], choices[name])
-    leave_to_each(model, weights.values())
-    reasons = {name: choice.reason for name, choice in choices.items()}
-    _logger.info("sparsify: %s", in_one_line((each, reasons.get(name, "")) for name, each in storages.items()))
+    leave_to_each(model, sparse_weights(model).values())
+    _tell(model, storages, choices)
     if stored_sparsely:
         # The dense weights go, and what the C library would keep of them would be more than the sparse ones take.
         del slot, slots, stored_sparsely, positions
@@ -144,6 +136,15 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         (torch.Size([2, 4]), 4)
     """
     return {name: weight.mask() for name, weight in sparse_weights(model).items()}
+
+
+def _tell(model: nn.Module, storages: Mapping[str, Storage], choices: Mapping[str, Choice]) -> None:
+    """Keep with each weight why it is stored so, and log it."""
+    for name, weight in sparse_weights(model).items():
+        if name in choices:
+            remember(weight.module, name.rpartition(".")[2], choices[name])
+    reasons = {name: choice.reason for name, choice in choices.items()}
+    _logger.info("sparsify: %s", in_one_line((each, reasons.get(name, "")) for name, each in storages.items()))
 
 
 def _unit(slot: Slot, block: tuple[int, int]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from regrow.convert.eligible import slots_of
 from regrow.convert.hook import Hook
+from regrow.nn.modes import modes_kept
 from regrow.nn.sparse_conv import SparseConv
 from regrow.storage import Weight
 
@@ -164,14 +165,11 @@ def positions_of_sample(
     if not _samples(arguments):
         raise ValueError("the example has no samples: give a batch as the model takes it, a tensor or a tuple of them")
     uses = Uses(model, weights)
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with modes_kept(model), torch.no_grad():
+            model.eval()
             model(*arguments)
     finally:
-        for module, training in modes.items():
-            module.training = training
         uses.close()
     return {name: used / uses.samples for name, used in uses.positions().items()}
 

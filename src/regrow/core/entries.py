@@ -244,6 +244,10 @@ class Entries:
             return self._index_at(at)
         return self.index[at]
 
+    def index_of_units(self, size: int) -> Tensor:
+        """Return the flat position of the first weight of each unit of so many entries, int64."""
+        return self.index_at(torch.arange(0, len(self), size, device=self.device))
+
     def noise(self) -> Tensor:
         """Draw a fresh uniform number in [0, 1) for every entry, float64, shape (entries,)."""
         if self._generator is None:

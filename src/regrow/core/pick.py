@@ -63,8 +63,7 @@ def per_output(layer: LayerState, score: Score, count: int) -> Tensor:
     room = torch.bincount(output, minlength=outputs)
     each = _split(count, mean, room)
 
-    index = absent.index_at(torch.arange(0, len(absent), layer.unit_size, device=absent.device))
-    return leading_of_outputs(scores, index, output, each)
+    return leading_of_outputs(scores, absent.index_of_units(layer.unit_size), output, each)
 
 
 def leading_of_outputs(scores: Tensor, index: Tensor, output: Tensor, each: Tensor) -> Tensor:
@@ -93,9 +92,8 @@ def leading_of_outputs(scores: Tensor, index: Tensor, output: Tensor, each: Tens
 
 def outputs_of(layer: LayerState, entries: Entries) -> Tensor:
     """Return the output of each unit of a layer's entries, or of units that span several, the number of their group."""
-    numbers = torch.arange(0, len(entries), layer.unit_size, device=entries.device)
     row = layer.numel // layer.shape[0] * layer.unit[0]
-    return entries.index_at(numbers) // row
+    return entries.index_of_units(layer.unit_size) // row
 
 
 def _split(total: int, share: Tensor, room: Tensor) -> Tensor:

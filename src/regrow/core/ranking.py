@@ -54,8 +54,8 @@ def lowest_of_all(score: Score, *, count: int | None = None) -> Drops:
     def drops(layers: Mapping[str, LayerState], fraction: float, least: int) -> dict[str, int]:
         existing = sum(len(layer.active) for layer in layers.values())
         wanted = math.ceil(fraction * existing) if count is None else min(count, existing)
-        means = _means(score, {name: layer.active for name, layer in layers.items()}, unit_sizes(layers))
         sizes = unit_sizes(layers)
+        means = _means(score, {name: layer.active for name, layer in layers.items()}, sizes)
         last = {name: float(mean.max()) for name, mean in means.items() if len(mean)}
         spared = sum(sizes[name] for name in last)
         # only how many of a layer leave is asked here, so any of its highest may stand for the last one

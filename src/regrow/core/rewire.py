@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regrow.core.entries import Entries, LayerState
+from regrow.core.entries import LayerState
 from regrow.core.extreme import extreme
 from regrow.core.pick import leading_of_outputs, outputs_of
 from regrow.core.positions import where
@@ -75,7 +75,7 @@ def constant_fan_in(ablate_below: float | None = None) -> Rewire:
 
     def rewire(layer: LayerState, drop: Score, grow: Score, moves: Moves) -> tuple[Tensor, Tensor]:
         size, outputs = layer.unit_size, layer.shape[0] // layer.unit[0]
-        scores, index = unit_means(drop, layer.active, size), _first_of_units(layer.active, size)
+        scores, index = unit_means(drop, layer.active, size), layer.active.index_of_units(size)
         stays = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
         stays[extreme(scores, moves.drop, index.__getitem__, largest=False)] = False
         kept, dropped = where(stays), where(~stays)
@@ -83,7 +83,7 @@ def constant_fan_in(ablate_below: float | None = None) -> Rewire:
 
         # what was just dropped stands behind the candidates
         absent = layer.candidates.join(layer.active.select((~stays).repeat_interleave(size)))
-        wanted, place = unit_means(grow, absent, size), _first_of_units(absent, size)
+        wanted, place = unit_means(grow, absent, size), absent.index_of_units(size)
         of_absent, free = outputs_of(layer, absent), len(layer.candidates) // size
         best = extreme(wanted, moves.grow, place.__getitem__, largest=True)
 
@@ -102,11 +102,6 @@ def constant_fan_in(ablate_below: float | None = None) -> Rewire:
         return where(leaves), grown[grown < free]
 
     return rewire
-
-
-def _first_of_units(entries: Entries, size: int) -> Tensor:
-    """Return the flat position of the first weight of each unit."""
-    return entries.index_at(torch.arange(0, len(entries), size, device=entries.device))
 
 
 def _fan_in(salient: Tensor, room: Tensor, count: int, ablate_below: float | None) -> Tensor:

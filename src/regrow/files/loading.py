@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from regrow.convert.eligible import slots_of
 from regrow.convert.sparsify import sparsify
 from regrow.files.names import Held, held
-from regrow.files.optimizer import check_numbers, covered, move, parameter_names, refuse_inputs_first
+from regrow.files.optimizer import check_numbers, covered, in_order_of, is_transposed, move, parameter_names
 from regrow.files.stored import Stored
 from regrow.storage import Storage
-from regrow.storage.inputs_first import InputsFirstWeight
 
 __all__ = ["load_into"]
 
@@ -87,8 +86,6 @@ def _check_model(stored: Stored, own: Held, path: str) -> None:
 
 def _check_parts(stored: Stored, own: Held, path: str, optimizer: torch.optim.Optimizer | None, topology: Any) -> None:
     """Raise a ValueError where an optimizer or a topology is given, and there is none in the file or can be none."""
-    if optimizer is not None:
-        refuse_inputs_first(own.weights)
     for given, part, name in ((optimizer, stored.optimizer, "optimizer"), (topology, stored.topology, "topology")):
         if given is not None and part is None:
             raise ValueError(f"{path} has no state of the {name}: save it with regrow.save(..., {name}={name})")
@@ -109,7 +106,7 @@ def _model_state(stored: Stored, own: Held) -> dict[str, Any]:
             state[name] = stored.rest[first]
         elif weight is None:
             state[name] = layer.dense()
-        elif isinstance(weight, InputsFirstWeight):  # its own positions are others: it translates a dense weight
+        elif is_transposed(weight):  # its positions are others: it finds them for a dense weight
             state[name], state[f"{name}_mask"] = layer.state(Storage.MASKED)
         else:
             state.update(zip(weight.state_keys, layer.state(weight.storage), strict=True))
@@ -160,7 +157,7 @@ def _optimizer_state(
             source = covered(layer.storage, layer.index, layer.units, saved.get(name))
             target = covered(weight.storage, layer.index, layer.units, wanted.get(name))
             shape = weight.shape if weight.storage is Storage.MASKED else (target[0],)
-            moved[number] = move(moved[number], source, target, shape)
+            moved[number] = move(moved[number], source, in_order_of(weight, target), shape)
         check_numbers(name, moved[number], shape)
     return {**state, "state": moved}
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from regrow.core.positions import lookup
+from regrow.core.transposed import transposed
 from regrow.core.units import Units
 from regrow.storage import Storage, Weight
-from regrow.storage.inputs_first import InputsFirstWeight
 
-__all__ = ["check_numbers", "covered", "move", "optimizer_part", "parameter_names", "refuse_inputs_first"]
+__all__ = ["check_numbers", "covered", "in_order_of", "is_transposed", "move", "optimizer_part", "parameter_names"]
 
 # What PyTorch's optimizers keep a number of for each element of a parameter; fused ones believe that they have it.
 _OF_EACH_ELEMENT = (
@@ -24,7 +24,10 @@ _OF_EACH_ELEMENT = (
 
 
 def optimizer_part(
-    model: nn.Module, optimizer: torch.optim.Optimizer, weights: Mapping[str, Weight], *, whole: bool
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    weights: Mapping[str, Weight],
+    topology: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the state of an optimizer with the names of its parameters.
 
@@ -32,32 +35,25 @@ def optimizer_part(
         model: the model.
         optimizer: the optimizer.
         weights: the sparse weights of the model.
-        whole: whether what it holds of absent weights that growth looks at is wanted; without the topology's state
-            nobody would know which those are.
+        topology: the state of the topology that goes along. Without it nothing is kept of absent weights that growth
+            looks at, for nobody would know which those are.
     """
-    refuse_inputs_first(weights)
     state, names = optimizer.state_dict(), parameter_names(model, optimizer, weights)
-    moved = dict(state["state"])
+    moved, growth = dict(state["state"]), (topology or {}).get("growth", {})
     for number, name in names.items():
         weight = weights.get(name or "")
-        if weight is None or weight.holds_absent or number not in moved or whole:
-            continue
-        shape = weight.weight.shape
-        moved[number] = {
-            key: weight.existing(value) if isinstance(value, Tensor) and value.shape == shape else value
-            for key, value in moved[number].items()
-        }
-    return {"names": names, "whole": whole, "state": {**state, "state": moved}}
+        if weight is not None and not weight.holds_absent and number in moved:
+            _, positions = covered(weight.storage, weight.index(), weight.units, growth.get(name))
+            shape = weight.weight.shape
+            moved[number] = {
+                key: _at(weight, value, positions) if isinstance(value, Tensor) and value.shape == shape else value
+                for key, value in moved[number].items()
+            }
+    return {"names": names, "whole": topology is not None, "state": {**state, "state": moved}}
 
 
-def refuse_inputs_first(weights: Mapping[str, Weight]) -> None:
-    """Raise a ValueError for a sparsely stored weight of inputs by outputs: its optimizer state has another order."""
-    for name, weight in weights.items():
-        if isinstance(weight, InputsFirstWeight):
-            raise ValueError(
-                f"the optimizer's state of {name!r}, a sparsely stored weight of inputs by outputs, has no form in "
-                "such a file: save the model alone, and the optimizer's state dict with torch.save"
-            )
+def _at(weight: Weight, numbers: Tensor, positions: Tensor | None) -> Tensor:
+    return weight.everywhere(numbers) if positions is None else weight.at(numbers, positions)
 
 
 def parameter_names(
@@ -86,11 +82,11 @@ def covered(
         storage: how the weight is stored.
         index: flat positions of the active weights.
         units: of the weight.
-        gathered: what the state of the topology says of it: None, or which absent units growth looks at.
+        gathered: what the state of the topology says of it: None, or more, as which absent units growth looks at.
     """
     if storage is Storage.MASKED:
         return units.numel, None
-    if gathered is None:
+    if gathered is None or "candidates" not in gathered:
         return len(index), index
     candidates = gathered["candidates"]
     if candidates is None:
@@ -99,6 +95,21 @@ def covered(
         raise TypeError(f"candidates are a tensor, not a {type(candidates).__name__}")
     positions = torch.cat((index, units.positions_of(candidates))).sort().values
     return len(positions), positions
+
+
+def is_transposed(weight: Weight) -> bool:
+    """Return whether the parameter has its numbers in the order of the transpose, as a sparsely stored `Conv1D` has."""
+    return bool(getattr(weight.module, "inputs_first", False))
+
+
+def in_order_of(weight: Weight, target: tuple[int, Tensor | None]) -> tuple[int, Tensor | None]:
+    """Return the positions that the parameter of a weight is to cover, as from `covered`, in its own order."""
+    count, positions = target
+    if not is_transposed(weight):
+        return target
+    inputs, outputs = weight.shape
+    positions = torch.arange(count) if positions is None else positions
+    return count, positions[transposed(positions, (inputs, outputs)).argsort()]
 
 
 def move(
@@ -112,7 +123,7 @@ def move(
     Args:
         state: the state.
         source: the positions that its numbers belong to, as from `covered`.
-        target: those that are wanted.
+        target: those that are wanted, in the order of that parameter.
         shape: of the parameter to which they go.
 
     Example:

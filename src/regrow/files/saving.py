@@ -67,6 +67,7 @@ def save(
     import regrow
 
     parts, tensors = held(model), dict[str, Tensor]()
+    growing = None if topology is None else topology.state_dict()
     tell_of_losses(parts.weights.values())
     layers = {name: _layer(name, weight, tensors) for name, weight in parts.weights.items()}
     weights = sum(weight.numel for weight in parts.weights.values())
@@ -78,11 +79,11 @@ def save(
         "shared": parts.shared,
         "model": flatten(parts.rest, "model", tensors),
         "optimizer": None,
-        "topology": None if topology is None else flatten(topology.state_dict(), "topology", tensors),
+        "topology": None if growing is None else flatten(growing, "topology", tensors),
         "notes": None if notes is None else _plain(notes),
     }
     if optimizer is not None:
-        state = optimizer_part(model, optimizer, parts.weights, whole=topology is not None)
+        state = optimizer_part(model, optimizer, parts.weights, growing)
         content["optimizer"] = flatten(state, "optimizer", tensors)
     container.write(Path(path), content, tensors)
 

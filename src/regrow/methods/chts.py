@@ -122,8 +122,7 @@ def _rewire(
         scores = _paths(graph, rule) + _paths(graph.T, rule).T
         grown = _drawn(_log(scores[_ends(layer, absent)].double()), absent, moves.grow, size)
     else:
-        first = torch.arange(0, len(absent), size, device=absent.device)
-        place = absent.index_at(first)
+        place = absent.index_of_units(size)
         grown = extreme(score.unit_means(grow, absent, size), moves.grow, place.__getitem__, largest=True)
     stays[removed[grown[grown >= free] - free]] = True
     return where(~stays), grown[grown < free]
@@ -131,8 +130,7 @@ def _rewire(
 
 def _ends(layer: LayerState, entries: Entries) -> tuple[Tensor, Tensor]:
     """Return the output and the input of each unit: of convolutions the input stands for a weight of a filter."""
-    size = layer.unit_size
-    at = entries.index_at(torch.arange(0, len(entries), size, device=entries.device))
+    at = entries.index_of_units(layer.unit_size)
     inputs = layer.shape[1] if len(layer.shape) > 1 else 1
     kernel = layer.numel // (layer.shape[0] * inputs)
     output, channel = at // (inputs * kernel), at // kernel % inputs

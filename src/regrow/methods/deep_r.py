@@ -26,21 +26,16 @@ class DeepR:
         drift: how far a weight goes towards zero in a step, in learning rates.
         noise: standard deviation of its random walk in a step, in learning rates.
         scope: where as many come as have gone.
+        dense: false, for what is outside of the network is zero.
+        reads_absent: false, for nothing else moves than what the network has.
     """
+
+    dense = False
+    reads_absent = False
 
     drift: Schedule
     noise: Schedule
     scope: Scope
-
-    @property
-    def dense(self) -> bool:
-        """False: what is outside of the network is zero."""
-        return False
-
-    @property
-    def reads_absent(self) -> bool:
-        """False: only what the network has moves."""
-        return False
 
     def begin(self, layers: Mapping[str, StepLayer], generator: torch.Generator) -> None:
         """Draw the sign of every position; that of a weight is its own."""

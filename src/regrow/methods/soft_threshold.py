@@ -19,20 +19,15 @@ class SoftThreshold:
     Attributes:
         initial: what every threshold is the sigmoid of at the start.
         decay: how strongly that is pulled to zero.
+        dense: true, for a weight below the threshold keeps its value.
+        reads_absent: false, for below the threshold the gradient is zero.
     """
+
+    dense = True
+    reads_absent = False
 
     initial: float
     decay: float
-
-    @property
-    def dense(self) -> bool:
-        """True: a weight below the threshold keeps its value."""
-        return True
-
-    @property
-    def reads_absent(self) -> bool:
-        """False: below the threshold the gradient is zero."""
-        return False
 
     def begin(self, layers: Mapping[str, StepLayer], generator: torch.Generator) -> None:
         """Make a learned number for each layer."""

@@ -21,21 +21,16 @@ class SrSte:
         keep: weights of each group that are in the network.
         of: weights in a group.
         penalty: how strongly those outside are pulled to zero.
+        dense: true, for every weight is trained.
+        reads_absent: true, for every weight is trained by the gradient.
     """
+
+    dense = True
+    reads_absent = True
 
     keep: int
     of: int
     penalty: float
-
-    @property
-    def dense(self) -> bool:
-        """True: every weight is trained."""
-        return True
-
-    @property
-    def reads_absent(self) -> bool:
-        """True: every weight is trained by the gradient."""
-        return True
 
     def begin(self, layers: Mapping[str, StepLayer], generator: torch.Generator) -> None:
         """Find the groups, and the largest weights in them."""

@@ -1,9 +1,11 @@
 """SRigL: RigL with as many weights for each output, and outputs that are left out."""
 
-from regrow.core import redistribute, schedule, score
+import dataclasses
+
 from regrow.core.growth import Growth
 from regrow.core.recipe import Recipe
 from regrow.core.rewire import constant_fan_in
+from regrow.methods.rigl import rigl
 
 __all__ = ["srigl"]
 
@@ -56,18 +58,5 @@ def srigl(
         >>> recipe.needs, recipe.replaces_step, recipe.update_at(700), recipe.update_at(800)
         (('gradient',), True, True, False)
     """
-    until = max(round(0.75 * steps), 1)
-    return Recipe(
-        drop=score.magnitude,
-        redistribute=redistribute.keep,
-        grow=score.gradient,
-        rewire=constant_fan_in(ablate_below),
-        fraction=schedule.cosine(prune_rate, until),
-        update_at=schedule.every(every, until=until),
-        reset_state="warm",
-        keep_returning=True,
-        growth=growth,
-        rounding="down",
-        replaces_step=True,
-        distribution="erdos-renyi-kernel",
-    )
+    recipe = rigl(every, steps, prune_rate=prune_rate, growth=growth)
+    return dataclasses.replace(recipe, rewire=constant_fan_in(ablate_below))

@@ -24,7 +24,12 @@ class TopKast:
         penalty: strength of the regularisation.
         until: from this step on only the weights of the network are trained; None for never.
         distribution: how both are spread over layers.
+        dense: true, for weights outside of both sets keep their value.
+        reads_absent: true, at the weights outside of the network that a step trains.
     """
+
+    dense = True
+    reads_absent = True
 
     density: float
     backward_density: float
@@ -32,16 +37,6 @@ class TopKast:
     penalty: float
     until: int | None
     distribution: Distribution | str = "uniform"
-
-    @property
-    def dense(self) -> bool:
-        """True: weights outside of both sets keep their value."""
-        return True
-
-    @property
-    def reads_absent(self) -> bool:
-        """True: that of the weights outside of the network that a step trains."""
-        return True
 
     def begin(self, layers: Mapping[str, StepLayer], generator: torch.Generator) -> None:
         """Choose the two sets."""

@@ -24,28 +24,14 @@ class SparseInputsFirstLinear(SparseLinear):
 
     Args:
         kind: type of the ordinary layer, called with the numbers of outputs and inputs.
-        in_features: size of an input.
-        out_features: size of an output.
-        values: the weights that exist, shape (nonzeros,).
-        index: their flat positions in the transpose, sorted, int32 or int64.
-        bias: shape (out_features,).
-        unit: outputs and inputs of a unit of topology.
+        args: as `SparseLinear` takes them, positions in the transpose.
+        kwargs: likewise.
     """
 
     inputs_first = True
 
-    def __init__(
-        self,
-        kind: Callable[[int, int], nn.Module],
-        in_features: int,
-        out_features: int,
-        values: Tensor,
-        index: Tensor,
-        bias: Tensor | None = None,
-        *,
-        unit: tuple[int, int] = (1, 1),
-    ) -> None:
-        super().__init__(in_features, out_features, values, index, bias, unit=unit)
+    def __init__(self, kind: Callable[[int, int], nn.Module], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.kind = kind
 
     @staticmethod

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import zlib
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.core.positions import compact, find
+from regrow.nn.numbers import checksum_of, has_numbers, rebind, version_of
 from regrow.nn.open_sizes import leave_sizes_open
 from regrow.nn.read_only import ReadOnly
 from regrow.ops import gradient
@@ -20,7 +20,7 @@ from regrow.ops.gradient import watch
 from regrow.ops.pattern import Geometry, Pattern
 from regrow.ops.select import as_activation, obstacle
 
-__all__ = ["Covered", "SparseLayer", "exclusive", "rebind"]
+__all__ = ["Covered", "SparseLayer", "exclusive"]
 
 # Held while numbers and positions of a layer change, and while a pass without gradient takes both: one thread may infer
 # while another trains. One for all layers, for it is held for an instant.
@@ -145,8 +145,8 @@ class SparseLayer(nn.Module, ABC):
         self._check_index()
         values = self.values if self.covered is None else self.values[self.covered.active]
         dense = values.new_zeros(self._numel).index_put((self.index,), values).view(self.shape)
-        dense = self._turned(dense)
-        return dense.as_subclass(ReadOnly) if _readable(dense) else dense
+        dense = self.turned(dense)
+        return dense.as_subclass(ReadOnly) if has_numbers(dense) else dense
 
     @weight.setter
     def weight(self, weight: Tensor | None) -> None:
@@ -173,16 +173,16 @@ class SparseLayer(nn.Module, ABC):
 
     def _note_index(self) -> None:
         """Remember the positions as they are."""
-        self._known = (self.index, _version(self.index), _checksum(self.index))
+        self._known = (self.index, version_of(self.index), checksum_of(self.index))
 
     def _check_index(self) -> None:
         """See whether the positions are those that are known."""
         index, (known, version, checksum) = self.index, self._known
-        if index is known and _version(index) == version:
+        if index is known and version_of(index) == version:
             return
-        if not _readable(index):  # it stands for positions: something traces or transforms
+        if not has_numbers(index):  # it stands for positions: something traces or transforms
             return
-        now = _checksum(index)
+        now = checksum_of(index)
         if now != checksum and index is known:
             raise RuntimeError(
                 "other positions were written into the index of a sparse layer in place, as "
@@ -191,7 +191,7 @@ class SparseLayer(nn.Module, ABC):
             )
         if now != checksum:  # another tensor stands there, as under torch.func.functional_call
             self._pattern = None
-        self._known = (index, _version(index), now)
+        self._known = (index, version_of(index), now)
 
     def covering(self, positions: Tensor | None) -> Covered:
         """Return what `covered` takes, with its index structure made.
@@ -246,9 +246,9 @@ class SparseLayer(nn.Module, ABC):
         self._check_index()
         dense = self.values.new_zeros(self._numel)
         dense[self.index] = self._active_values()
-        return self._turned(dense.view(self.shape)).contiguous()
+        return self.turned(dense.view(self.shape)).contiguous()
 
-    def _turned(self, dense: Tensor) -> Tensor:
+    def turned(self, dense: Tensor) -> Tensor:
         """Return a dense weight of this layer as the ordinary layer keeps it, or the other way round."""
         return dense.t() if self.inputs_first else dense
 
@@ -350,7 +350,7 @@ class SparseLayer(nn.Module, ABC):
             expected = self.shape[::-1] if self.inputs_first else self.shape
             if tuple(weight.shape) != expected or (weight_mask is not None and weight_mask.shape != weight.shape):
                 raise ValueError(f"the dense weight has shape {tuple(weight.shape)} there, and {expected} here")
-            weight, weight_mask = self._turned(weight), None if weight_mask is None else self._turned(weight_mask)
+            weight, weight_mask = self.turned(weight), None if weight_mask is None else self.turned(weight_mask)
             index = self.index if weight_mask is None else weight_mask.reshape(-1).nonzero().squeeze(1)
             values = weight.reshape(-1)[index.to(weight.device, torch.int64)]
         if values is None and index is None:
@@ -367,7 +367,7 @@ class SparseLayer(nn.Module, ABC):
         values = values.to(self.values, copy=True)
         known, version, _ = self._known
         # What was written into the index in place is overwritten.
-        if not self._has(index) or self.index is not known or _version(self.index) != version:
+        if not self._has(index) or self.index is not known or version_of(self.index) != version:
             self.replace(compact(index, self._numel).to(self.index.device, copy=True), values)
         elif self.covered is None:
             self.values.copy_(values)
@@ -378,36 +378,6 @@ class SparseLayer(nn.Module, ABC):
     def _has(self, index: Tensor) -> bool:
         """Return whether these are the positions of the layer's weights."""
         return index.shape == self.index.shape and bool((index.cpu() == self.index.cpu()).all())
-
-
-def rebind(parameter: nn.Parameter, data: Tensor) -> None:
-    """Let a parameter hold other numbers, of any count; it stays the same object, and its gradient becomes None."""
-    parameter.grad = None
-    # A graph still alive somewhere, as that of the last loss, keeps the node that accumulates the gradient, and that
-    # keeps the old shape. PyTorch makes a new one when the dtype changes, so it changes for a moment.
-    parameter.data = data.new_empty(0, dtype=torch.bfloat16 if data.dtype != torch.bfloat16 else torch.float32)
-    parameter.data = data
-    # A backward pass of a graph from before would take the new numbers for the old ones: so it raises.
-    if not parameter.is_inference():
-        torch.autograd.graph.increment_version(parameter)
-
-
-def _readable(tensor: Tensor) -> bool:
-    """Return whether a tensor holds numbers of its own, and nothing that traces or transforms stands for them."""
-    return (
-        type(tensor) is Tensor
-        and not tensor.is_meta
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
-
-
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().numpy().data) if _readable(tensor) else 0
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

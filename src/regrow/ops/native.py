@@ -10,10 +10,12 @@ from types import ModuleType
 # torch comes first: the kernels then share its OpenMP threads.
 import torch  # noqa: F401
 
-__all__ = ["MISSING", "ONE_THREAD", "instruction_set", "kernels", "on_one_thread", "use_instruction_set"]
+__all__ = ["LARGEST", "MISSING", "ONE_THREAD", "instruction_set", "kernels", "on_one_thread", "use_instruction_set"]
 
 MISSING = "regrow was installed without its compiled kernels; reinstall it where GCC 11 or Clang 14 is, or newer"
 ONE_THREAD = "regrow's kernels were compiled without OpenMP and compute on one thread; reinstall it where OpenMP is"
+# The largest size, stride and the like: these and their sums are 32-bit numbers to kernels.
+LARGEST = 1 << 29
 
 
 def _load() -> ModuleType | None:

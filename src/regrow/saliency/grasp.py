@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.convert.eligible import Selector
-from regrow.saliency.network import Loss, highest, left_as_it_was, number_kept, outputs_of, weights_of
+from regrow.saliency.network import Loss, gradients_of, highest, left_as_it_was, number_kept, outputs_of, weights_of
 
 __all__ = ["grasp"]
 
@@ -79,29 +79,23 @@ def grasp(
     weights = weights_of(model, include, keep_dense)
     count = number_kept(weights, density)
     halves = _halves(inputs, targets)
-    leaves = list(weights.values())
 
-    def gradients(half: tuple[Any, Any], *, again: bool) -> tuple[Tensor, ...]:
+    def gradients(half: tuple[Any, Any], *, again: bool) -> dict[str, Tensor]:
         outputs = outputs_of(model, weights, half[0]) / temperature
-        value = loss(outputs, half[1])
-        found: tuple[Tensor, ...] = torch.autograd.grad(
-            value, leaves, create_graph=again, allow_unused=True, materialize_grads=True
-        )
-        return found
+        return gradients_of(loss(outputs, half[1]), weights, again=again)
 
     # the fused kernels of attention have no second derivative
     with left_as_it_was(model, batch_statistics=batch_statistics), sdpa_kernel(SDPBackend.MATH):
-        gradient = [sum(parts) for parts in zip(*(gradients(half, again=False) for half in halves), strict=True)]
-        product = [torch.zeros_like(leaf) for leaf in leaves]
+        first, second = (gradients(half, again=False) for half in halves)
+        whole = {name: first[name] + second[name] for name in weights}
+        product = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         for half in halves:
-            pairs = zip(gradients(half, again=True), gradient, strict=True)
-            value = torch.stack([(own * whole).sum() for own, whole in pairs]).sum()
+            own = gradients(half, again=True)
+            value = torch.stack([(own[name] * whole[name]).sum() for name in weights]).sum()
             if value.requires_grad:
-                more = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-                product = [before + each for before, each in zip(product, more, strict=True)]
-    return highest(
-        {name: leaf.detach() * each for (name, leaf), each in zip(weights.items(), product, strict=True)}, count
-    )
+                more = gradients_of(value, weights)
+                product = {name: product[name] + more[name] for name in weights}
+    return highest({name: weight.detach() * product[name] for name, weight in weights.items()}, count)
 
 
 def _halves(inputs: Any, targets: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:

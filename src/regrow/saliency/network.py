@@ -13,9 +13,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from regrow.convert.eligible import Selector, eligible
 from regrow.core.extreme import extreme
+from regrow.nn.modes import modes_kept
 from regrow.storage import sparse_weights
 
-__all__ = ["Loss", "highest", "left_as_it_was", "number_kept", "outputs_of", "weights_of"]
+__all__ = ["Loss", "gradients_of", "highest", "left_as_it_was", "number_kept", "outputs_of", "weights_of"]
 
 Loss = Callable[[Any, Any], Tensor]
 """From what the model returns and the targets to a number."""
@@ -51,6 +52,20 @@ def outputs_of(
     return functional_call(model, {**others, **weights}, arguments)
 
 
+def gradients_of(value: Tensor, weights: Mapping[str, Tensor], *, again: bool = False) -> dict[str, Tensor]:
+    """Return the gradient of a number with respect to some weights, zero where it does not depend on one.
+
+    Args:
+        value: the number, shape ().
+        weights: leaves, by name.
+        again: whether gradients of the gradient are to be had.
+    """
+    found = torch.autograd.grad(
+        value, list(weights.values()), create_graph=again, allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(weights, found, strict=True))
+
+
 @contextmanager
 def left_as_it_was(model: nn.Module, *, batch_statistics: bool) -> Iterator[None]:
     """Compute with gradients in evaluation mode; modes and random generators are then as they were before.
@@ -59,18 +74,13 @@ def left_as_it_was(model: nn.Module, *, batch_statistics: bool) -> Iterator[None
         model: the model.
         batch_statistics: whether norms take the statistics of the batch all the same.
     """
-    modes = {module: module.training for module in model.modules()}
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    try:
+    with modes_kept(model), torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
         model.eval()
-        for module in modes:
+        for module in model.modules():
             if isinstance(module, _NormBase):
                 module.training = batch_statistics
-        with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        yield
 
 
 def number_kept(weights: Mapping[str, Tensor], density: float) -> int:
@@ -105,7 +115,10 @@ def highest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """
     flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
     if not bool(flat.isfinite().all()):
-        raise ValueError("a score is not finite: the loss or its gradient overflows; look at the batch and the weights")
+        raise ValueError(
+            "a score is not finite: what the model returns, the loss or its gradient overflows; look at the batch, and "
+            "scale the weights down"
+        )
     chosen = torch.zeros_like(flat, dtype=torch.bool)
     chosen[extreme(flat, count, lambda numbers: numbers, largest=True)] = True
     parts = torch.split(chosen, [score.numel() for score in scores.values()])

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regrow.convert.eligible import Selector
-from regrow.saliency.network import Loss, highest, left_as_it_was, number_kept, outputs_of, weights_of
+from regrow.saliency.network import Loss, gradients_of, highest, left_as_it_was, number_kept, outputs_of, weights_of
 
 __all__ = ["snip"]
 
@@ -64,6 +63,7 @@ def snip(
             finite.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
         >>> masks = snip(model, 0.25, torch.randn(16, 8), torch.randint(3, (16,)))
         >>> sum(int(mask.sum()) for mask in masks.values())
@@ -73,6 +73,5 @@ def snip(
     count = number_kept(weights, density)
     with left_as_it_was(model, batch_statistics=batch_statistics):
         value = loss(outputs_of(model, weights, inputs), targets)
-        gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
-    pairs = zip(weights.items(), gradients, strict=True)
-    return highest({name: (weight * gradient).detach().abs() for (name, weight), gradient in pairs}, count)
+        gradients = gradients_of(value, weights)
+    return highest({name: (weight * gradients[name]).detach().abs() for name, weight in weights.items()}, count)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.convert.eligible import Selector
-from regrow.core.extreme import extreme
-from regrow.saliency.network import left_as_it_was, number_kept, outputs_of, weights_of
+from regrow.saliency.network import gradients_of, highest, left_as_it_was, number_kept, outputs_of, weights_of
 
 __all__ = ["synflow", "synflow_scores"]
 
@@ -74,21 +73,11 @@ def synflow(
     count = number_kept(weights, density)
     total = sum(weight.numel() for weight in weights.values())
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    alive: Tensor | None = None
     for number in range(1, rounds + 1):
         left = count if number == rounds else max(round(density ** (number / rounds) * total), count)
-        flat = torch.cat([score.reshape(-1) for score in synflow_scores(model, masks, input_shape).values()])
-        scores = flat if alive is None else flat[alive]
-        if not bool(scores.isfinite().all()):
-            raise ValueError(
-                "a score is not finite: the network is too deep or wide for float64; scale its weights down"
-            )
-        index = torch.arange(total, device=flat.device) if alive is None else alive
-        alive = index[extreme(scores, left, index.__getitem__, largest=True)]
-        chosen = torch.zeros(total, dtype=torch.bool, device=flat.device)
-        chosen[alive] = True
-        parts = torch.split(chosen, [mask.numel() for mask in masks.values()])
-        masks = {name: part.view(mask.shape) for (name, mask), part in zip(masks.items(), parts, strict=True)}
+        scores = synflow_scores(model, masks, input_shape)
+        # what has gone stands below all others, whose scores are not negative
+        masks = highest({name: score.where(masks[name], -1.0) for name, score in scores.items()}, left)
     return masks
 
 
@@ -119,5 +108,5 @@ def synflow_scores(model: nn.Module, masks: dict[str, Tensor], input_shape: Sequ
     with left_as_it_was(model, batch_statistics=False):
         ones = torch.ones(1, *input_shape, dtype=torch.float64, device=device)
         outputs = outputs_of(model, weights, ones, {**parameters, **buffers})
-        found = torch.autograd.grad(outputs.sum(), list(weights.values()), allow_unused=True, materialize_grads=True)
-    return {name: (weight.detach() * each).abs() for (name, weight), each in zip(weights.items(), found, strict=True)}
+        found = gradients_of(outputs.sum(), weights)
+    return {name: (weight.detach() * found[name]).abs() for name, weight in weights.items()}

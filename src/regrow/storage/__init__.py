@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from regrow.nn.sparse_layer import SparseLayer
-from regrow.storage.inputs_first import InputsFirstWeight
 from regrow.storage.masked import enforce, mask_weight, masked_weights
 from regrow.storage.sparse import SparseWeight
 from regrow.storage.weight import Storage, Weight
@@ -32,7 +31,7 @@ def weights_of(module: nn.Module, path: str) -> dict[str, Weight]:
     """
     if isinstance(module, SparseLayer):
         name = f"{path}.weight" if path else "weight"
-        return {name: (InputsFirstWeight if module.inputs_first else SparseWeight)(name, module)}
+        return {name: SparseWeight(name, module)}
     return masked_weights(module, path)
 
 

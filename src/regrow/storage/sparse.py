@@ -8,17 +8,17 @@ weights, the parameter covers those too, and so do gradient and state.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from regrow.core.entries import Change
-from regrow.core.positions import compact, find, lookup
+from regrow.core.transposed import transposed
 from regrow.core.units import Units
-from regrow.nn.sparse_layer import SparseLayer, exclusive
-from regrow.ops.layout import allocate_flat
+from regrow.nn.sparse_layer import SparseLayer
+from regrow.storage import values
 from regrow.storage.weight import Storage
 
 __all__ = ["SparseWeight"]
@@ -26,7 +26,10 @@ __all__ = ["SparseWeight"]
 
 @dataclass(frozen=True)
 class SparseWeight:
-    """A handle on the weight of one sparse layer.
+    """A handle on the weight of one sparse layer, with positions in the weight of the ordinary layer.
+
+    Where that has its inputs first, the sparse layer's own positions are those of the transpose, and are translated.
+    Numbers in the parameter's shape stay in the layer's order.
 
     Attributes:
         name: full name of the weight in the unsparsified model.
@@ -54,7 +57,7 @@ class SparseWeight:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense weight."""
-        return self.module.shape
+        return self.module.shape[::-1] if self.module.inputs_first else self.module.shape
 
     @property
     def numel(self) -> int:
@@ -64,7 +67,8 @@ class SparseWeight:
     @property
     def units(self) -> Units:
         """The units in which its topology changes."""
-        return Units(self.shape, self.module.unit)
+        outputs, inputs = self.module.unit
+        return Units(self.shape, (inputs, outputs) if self.module.inputs_first else (outputs, inputs))
 
     @property
     def bytes(self) -> int:
@@ -93,11 +97,12 @@ class SparseWeight:
         """Return where weights are active: a new bool tensor in the dense shape."""
         exists = torch.zeros(self.numel, dtype=torch.bool, device=self.module.index.device)
         exists[self.module.index.long()] = True
-        return exists.view(self.shape)
+        return self.module.turned(exists.view(self.module.shape)).contiguous()
 
     def index(self) -> Tensor:
         """Return the flat positions of the active weights, sorted int64."""
-        return self.module.index.long()
+        own = self.module.index.long()
+        return self._outside(own).sort().values if self.module.inputs_first else own
 
     def index_version(self) -> object:
         """Return the index tensor itself: another stands there when a state was loaded."""
@@ -113,119 +118,51 @@ class SparseWeight:
 
     def existing(self, tensor: Tensor) -> Tensor:
         """Return the numbers of a tensor in the parameter's shape in the order of `index`."""
-        covered = self.module.covered
-        return tensor if covered is None else tensor[covered.active]
+        own = values.existing(self.module, tensor)
+        return own[self._outside(self.module.index.long()).argsort()] if self.module.inputs_first else own
 
     def everywhere(self, tensor: Tensor) -> Tensor:
         """Return the numbers of every position, flat; only while all are covered."""
         assert self.module.covered is not None
         assert self.module.covered.positions is None
-        return tensor
+        return self.module.turned(tensor.view(self.module.shape)).reshape(-1)
 
     def at(self, tensor: Tensor, positions: Tensor) -> Tensor:
         """Return the numbers of a tensor in the parameter's shape at flat positions, zero at those not covered."""
-        covered = self.module.covered
-        if covered is None:
-            return lookup(positions, self.index(), tensor)
-        if covered.positions is None:
-            return tensor[positions]
-        return lookup(positions, covered.positions.long(), tensor)
+        return values.at(self.module, tensor, self._inside(positions))
 
     def put(self, tensor: Tensor, positions: Tensor, numbers: Tensor) -> None:
         """Set the numbers of a tensor in the parameter's shape at flat positions that it covers."""
-        covered = self.module.covered
-        if covered is not None and covered.positions is None:
-            tensor[positions] = numbers
-        else:
-            known = self.index() if covered is None or covered.positions is None else covered.positions.long()
-            tensor[find(positions, known)[0]] = numbers
+        values.put(self.module, tensor, self._inside(positions), numbers)
 
-    @torch.no_grad()
     def cover(self, positions: Tensor | None, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Let the parameter cover absent positions too, at zero; return the state with zeros there."""
-        before, gradient = self.existing(self.weight.detach()), self._gradient
-        state = {key: self.existing(tensor) for key, tensor in state.items()}
-        if positions is not None:
-            positions = torch.cat((self.index(), positions)).sort().values
-        covered = self.module.covering(positions)
-        size = self.numel if positions is None else len(positions)
+        return values.cover(self.module, None if positions is None else self._inside(positions), state)
 
-        def spread(numbers: Tensor, into: Tensor | None = None) -> Tensor:
-            spread = numbers.new_empty(size) if into is None else into
-            spread.zero_()[covered.active] = numbers
-            return spread
-
-        self.module.hold(spread(before), covered)
-        # The gradient is gone before there are activations again.
-        self._set_gradient(gradient, lambda numbers: spread(numbers, allocate_flat(numbers, size)))
-        return {key: spread(tensor) for key, tensor in state.items()}
-
-    @torch.no_grad()
     def uncover(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Let the parameter cover active weights alone; return the state in its new shape."""
-        if self.module.covered is None:
-            return dict(state)
-        state = {key: self.existing(tensor) for key, tensor in state.items()}
-        gradient = self._gradient
-        self.module.hold(self.existing(self.weight.detach()), None)
-        self._set_gradient(gradient, lambda numbers: numbers)
-        return state
+        return values.uncover(self.module, state)
 
-    @torch.no_grad()
     def clear_absent(self) -> None:
         """Set the parameter to zero at the absent positions that it covers."""
-        covered = self.module.covered
-        if covered is not None:
-            with exclusive:
-                values = self.weight
-                kept = values[covered.active]
-                values.zero_()
-                values[covered.active] = kept
+        values.clear_absent(self.module)
 
-    @torch.no_grad()
     def apply(self, change: Change, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry out a change: values, positions, state and gradient move."""
-        before, values = self.index(), self.weight.detach()
-        stays = torch.ones(len(before), dtype=torch.bool, device=before.device)
-        stays[find(change.drop, before)[0]] = False
-        # Sorting says where each number comes from: from what stays, or behind that from what joins.
-        index, source = torch.cat((before[stays], change.grow)).sort()
-        if self.module.covered is not None:
-            with exclusive:
-                self.put(values, change.drop, values.new_zeros(()))
-                self.module.replace_active(compact(index, self.numel))
-            return dict(state)
-        fresh = len(change.grow)
-
-        def move(tensor: Tensor) -> Tensor:
-            return torch.cat((tensor[stays], tensor.new_zeros(fresh)))[source]
-
-        # A weight in both was dropped and came back: its numbers of state stay, as its position does.
-        returned = find(change.grow, before)[1]
-        after = {key: move(tensor) for key, tensor in state.items()}
-        if bool(returned.any()):
-            back = change.grow[returned]
-            target = find(back, index)[0]
-            for key, tensor in state.items():
-                after[key][target] = lookup(back, before, tensor)
-        gradient = self._gradient
-        self.module.replace(compact(index, self.numel), move(values))
-        self._set_gradient(gradient, move)
-        return after
-
-    @property
-    def _gradient(self) -> Tensor | None:
-        """The gradient of the active weights; None where the parameter has none."""
-        gradient = self.weight.grad
-        return None if gradient is None else self.existing(gradient)
-
-    def _set_gradient(self, gradient: Tensor | None, move: Callable[[Tensor], Tensor]) -> None:
-        """Let the parameter have a gradient again, which its new shape took away, moved to its new positions.
-
-        A gradient that is there and zero makes an optimizer step: momentum and weight decay go on.
-        """
-        self.weight.grad = None if gradient is None else move(gradient)
+        return values.change(self.module, self._inside(change.drop), self._inside(change.grow), state)
 
     def to_dense(self) -> nn.Module:
         """Return the ordinary layer that computes the same, to stand in place of the sparse one."""
         return self.module.to_dense()
+
+    def _inside(self, positions: Tensor) -> Tensor:
+        """Return positions in the ordinary layer's weight as the layer's own."""
+        if not self.module.inputs_first:
+            return positions
+        inputs, outputs = self.shape
+        return transposed(positions, (inputs, outputs))
+
+    def _outside(self, positions: Tensor) -> Tensor:
+        """Return the own positions of a layer with its inputs first as those in the ordinary layer's weight."""
+        outputs, inputs = self.module.shape
+        return transposed(positions, (outputs, inputs))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from regrow.core.entries import Change, LayerState
 from regrow.core.recipe import Recipe
 from regrow.storage import Weight
-from regrow.topology.optimizer_state import forget_momentum, momentum, numbers_of, reset_numbers
+from regrow.topology.optimizer_state import apply_change, momentum
 from regrow.topology.source import layer_state
 
 __all__ = ["Dense"]
@@ -50,19 +49,12 @@ class Dense:
             numbers["grad"] = gradient
         if "momentum" in self._recipe.needs:
             numbers["momentum"] = momentum(self._optimizer, self.weight.weight, group)
-        return layer_state(self.weight, numbers, {name: partial(_as_it_is, of) for name, of in numbers.items()}, None)
+        return layer_state(self.weight, numbers, {name: of.detach for name, of in numbers.items()}, None)
 
     def carry(self, change: Change, group: dict[str, Any], step: int) -> None:
         """Carry out a change: numbers of optimizer state stay with their positions, or start at zero."""
-        state, reset = self._optimizer.state.get(self.weight.weight, {}), self._recipe.reset_state
-        before = numbers_of(state, self.weight.weight)
-        beginnings = {} if reset == "keep" else reset_numbers(self.weight, before, warm=reset != "zero")
-        numbers = self.weight.apply(change, before)
-        for key, number in beginnings.items():
-            self.weight.put(numbers[key], change.grow, number)
-        if reset == "all" and len(change.grow):
-            forget_momentum(numbers)
-        state.update(numbers)
+        state = self._optimizer.state.get(self.weight.weight, {})
+        state.update(apply_change(self.weight, change, state, self._recipe.reset_state))
 
     def leave(self) -> None:
         """Do nothing: nothing is gathered."""
@@ -76,7 +68,3 @@ class Dense:
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Do nothing: the optimizer's state holds all."""
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor

@@ -22,7 +22,7 @@ from regrow.core.positions import find
 from regrow.core.recipe import Recipe
 from regrow.storage import Weight
 from regrow.topology.activity import Activity
-from regrow.topology.optimizer_state import correction, forget_momentum, momentum, numbers_of, reset_numbers
+from regrow.topology.optimizer_state import apply_change, correction, momentum, numbers_of
 from regrow.topology.source import layer_state
 
 __all__ = ["Gathered"]
@@ -121,22 +121,16 @@ class Gathered:
 
         An average that began with the window is turned into one that reads the same after the parameter's steps.
         """
-        reset = self._recipe.reset_state
-        corrects = self._window is not None and reset == "keep"
-        grown = change.grow[~find(change.grow, change.drop.sort().values)[1]]
-        gone = change.drop[~find(change.drop, change.grow)[1]]
-        state, steps, own = self._state, self._own_steps - self._begun_at, self._own_steps
-        before = numbers_of(state, self.weight.weight)
-        beginnings = {} if reset == "keep" else reset_numbers(self.weight, before, warm=reset != "zero")
-        numbers = self.weight.apply(change, before)
-        for key, tensor in numbers.items():
-            if key in beginnings:
-                self.weight.put(tensor, change.grow, beginnings[key])
-            elif corrects and (factor := correction(key, group, steps, into=own)) != 1:
-                self.weight.put(tensor, grown, self.weight.at(tensor, grown) * factor)
-                self.weight.put(tensor, gone, self.weight.at(tensor, gone) / factor)
-        if reset == "all" and len(change.grow):
-            forget_momentum(numbers)
+        state, reset = self._state, self._recipe.reset_state
+        numbers = apply_change(self.weight, change, state, reset)
+        if self._window is not None and reset == "keep":
+            grown = change.grow[~find(change.grow, change.drop.sort().values)[1]]
+            gone = change.drop[~find(change.drop, change.grow)[1]]
+            steps, own = self._own_steps - self._begun_at, self._own_steps
+            for key, tensor in numbers.items():
+                if (factor := correction(key, group, steps, into=own)) != 1:
+                    self.weight.put(tensor, grown, self.weight.at(tensor, grown) * factor)
+                    self.weight.put(tensor, gone, self.weight.at(tensor, gone) / factor)
         state.update(numbers)
         if self._window is not None and not (self._window.candidates is None and self._is_wanted(step)):
             self._let_go()  # candidates are drawn anew for each update

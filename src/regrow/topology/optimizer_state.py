@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.core.entries import Change
+from regrow.core.recipe import ResetState
 from regrow.storage import Weight
 from regrow.storage.sharded import own
 
 __all__ = [
+    "apply_change",
     "check_momentum",
     "correction",
-    "forget_momentum",
     "groups_of",
     "keeps_momentum",
     "momentum",
@@ -78,6 +80,27 @@ def reset_numbers(weight: Weight, state: Mapping[str, Tensor], *, warm: bool) ->
     }
 
 
+def apply_change(
+    weight: Weight, change: Change, state: Mapping[str, Any], reset: ResetState | bool
+) -> dict[str, Tensor]:
+    """Carry out a change of a weight; return the tensors of its optimizer state, which begins anew for what grew.
+
+    Args:
+        weight: the weight.
+        change: what leaves and joins.
+        state: the optimizer's state of its parameter.
+        reset: what becomes of the state of a grown weight, as `Recipe.reset_state` says.
+    """
+    before = numbers_of(state, weight.weight)
+    beginnings = {} if reset == "keep" else reset_numbers(weight, before, warm=reset != "zero")
+    numbers = weight.apply(change, before)
+    for key, number in beginnings.items():
+        weight.put(numbers[key], change.grow, number)
+    if reset == "all" and len(change.grow):
+        _forget_momentum(numbers)
+    return numbers
+
+
 def restart(state: dict[str, Any], parameter: Tensor, trained: Tensor, joined: Tensor) -> None:
     """Let some positions of a parameter begin anew: they have no momentum, and what is not trained has no state.
 
@@ -95,13 +118,6 @@ def restart(state: dict[str, Any], parameter: Tensor, trained: Tensor, joined: T
         if key in _DIVISORS:
             mean = tensor.sum() / stays.sum().clamp_(min=1)
             tensor.add_(joined * mean)
-
-
-def forget_momentum(numbers: Mapping[str, Tensor]) -> None:
-    """Set the momentum among the tensors of optimizer state to zero, in place."""
-    for key in _MOMENTA:
-        if key in numbers:
-            numbers[key].zero_()
 
 
 def momentum(
@@ -163,6 +179,13 @@ def correction(name: str, group: dict[str, Any], steps: float, into: float) -> f
         return 1.0
     beta = float(betas[_AVERAGES[name]])
     return float((1 - beta**into) / (1 - beta**steps))
+
+
+def _forget_momentum(numbers: Mapping[str, Tensor]) -> None:
+    """Set the momentum among the tensors of optimizer state to zero, in place."""
+    for key in _MOMENTA:
+        if key in numbers:
+            numbers[key].zero_()
 
 
 def _adaptive(state: dict[str, Any], group: dict[str, Any], step: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
@@ -19,8 +19,10 @@ from regrow.storage.holder import hold, release
 from regrow.storage.masked import MaskedWeight
 from regrow.storage.sharded import group_of
 from regrow.topology.carried import Carried
+from regrow.topology.checks import check_optimizer, check_state
 from regrow.topology.optimizer_state import groups_of, restart
 from regrow.topology.selected import selected
+from regrow.topology.step_hooks import gradient_scale, once_gradients_are_there, was_skipped
 from regrow.topology.updater import OnUpdate
 from regrow.topology.watch import Watch
 from regrow.topology.wrapped import stepping
@@ -98,6 +100,7 @@ class StepUpdater:
         self._layers = {weight.name: _layer(weight) for weight in self._weights}
         self._dense = {weight.name: weight.weight.detach().clone() for weight in self._weights} if rule.dense else {}
         self._taking_part: dict[str, StepLayer] = {}
+        self._counted: dict[str, tuple[tuple[int, ...], int]] = {}
         with torch.no_grad():
             rule.begin(self._layers, self._generator)
             self._learn()
@@ -128,12 +131,20 @@ class StepUpdater:
         """Return at how many absent weights the next step's gradient is read, by layer; None for all of a layer."""
         if not self._rule.reads_absent:
             return {}
-        counts: dict[str, int | None] = {}
-        for weight in self._weights:
-            trained = self._layers[weight.name].trained
-            if weight.weight.requires_grad:
-                counts[weight.name] = None if trained is None else int((trained & ~weight.buffer).sum())
-        return counts
+        return {weight.name: self._absent_trained(weight) for weight in self._weights if weight.weight.requires_grad}
+
+    def _absent_trained(self, weight: MaskedWeight) -> int | None:
+        """Return how many absent weights a step trains; None for all."""
+        trained, mask = self._layers[weight.name].trained, weight.buffer
+        if trained is None:
+            return None
+        # A count waits for the device: it is made again only where a set has changed since.
+        sets = (id(mask), mask._version, trained._version)
+        known, count = self._counted.get(weight.name, (None, 0))
+        if known != sets:
+            count = int((trained & ~mask).sum())
+            self._counted[weight.name] = (sets, count)
+        return count
 
     def remove(self) -> None:
         """Leave the optimizer and forget dense weights: from now on nothing keeps the network sparse."""
@@ -177,15 +188,7 @@ class StepUpdater:
             ValueError: if the state belongs to a model with other sparse weights, or to another rule.
         """
         own = self.state_dict()
-        if not isinstance(state, Mapping) or not {"step", "generator", "shapes"} <= state.keys():
-            raise ValueError("this is no state of a StepUpdater: load what its state_dict() returned")
-        names = own["shapes"].keys() | state["shapes"].keys()
-        different = sorted(name for name in names if own["shapes"].get(name) != state["shapes"].get(name))
-        if different:
-            raise ValueError(
-                f"this state is of another model: the sparse weights differ in {', '.join(different)}; "
-                "load it beside the model it was saved with"
-            )
+        check_state("StepUpdater", state, own, needed=("step", "generator", "shapes"))
         for part in ("dense", "trained", "numbers", "learned"):
             kept, given = _filled(own[part]), _filled(state.get(part, {}))
             if _keys(kept) != _keys(given):
@@ -214,44 +217,17 @@ class StepUpdater:
                 f"{type(self._optimizer).__name__} changes weights more than once in a step, or stands around another "
                 "optimizer: a rule of every step takes one that does so once, as SGD, Adam and AdamW do"
             )
-        groups = groups_of(self._optimizer)
-        for weight in self._weights:
-            if id(weight.weight) not in groups and weight.weight.requires_grad:
-                raise ValueError(
-                    f"{weight.name!r} is sparse but not in the optimizer: make the optimizer after regrow.sparsify and "
-                    "give it model.parameters()"
-                )
-        for hook in self._optimizer._optimizer_step_post_hooks.values():
-            other = getattr(hook, "__self__", None)
-            if any(id(weight.weight) in parameters for weight in getattr(other, "_weights", ())):
-                raise ValueError(
-                    f"this optimizer has a {type(other).__name__} for these weights already: remove() it first"
-                )
+        check_optimizer(self._weights, self._optimizer)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if kwargs.get("closure") is not None:
-            return args, {**kwargs, "closure": self._then_turning(kwargs["closure"])}
-        if len(args) > 1 and callable(args[1]):
-            return (args[0], self._then_turning(args[1]), *args[2:]), kwargs
-        self._turn()
-        return None
-
-    def _then_turning(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a closure that computes with the network, and leaves the optimizer what it steps on."""
-
-        def turning() -> Any:
-            value = closure()
-            self._turn()
-            return value
-
-        return turning
+        # a closure computes with the network, and leaves the optimizer what it steps on
+        return once_gradients_are_there(args, kwargs, self._turn)
 
     @torch.no_grad()
     def _turn(self) -> None:
         """Put what the optimizer trains in the place of the network, with its gradient."""
         groups = groups_of(self._optimizer)
-        # Optimizers that unscale by themselves are handed the scale of the GradScaler for the step.
-        scale = getattr(self._optimizer, "grad_scale", None)
+        scale = gradient_scale(self._optimizer)
         for weight in self._weights:
             parameter, layer = weight.weight, self._layers[weight.name]
             if parameter.grad is None or not parameter.requires_grad or id(parameter) not in groups:
@@ -274,9 +250,7 @@ class StepUpdater:
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         layers, self._taking_part = self._taking_part, {}
-        # Optimizers that unscale by themselves are stepped even when the GradScaler found an infinity.
-        infinities = getattr(optimizer, "found_inf", None)
-        if infinities is not None and bool(infinities):
+        if was_skipped(optimizer):
             for layer in layers.values():
                 self._rule.shrink(layer)
             return

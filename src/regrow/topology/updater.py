@@ -21,12 +21,14 @@ from regrow.processes.together import Together
 from regrow.storage import Storage, Weight, enforce, unwrapped
 from regrow.storage.holder import hold, release
 from regrow.topology.carried import Carried
+from regrow.topology.checks import check_optimizer, check_state
 from regrow.topology.decay import undecayed
 from regrow.topology.dense import Dense
 from regrow.topology.gathered import Gathered
 from regrow.topology.optimizer_state import check_momentum, groups_of
 from regrow.topology.selected import selected
 from regrow.topology.source import Source
+from regrow.topology.step_hooks import gradient_scale, once_gradients_are_there, was_skipped
 from regrow.topology.watch import Watch
 from regrow.topology.wrapped import enforce_after, stepping
 
@@ -120,7 +122,7 @@ class TopologyUpdater:
                 f"{type(recipe).__name__} is no Recipe: methods that act in every step go to regrow.StepUpdater"
             )
         self._weights = selected(model, weights)
-        given, optimizer = optimizer, stepping(optimizer, self._parameters())
+        given, optimizer = optimizer, stepping(optimizer, {id(weight.weight) for weight in self._weights})
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(
                 "LBFGS evaluates the model many times in a step, between which weights would have to stay zero: "
@@ -133,8 +135,8 @@ class TopologyUpdater:
         self._step = 0
         self._gradients: dict[str, Tensor] = {}
         self._held_back: list[tuple[nn.Parameter, Tensor]] = []
+        check_optimizer(self._weights, optimizer)
         self._check_groups()
-        self._check_alone()
         enforce(self._weights)
         self._sources = [self._source(weight) for weight in self._weights]
         self._training: set[str] = set()
@@ -207,16 +209,7 @@ class TopologyUpdater:
             ValueError: if the state belongs to a model with other sparse weights, or other units.
         """
         own = self.state_dict()
-        if not isinstance(state, Mapping) or not own.keys() <= state.keys():
-            raise ValueError("this is no state of a TopologyUpdater: load what its state_dict() returned")
-        for what, differ in (("shapes", "sparse weights differ"), ("units", "units differ")):
-            names = own[what].keys() | state[what]
-            different = sorted(name for name in names if own[what].get(name) != state[what].get(name))
-            if different:
-                raise ValueError(
-                    f"this topology state is of another model: the {differ} in {', '.join(different)}; "
-                    "load it beside the model it was saved with"
-                )
+        check_state("TopologyUpdater", state, own, needed=own.keys())
         self._step = state["step"]
         self._generator.set_state(state["generator"].cpu())
         for source in self._sources:
@@ -243,12 +236,6 @@ class TopologyUpdater:
     def _check_groups(self) -> None:
         groups = groups_of(self._optimizer)
         for weight in self._weights:
-            if id(weight.weight) not in groups and weight.weight.requires_grad:
-                raise ValueError(
-                    f"{weight.name!r} is sparse but not in the optimizer: make the optimizer after "
-                    "regrow.sparsify and give it model.parameters(); where several optimizers train the model, make "
-                    'an updater for each, with `weights=["..."]`, the names of those that its optimizer has'
-                )
             if "momentum" in self._recipe.needs and id(weight.weight) in groups:
                 check_momentum(self._optimizer, groups[id(weight.weight)])
         if missed := undecayed(self._weights, self._optimizer):
@@ -256,18 +243,8 @@ class TopologyUpdater:
                 f"no sparsely stored weight decays ({', '.join(missed)}), though the optimizer has groups that do: the "
                 "parameter of such a layer is `values`, with one dimension, so rules by `ndim` or by the name `weight` "
                 "miss it; make the groups by regrow.decay_groups(model, weight_decay)",
-                stacklevel=4,
+                stacklevel=3,
             )
-
-    def _check_alone(self) -> None:
-        for hook in self._optimizer._optimizer_step_post_hooks.values():
-            other = getattr(hook, "__self__", None)
-            if any(id(weight.weight) in self._parameters() for weight in getattr(other, "_weights", ())):
-                kind = type(other).__name__
-                raise ValueError(f"this optimizer has a {kind} for these weights already: remove() it first")
-
-    def _parameters(self) -> set[int]:
-        return {id(weight.weight) for weight in self._weights}
 
     def _names_that_train(self) -> set[str]:
         groups = groups_of(self._optimizer)
@@ -281,12 +258,7 @@ class TopologyUpdater:
         reads, replaces = "gradient" in self._recipe.needs, self._recipe.replaces_step
         if not ((reads or replaces) and self._recipe.updates_in(self._step + 1)):
             return None
-        if kwargs.get("closure") is not None:
-            return args, {**kwargs, "closure": self._reading(kwargs["closure"])}
-        if len(args) > 1 and callable(args[1]):
-            return (args[0], self._reading(args[1]), *args[2:]), kwargs
-        self._take_gradients()
-        return None
+        return once_gradients_are_there(args, kwargs, self._take_gradients)
 
     def _check_index(self) -> None:
         for weight in self._weights:
@@ -295,16 +267,6 @@ class TopologyUpdater:
                     f"the positions of {weight.name!r} changed under its TopologyUpdater: load the updater's state "
                     "after the model's, or make a new updater"
                 )
-
-    def _reading(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a closure that also takes the gradients it has made."""
-
-        def reading() -> Any:
-            value = closure()
-            self._take_gradients()
-            return value
-
-        return reading
 
     def _take_gradients(self) -> None:
         """Read what the update needs, and hold gradients back from a step whose place the update takes."""
@@ -322,8 +284,7 @@ class TopologyUpdater:
         self._held_back = []
 
     def _read_gradients(self) -> None:
-        # Optimizers that unscale by themselves are handed the scale of the GradScaler for the step.
-        scale = getattr(self._optimizer, "grad_scale", None)
+        scale = gradient_scale(self._optimizer)
         for weight in self._weights:
             if weight.name not in self._training:
                 continue
@@ -332,9 +293,7 @@ class TopologyUpdater:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._give_gradients_back()
-        # Optimizers that unscale by themselves are stepped even when the GradScaler found an infinity.
-        infinities = getattr(optimizer, "found_inf", None)
-        if infinities is not None and bool(infinities):
+        if was_skipped(optimizer):
             return
         self._step += 1
         self.enforce()

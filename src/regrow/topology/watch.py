@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from regrow.nn.numbers import version_of
 from regrow.storage import Weight
 from regrow.storage.holder import is_held_by
 from regrow.topology.wrapped import parameters_of, stands_around
@@ -59,7 +60,7 @@ class Watch:
     def stepped(self) -> None:
         """Note that the optimizer has stepped, and that the weights are as the updater left them."""
         self._passes, self._look_at, self._noted = 0, _PATIENCE, None
-        self._version = _version(self._weight.weight)
+        self._version = version_of(self._weight.weight)
 
     def close(self) -> None:
         """Watch no more."""
@@ -93,14 +94,14 @@ class Watch:
     def after_backward(self, parameter: Tensor) -> None:
         """Note a backward pass, and look at the weight from time to time."""
         self._passes += 1
-        if _version(parameter) != self._version:
+        if version_of(parameter) != self._version:
             self._look_at_absent(parameter)
         if self._passes == self._look_at:
             self._look_at *= 2
             self._look_at_changes(parameter.detach())
 
     def _look_at_absent(self, parameter: Tensor) -> None:
-        self._version = _version(parameter)
+        self._version = version_of(parameter)
         self._changed += 1
         # Looking waits for the device: the more often nothing was found, the more rarely.
         if self._changed & (self._changed - 1) == 0 and self._weight.nonzero_absent():
@@ -147,7 +148,3 @@ def _watch_optimizers() -> None:
 def _before_any_step(optimizer: Optimizer, *_: Any) -> None:
     for watch in list(_watches):
         watch.before_step_of(optimizer)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from regrow.ops.native import LARGEST
 from regrow.ops.pattern import Geometry, Pattern
 from regrow.ops.select import Backends, as_activation
 
 __all__ = ["sparse_conv2d"]
 
 _backends = Backends(__name__)
-# Strides and the like are 32-bit numbers to kernels, and so are their sums.
-_LARGEST = 1 << 29
 
 
 def sparse_conv2d(
@@ -82,6 +81,6 @@ def _checked(pattern: Pattern, geometry: Geometry) -> bool:
     if min(*stride, *dilation) < 1 or min(padding) < 0:
         raise ValueError(f"stride and dilation must be at least 1 and padding at least 0, not {geometry}")
     reach = [step * taps for step, taps in zip(dilation, pattern.kernel, strict=True)]
-    if max(*stride, *padding, *reach) > _LARGEST:
-        raise ValueError(f"stride, padding and dilation times kernel must be at most {_LARGEST}, not {geometry}")
+    if max(*stride, *padding, *reach) > LARGEST:
+        raise ValueError(f"stride, padding and dilation times kernel must be at most {LARGEST}, not {geometry}")
     return True

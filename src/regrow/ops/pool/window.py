@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from regrow.ops.native import LARGEST
+
 __all__ = ["MOST_TAPS", "Window"]
 
 # Which tap of a window was largest is kept in a byte.
 MOST_TAPS = 256
-# Sizes are 32-bit numbers to kernels.
-_LARGEST = 1 << 29
 
 
 class Window(NamedTuple):
@@ -34,7 +34,7 @@ class Window(NamedTuple):
             min(*kernel, *stride) < 1
             or min(padding) < 0
             or any(2 * zeros > taps for zeros, taps in zip(padding, kernel, strict=True))
-            or max(*kernel, *stride) > _LARGEST
+            or max(*kernel, *stride) > LARGEST
         ):
             raise ValueError(f"kernel and stride must be at least 1 and padding at most half the kernel, not {self}")
         if any(size + 2 * zeros < taps for size, zeros, taps in zip(shape[2:], padding, kernel, strict=True)):
