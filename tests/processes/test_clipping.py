@@ -33,9 +33,7 @@ def assert_alike(some, others):
         assert norm == pytest.approx(other_norm, rel=1e-9)
         assert positions == other_positions
         for name, numbers in weights.items():
-            torch.testing.assert_close(
-                torch.tensor(numbers), torch.tensor(other_weights[name]), rtol=1e-9, atol=1e-12
-            )
+            torch.testing.assert_close(torch.tensor(numbers), torch.tensor(other_weights[name]), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("storage", ["masked", "cpu"])
