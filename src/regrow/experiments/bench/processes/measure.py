@@ -114,7 +114,7 @@ def measure(rank: int, size: int, config: TrainConfig, density: float, steps: in
 
 def table(found: dict[str, dict[str, Figures]], density: float, size: int, *, times: bool = True) -> Table:
     """Return the figures as a table; without times where something else ran beside."""
-    columns = ("network, kind", "MiB a step", "of dense", "MiB in a window")
+    columns: tuple[str, ...] = ("network, kind", "MiB a step", "of dense", "MiB in a window")
     if times:
         columns = (*columns, "ms a step", "times as fast as dense")
     rows = []
