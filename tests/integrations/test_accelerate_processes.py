@@ -108,33 +108,34 @@ def test_two_processes_are_as_one_and_go_on_from_save_state(pair, storage, tmp_p
     assert_as_one(first, storage)
 
 
-LAUNCHED = """
+def to_file(storage, folder):
+    """Write what a process ends with to a file of its rank."""
+    torch.save(in_processes(storage, f"{folder}/state"), f"{folder}/{torch.distributed.get_rank()}.pt")
+    torch.distributed.destroy_process_group()
+
+
+STARTED = """
 import sys
-import torch
+import accelerate
 import test_accelerate_processes as test
 
-storage, folder = sys.argv[1:]
-ends = test.in_processes(storage, folder + "/state")
-torch.save(ends, f"{folder}/{torch.distributed.get_rank()}.pt")
-torch.distributed.destroy_process_group()
+how, *given = sys.argv[1:]
+if how == "torchrun":
+    test.to_file(*given)
+else:
+    accelerate.debug_launcher(test.to_file, given, num_processes=2)
 """
 
 
 @pytest.mark.slow
 @each_storage
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        ["accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes=2", "--num_machines=1"],
-        ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
-    ],
-    ids=["accelerate launch", "torchrun"],
-)
-def test_its_own_launcher_and_torchrun_start_them(launcher, storage, tmp_path):
-    (tmp_path / "launched.py").write_text(LAUNCHED)
+@pytest.mark.parametrize("how", ["torchrun", "debug_launcher"])
+def test_its_own_launcher_and_torchrun_start_them(how, storage, tmp_path):
+    (tmp_path / "started.py").write_text(STARTED)
     folders = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if how == "torchrun" else []
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(tmp_path / "launched.py"), storage, str(tmp_path)],
+        [sys.executable, *launcher, str(tmp_path / "started.py"), how, storage, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
