@@ -1,6 +1,7 @@
 """The code in the documentation runs."""
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,24 @@ def test_the_messages_that_troubleshooting_explains_are_those_of_the_library():
     assert len(rows) > 5
     parts = [part.strip() for row in rows for part in row.split("...") if part.strip()]
     assert [part for part in parts if part not in source] == []
+
+
+FRAMEWORKS = ("plain loop", "Lightning", "Accelerate", "`transformers`")
+FEATURES = (
+    *("trains", "clips by norm", "accumulates", "bfloat16", "saves and resumes", "average of weights"),
+    *("two processes (DDP)", "split parameters (FSDP2)", "`torch.compile`", "save and export"),
+)
+
+
+def test_the_table_of_trainers_is_whole_and_names_tests_that_are_there():
+    page = ROOT / "docs" / "trainers.md"
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| ") and "](../tests/" in line]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert {(framework, feature) for framework, feature, *_ in rows} >= set(product(FRAMEWORKS, FEATURES))
+    for framework, _, masked, sparse, tests in rows:
+        assert framework in FRAMEWORKS
+        assert masked
+        assert sparse
+        named = re.findall(r"\[(\w+)\]\(([^)]+)\)", tests)
+        assert named
+        assert [name for name, path in named if f"\ndef {name}(" not in (page.parent / path).read_text()] == []

@@ -86,11 +86,15 @@ def metrics(out):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
+def timeless(state):
+    """Return the state of a run without the times."""
+    config = {name: value for name, value in state["config"].items() if name != "save_every_seconds"}
+    return {**{name: value for name, value in state.items() if name not in (*TIMES, "rows")}, "config": config}
+
+
 def final_state(out):
     """Return all that the last checkpoint of a run holds, without the times."""
-    state = load_checkpoint(list_checkpoints(out / "checkpoints")[-1])
-    del state["seconds"], state["seconds_waiting"], state["rows"], state["config"]["save_every_seconds"]
-    return state
+    return timeless(load_checkpoint(list_checkpoints(out / "checkpoints")[-1]))
 
 
 def same(left, right):

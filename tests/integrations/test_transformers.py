@@ -2,6 +2,7 @@
 
 import copy
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,6 +194,14 @@ def test_going_on_without_a_state_of_the_topology_is_refused(tmp_path):
     second = trainer(sparse("gpt2", "masked"), tmp_path, integration.TopologyCallback(method()))
     with pytest.raises(ValueError, match="step 2 holds no state of the topology, whose schedule would begin again"):
         second.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("sharding", ["fsdp", "deepspeed"])
+def test_sharded_parameters_are_refused(sharding):
+    model, settings = sparse("gpt2", "masked"), SimpleNamespace(**{sharding: ["full_shard"]})
+    callback, optimizer = integration.TopologyCallback(method()), torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match=f"{sharding} shards parameters"):
+        callback.on_train_begin(settings, None, None, model=model, optimizer=optimizer)
 
 
 def test_a_callback_that_the_trainer_makes_anew_is_refused(tmp_path):

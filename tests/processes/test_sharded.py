@@ -1,6 +1,7 @@
 """Masked storage whose parameters `fully_shard` splits over processes."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from torch.distributed.fsdp import fully_shard
 import regrow
 
 
-def sharded(rank, size, *, method, growth, optimizer, model="mlp"):
-    """Return positions and weights after each step of a split model."""
+def sharded(rank, size, *, method, growth, optimizer, model="mlp", limit=math.inf):
+    """Return the norm of the gradients, positions and weights of each step of a split model, clipped at a limit."""
     build, shape = MODELS[model]
     torch.manual_seed(0)
     recipe = regrow.methods.METHODS[method](every=2, steps=STEPS)
@@ -32,10 +33,11 @@ def sharded(rank, size, *, method, growth, optimizer, model="mlp"):
         inputs = torch.randn(8, *shape, generator=generator, dtype=torch.float64)[rank::size]
         own_optimizer.zero_grad()
         (network(inputs) - 1).square().mean().backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), limit).full_tensor().item()
         own_optimizer.step()
         positions = {name: mask.nonzero().tolist() for name, mask in regrow.masks(network).items()}
         weights = {name: number.tolist() for name, number in regrow.dense_state_dict(network).items()}
-        states.append((positions, weights))
+        states.append((norm, positions, weights))
     return states
 
 
@@ -53,11 +55,11 @@ def test_a_split_model_is_as_one_that_is_not(pair, method, growth, optimizer):
     first, second = pair(sharded, **settings)
     assert first == second
     one = course(0, 1, storage="masked", **settings)
-    for (ours, our_weights), (theirs, their_weights) in zip(first, one, strict=True):
+    for (_, ours, our_weights), (theirs, their_weights) in zip(first, one, strict=True):
         assert ours == theirs
         for name, weights in their_weights.items():
             torch.testing.assert_close(torch.tensor(our_weights[name]), torch.tensor(weights), rtol=1e-9, atol=1e-12)
-    assert first[0][0] != first[-1][0]
+    assert first[0][1] != first[-1][1]
 
 
 def refused(rank, size, backend):

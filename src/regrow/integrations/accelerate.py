@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from regrow.core.recipe import Recipe
 from regrow.core.step_rule import StepRule
@@ -33,7 +34,7 @@ def topology_updater(
 
     It counts the steps that `accelerator.accumulate` lets through. The optimizer's state carries its own, so
     `accelerator.save_state` and `load_state` do too. A step after `load_state` from a folder that has none raises, for
-    the schedule would begin anew.
+    the schedule would begin anew. Several processes train both storages; give `regrow.sparsify` one seed in all.
 
     Args:
         accelerator: what prepared them.
@@ -43,8 +44,7 @@ def topology_updater(
         settings: further arguments of `regrow.TopologyUpdater` or `regrow.StepUpdater`, as `seed`.
 
     Raises:
-        ValueError: if the optimizer has stepped already, as after `load_state`; if parameters are sharded, or sparsely
-            stored ones trained by several processes.
+        ValueError: if the optimizer has stepped already, as after `load_state`; if parameters are sharded.
 
     Example:
         >>> import regrow, torch
@@ -56,15 +56,8 @@ def topology_updater(
     kind = accelerator.distributed_type
     if kind in _SHARDING:
         raise ValueError(f"{kind.value} shards parameters, and a topology is over whole ones: take DDP or one device")
-    # Names of weights are those of the model itself, whatever it is wrapped in: so states fit any number of processes.
-    model = accelerator.unwrap_model(model, keep_torch_compile=False)
+    model = _distributed(model) or accelerator.unwrap_model(model, keep_torch_compile=False)
     weights = selected(model, settings.get("weights"))
-    stored = [weight.name for weight in weights if not weight.holds_absent]
-    if accelerator.num_processes > 1 and stored:
-        raise ValueError(
-            "processes that train together hold on to parameters, and updates change the sizes of sparsely stored ones "
-            f'({", ".join(stored)}): make the model by regrow.sparsify(..., backend="masked")'
-        )
     inner = stepping(optimizer, {id(weight.weight) for weight in weights})
     if any(inner.state.get(weight.weight) for weight in weights):
         raise ValueError(
@@ -74,3 +67,8 @@ def topology_updater(
     if isinstance(method, Recipe):
         return TopologyUpdater(model, optimizer, method, **settings)
     return StepUpdater(model, inner, method, **settings)
+
+
+def _distributed(model: nn.Module) -> nn.Module | None:
+    """Return what lets processes train a prepared model together, whatever stands around it; None if nothing does."""
+    return next((module for module in model.modules() if isinstance(module, DistributedDataParallel)), None)

@@ -62,8 +62,7 @@ class TopologyCallback(callbacks.Callback):  # type: ignore[misc]
     Raises:
         ValueError: if settings are given beside a recipe that is made already; when `fit` starts, if the module is not
             sparse, none or several of the optimizers have its sparse weights, the length of an epoch or of the fit is
-            not known, a callback of Lightning's own would average weights, or the strategy shards parameters or trains
-            sparsely stored ones in several processes.
+            not known, a callback of Lightning's own would average weights, or the strategy shards parameters.
         RuntimeError: when a checkpoint without a topology is loaded for `fit`.
 
     Example:

@@ -48,6 +48,7 @@ _NO_STATE = (
     "this checkpoint of step {} holds no state of the topology, whose schedule would begin again: resume from one that "
     "a Trainer with a TopologyCallback wrote"
 )
+_SHARDED = "{} shards parameters, and a topology is over whole ones: take processes without it, or one device"
 _NO_RULE = (
     "a method that acts in every step cannot resume in the Trainer, which loads the optimizer's state before the "
     "updater is made: take a recipe, or a loop of your own"
@@ -124,13 +125,16 @@ class TopologyCallback(TrainerCallback, ExportableState):
         """Make the updater; where the training resumes, go on with the state that was saved.
 
         Raises:
-            ValueError: if a checkpoint holds no state of the topology, a rule is to go on, or the Trainer has made this
-                callback anew.
+            ValueError: if a checkpoint holds no state of the topology, a rule is to go on, the Trainer has made this
+                callback anew, or parameters are sharded.
         """
         assert model is not None
         assert optimizer is not None
         if self._method is None:
             raise ValueError(_NO_METHOD)
+        for sharding in ("fsdp", "deepspeed"):
+            if getattr(args, sharding, None):
+                raise ValueError(_SHARDED.format(sharding))
         # A recipe and a rule are objects of settings, which cannot be called.
         method = self._method(state.max_steps) if callable(self._method) else self._method
         saved = _saved_in(state, type(self).__name__) if state.global_step else None

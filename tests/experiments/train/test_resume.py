@@ -2,46 +2,16 @@
 
 import os
 import signal
-import time
 from pathlib import Path
-from random import Random
 
 import pytest
-from runs import METHODS, Stopper, assert_same_run, child, metrics, stop_after, tiny
+from runs import METHODS, Stopper, assert_same_run, metrics, stop_after, tiny
 
 from regrow.experiments.errors import StoppedError
-from regrow.experiments.train.checkpoint import list_checkpoints
 from regrow.experiments.train.config import override
 from regrow.experiments.train.loop import train
 
 EACH_METHOD = pytest.mark.parametrize("method", METHODS)
-
-
-def last_step(out):
-    """Return the step of the newest checkpoint; 0 before the first."""
-    found = list_checkpoints(out / "checkpoints")
-    return int(found[-1].stem.removeprefix("step-")) if found else 0
-
-
-@EACH_METHOD
-@pytest.mark.parametrize("least", [4, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(small_runs, tmp_path, method, least):
-    config, out, random, kills = small_runs(method=method, epochs=least), tmp_path / "killed", Random(method), 0
-    train(config, tmp_path / "whole")
-    while not (out / "result.json").exists():
-        resume = (out / "config.yaml").exists()
-        # the first kill falls somewhere before the first checkpoints, the others a few steps on
-        until = last_step(out) + random.randint(1, 9) if resume else 0
-        process = child(train, config, out, resume=resume)
-        while process.is_alive() and not (last_step(out) >= until and (out / "config.yaml").exists()):
-            time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.01))
-        process.kill()
-        process.join()
-        kills += 1
-    assert kills >= least
-    train(config, out, resume=True)
-    assert_same_run(out, tmp_path / "whole")
 
 
 @EACH_METHOD

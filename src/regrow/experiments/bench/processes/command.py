@@ -8,7 +8,7 @@ import typer
 
 from regrow.experiments.bench.common import options
 from regrow.experiments.bench.common.machine import describe
-from regrow.experiments.bench.common.tables import show
+from regrow.experiments.bench.common.tables import show, this_command
 from regrow.experiments.bench.processes.measure import bench_processes, table
 from regrow.experiments.files import write_text
 from regrow.experiments.options import Settings, read_settings, split_names
@@ -35,7 +35,9 @@ def bench_many_processes(
         changes = read_settings(settings)
         configs = [override(preset(name), changes) for name in split_names(presets)]
         found = table(bench_processes(configs, density, processes, steps, threads), density, processes, times=times)
-        line(str(describe()))
+        options.use_threads(threads)  # as each of the processes has
+        machine = f"{describe()}, {processes} processes"
+        line(machine)
         show([found])
         if markdown_file:
-            write_text(markdown_file, found.markdown())
+            write_text(markdown_file, f"{found.markdown()}\n`{this_command()}` on {machine}.\n")

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import regrow
 from regrow.experiments import models
+from regrow.experiments.bench.common.spreads import Spread, ratios, spread
 from regrow.experiments.bench.common.tables import Table, mib
 from regrow.experiments.bench.steps.training import classes, image_shape, make_batches
 from regrow.experiments.errors import UserError
@@ -42,22 +42,33 @@ class Figures:
     Attributes:
         sent: bytes of gradients that a process gives to be averaged in an ordinary step.
         sent_in_window: the same in a step in which growth looks at absent weights.
-        seconds: median of ordinary steps.
+        milliseconds: of ordinary steps.
+        speed: the dense step's time over that of this kind, round by round.
     """
 
     sent: int
     sent_in_window: int
-    seconds: float
+    milliseconds: Spread
+    speed: Spread
 
 
 @dataclass
 class _Training:
-    """One kind of training under way, with bytes and seconds of its steps by whether they are of a window."""
+    """One kind of training under way.
+
+    Attributes:
+        step: takes a step.
+        looks: says whether the next step is one of a window.
+        taken: whether it was, bytes that were sent, and seconds, for each step that counts.
+    """
 
     step: Callable[[], None]
     looks: Callable[[], bool]
-    sent: dict[bool, list[int]] = field(default_factory=lambda: {False: [], True: []})
-    seconds: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
+    taken: list[tuple[bool, int, float]] = field(default_factory=list)
+
+    def sent(self, *, window: bool) -> int:
+        """Return the bytes of the last step of a kind."""
+        return [sent for each, sent, _ in self.taken if each is window][-1]
 
 
 def bench_processes(
@@ -91,25 +102,27 @@ def bench_processes(
 
 def measure(rank: int, size: int, config: TrainConfig, density: float, steps: int) -> dict[str, Figures]:
     """Take steps of every kind in turn, in one process of PyTorch's group; return its figures by kind."""
-    trainings = {kind: _training(kind, config, density, rank, size, steps + _WARM_UP) for kind in KINDS}
+    # The last steps are the window: that of the update is its end.
+    every = _WARM_UP + steps + _WINDOW - 1
+    trainings = {kind: _training(kind, config, density, rank, size, every) for kind in KINDS}
     for step in range(_WARM_UP + steps + _WINDOW):
         for training in trainings.values():
             _take_step(training, counts=step >= _WARM_UP)
-    return {
-        kind: Figures(each.sent[False][-1], each.sent[True][-1], median(each.seconds[False]))
-        for kind, each in trainings.items()
-    }
+    dense, *_ = trainings.values()
+    return {kind: _figures(each, dense) for kind, each in trainings.items()}
 
 
 def table(found: dict[str, dict[str, Figures]], density: float, size: int, *, times: bool = True) -> Table:
     """Return the figures as a table; without times where something else ran beside."""
-    columns = ("network, kind", "MiB a step", "of dense", "MiB in a window", *(("ms a step",) if times else ()))
+    columns: tuple[str, ...] = ("network, kind", "MiB a step", "of dense", "MiB in a window")
+    if times:
+        columns = (*columns, "ms a step", "times as fast as dense")
     rows = []
     for preset, kinds in found.items():
         for kind, each in kinds.items():
             part = f"{each.sent / kinds['dense'].sent:.1%}"
             row = (f"{preset}, {kind}", mib(each.sent, 2), part, mib(each.sent_in_window, 2))
-            rows.append((*row, f"{each.seconds * 1e3:.1f}") if times else row)
+            rows.append((*row, each.milliseconds.text(), each.speed.text()) if times else row)
     return Table(f"Gradients that each of {size} processes sends, density {density:g}", columns, tuple(rows))
 
 
@@ -151,9 +164,20 @@ def _training(kind: str, config: TrainConfig, density: float, rank: int, size: i
         loss.backward()
         optimizer.step()
 
-    # A dense network has no window: the last steps stand for it.
+    # A dense network has no window: the same steps stand for it.
     taken = iter(range(1 << 62))
-    return _Training(step, lambda: bool(topology.looks_at()) if topology else next(taken) >= every)
+    return _Training(step, lambda: bool(topology.looks_at()) if topology else next(taken) > every - _WINDOW)
+
+
+def _figures(training: _Training, dense: _Training) -> Figures:
+    rounds = zip(training.taken, dense.taken, strict=True)
+    own, other = zip(*((a[2], b[2]) for a, b in rounds if not a[0] and not b[0]), strict=True)
+    return Figures(
+        training.sent(window=False),
+        training.sent(window=True),
+        spread([1e3 * seconds for seconds in own]),
+        ratios(other, own),
+    )
 
 
 def _take_step(training: _Training, *, counts: bool) -> None:
@@ -164,8 +188,7 @@ def _take_step(training: _Training, *, counts: bool) -> None:
         training.step()
         seconds = time.perf_counter() - begun
     if counts:
-        training.sent[window].append(sum(sent))
-        training.seconds[window].append(seconds)
+        training.taken.append((window, sum(sent), seconds))
 
 
 @contextmanager
