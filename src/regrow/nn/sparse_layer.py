@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import zlib
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from regrow.nn.read_only import ReadOnly
 from regrow.ops import gradient
 from regrow.ops.gradient import watch
 from regrow.ops.pattern import Geometry, Pattern
+from regrow.ops.program import checksum, values_at
 from regrow.ops.select import as_activation, obstacle
 
 __all__ = ["Covered", "SparseLayer", "exclusive", "rebind"]
@@ -133,11 +133,18 @@ class SparseLayer(nn.Module, ABC):
         entered = self.enter(as_activation(x, self.values))
         covered = self.covered
         if covered is None:
-            return self.leave(self.product(entered, self.values, self.pattern), x)
-        output = self.product(entered, self._active_values(), self.pattern)
+            return self.leave(self.product(entered, self._held(self.values), self.pattern), x)
+        output = self.product(entered, self._held(self._active_values()), self.pattern)
         if self.values.requires_grad and torch.is_grad_enabled():
             output = watch(output, entered, self.values, covered.pattern, self._pattern_shape, self.geometry)
         return self.leave(output, x)
+
+    def _held(self, values: Tensor) -> Tensor:
+        """Return values that a program, whose constants the positions become, takes for these positions alone."""
+        if not (torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None):
+            return values
+        held: Tensor = values_at(values, self.index, self._known[2])
+        return held
 
     @property
     def weight(self) -> Tensor:
@@ -403,7 +410,7 @@ def _readable(tensor: Tensor) -> bool:
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().numpy().data) if _readable(tensor) else 0
+    return checksum(tensor) if _readable(tensor) else 0
 
 
 def _version(tensor: Tensor) -> int:
