@@ -13,7 +13,13 @@ settings.register_profile("regrow", derandomize=True, deadline=None, database=No
 settings.load_profile("regrow")
 
 # The tensors are tiny: a second thread costs more than it saves, far more on a busy machine. `.ci/sanitize` wants some.
-torch.set_num_threads(int(os.environ.get("REGROW_TEST_THREADS", "1")))
+_threads = int(os.environ.get("REGROW_TEST_THREADS", "1"))
+torch.set_num_threads(_threads)
+if os.environ.get("OMP_NUM_THREADS") == "1" and _threads > 1:
+    # Kernels ask PyTorch for the number of threads: they have these, and its own operations one.
+    torch.set_num_threads(1)
+    torch.get_num_threads = lambda: _threads
+    torch.set_num_threads = lambda threads: globals().update(_threads=threads)
 
 
 def _available() -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
-
 import torch
 from torch import Tensor, nn
+
+from regrow.ops.program import checksum
 
 __all__ = ["checksum_of", "has_numbers", "rebind", "version_of"]
 
@@ -34,7 +34,7 @@ def has_numbers(tensor: Tensor) -> bool:
 
 def checksum_of(tensor: Tensor) -> int:
     """Return a checksum of a tensor's numbers; 0 where it has none."""
-    return zlib.crc32(tensor.detach().cpu().contiguous().numpy().data) if has_numbers(tensor) else 0
+    return checksum(tensor) if has_numbers(tensor) else 0
 
 
 def version_of(tensor: Tensor) -> int:

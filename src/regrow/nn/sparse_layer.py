@@ -18,6 +18,7 @@ from regrow.nn.read_only import ReadOnly
 from regrow.ops import gradient
 from regrow.ops.gradient import watch
 from regrow.ops.pattern import Geometry, Pattern
+from regrow.ops.program import values_at
 from regrow.ops.select import as_activation, obstacle
 
 __all__ = ["Covered", "SparseLayer", "exclusive"]
@@ -133,11 +134,18 @@ class SparseLayer(nn.Module, ABC):
         entered = self.enter(as_activation(x, self.values))
         covered = self.covered
         if covered is None:
-            return self.leave(self.product(entered, self.values, self.pattern), x)
-        output = self.product(entered, self._active_values(), self.pattern)
+            return self.leave(self.product(entered, self._held(self.values), self.pattern), x)
+        output = self.product(entered, self._held(self._active_values()), self.pattern)
         if self.values.requires_grad and torch.is_grad_enabled():
             output = watch(output, entered, self.values, covered.pattern, self._pattern_shape, self.geometry)
         return self.leave(output, x)
+
+    def _held(self, values: Tensor) -> Tensor:
+        """Return values that a program, whose constants the positions become, takes for these positions alone."""
+        if not (torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None):
+            return values
+        held: Tensor = values_at(values, self.index, self._known[2])
+        return held
 
     @property
     def weight(self) -> Tensor:

@@ -5,6 +5,8 @@ import io
 import tarfile
 from random import Random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from made import load, make_mnist, make_parquet, one_line, publish
@@ -59,16 +61,65 @@ def test_damaged_decoded_images(tmp_path, tries, capfd):
     in_a_child(rebuild_each, stored, tries, read, capfd)
 
 
+def all_images(folder):
+    return torch.cat([images for images, _ in load("imagenet", root=folder, image_size=16).test.epoch()])
+
+
+@TRIES
+def test_damaged_tables_of_copied_images(tmp_path, tries, capfd):
+    make_parquet(tmp_path, "image", names=("train", "validation"), rows=(8, 4))
+    whole = all_images(tmp_path)
+    (stored,) = (tmp_path / "cache" / "decoded").glob("imagenet-val-*.npz")
+
+    def read():
+        assert torch.equal(all_images(tmp_path), whole)
+
+    in_a_child(rebuild_each, stored, tries, read, capfd)
+
+
 @TRIES
 def test_damaged_copied_images(tmp_path, tries, capfd):
     make_parquet(tmp_path, "image", names=("train", "validation"), rows=(8, 4))
-    first = next(load("imagenet", root=tmp_path, image_size=16).train.epoch())[0]
-    (stored,) = (tmp_path / "cache" / "decoded").glob("imagenet-train-*.arrow")
+    images = all_images(tmp_path)
+    (stored,) = (tmp_path / "cache" / "decoded").glob("imagenet-val-*.images")
+    whole = stored.read_bytes()
 
-    def read():
-        assert torch.equal(next(load("imagenet", root=tmp_path, image_size=16).train.epoch())[0], first)
+    def damage_each():
+        for content in damages(whole, tries):
+            stored.write_bytes(content)
+            if len(content) == len(whole):  # seen where the image is read, and before it is decoded
+                with pytest.raises(UserError, match="is damaged and was deleted") as caught:
+                    all_images(tmp_path)
+                one_line(caught)
+            assert torch.equal(all_images(tmp_path), images)
+            said = "" if len(content) == len(whole) else f"regrow: the cache {stored} is damaged: it is made anew\n"
+            assert capfd.readouterr().err == said
+            assert stored.read_bytes() == whole
 
-    in_a_child(rebuild_each, stored, tries, read, capfd)
+    in_a_child(damage_each)
+
+
+def test_copied_images_are_read_alone(tmp_path, monkeypatch):
+    """A start does not read all images: those of ImageNet would take minutes."""
+    make_parquet(tmp_path, "image", names=("train", "validation"), rows=(8, 4))
+    images = all_images(tmp_path)
+    monkeypatch.setattr("regrow.experiments.data.cache.encoded_rows", None)
+    with monkeypatch.context() as patch:
+        patch.setattr("regrow.experiments.data.samples.CopiedSamples.encoded", None)
+        load("imagenet", root=tmp_path, image_size=16)
+    assert torch.equal(all_images(tmp_path), images)
+
+
+def test_an_image_that_is_a_path_is_named_before_anything_trains(tmp_path):
+    make_parquet(tmp_path, "image", names=("train", "validation"), rows=(8, 4))
+    path = tmp_path / "validation-00000-of-00001.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[2]["image"] = {"bytes": None, "path": "n01440764/1.JPEG"}
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(UserError, match=r"row 2 of .*validation-00000.* holds a path") as caught:
+        load("imagenet", root=tmp_path)
+    one_line(caught)
+    assert not list((tmp_path / "cache" / "decoded").glob("*val*"))
 
 
 def write_archive(path, members):

@@ -114,14 +114,6 @@ def test_images_of_any_size(tmp_path, form):
     assert torch.cat([labels for _, labels in loaded.test.epoch()]).bincount().min() > 0
 
 
-def test_damaged_arrow_cache_is_rebuilt(tmp_path):
-    make_parquet(tmp_path, "image", names=("train", "validation"))
-    first = next(load("imagenet", root=tmp_path, image_size=16).train.epoch())
-    for stored in (tmp_path / "cache" / "decoded").glob("*.arrow"):
-        stored.write_bytes(stored.read_bytes()[:-100])
-    assert torch.equal(next(load("imagenet", root=tmp_path, image_size=16).train.epoch())[0], first[0])
-
-
 # ---------------------------------------------------------------- bad input
 
 

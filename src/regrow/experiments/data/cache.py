@@ -6,9 +6,9 @@ import hashlib
 import io
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ import platformdirs
 from numpy.typing import NDArray
 
 from regrow.experiments.data.progress import tracker
-from regrow.experiments.data.samples import TableSamples, image_column, open_parquet, parquet_rows
+from regrow.experiments.data.samples import CopiedSamples, encoded_rows, parquet_rows
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import SEAL_BYTES, seal, seal_is_good
 from regrow.experiments.terminal import say
 
-__all__ = ["Arrays", "atomic", "decoded", "folder", "identity", "mapped"]
+__all__ = ["Arrays", "atomic", "copied", "decoded", "folder", "identity"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -70,54 +70,54 @@ def decoded(name: str, files: Sequence[Path], decode: Callable[[], Arrays]) -> A
     return arrays
 
 
-def mapped(name: str, files: Sequence[Path]) -> TableSamples:
+def copied(name: str, files: Sequence[Path]) -> CopiedSamples:
     """The rows of parquet files, for access in any order without holding them in memory.
 
-    Parquet is read by groups of rows; so they are copied once to an Arrow file in the cache, which is mapped. All of
-    it is compared with its digest first: Arrow trusts the offsets in it. A damaged one is made anew.
+    Parquet is read by groups of rows; so the images are copied once to a file in the cache, one after the other. Where
+    each stands, its label and its checksum are kept beside as `decoded` keeps arrays. To read all images at every
+    start would take minutes for ImageNet: each is compared with its checksum whenever it is read.
 
     Raises:
         UserError: if a parquet file is damaged or has not the columns of labelled images, or cannot be copied.
     """
-    import pyarrow
+    path = folder() / "decoded" / f"{name}-{identity(files)}.images"
 
-    path = folder() / "decoded" / f"{name}-{identity(files)}.arrow"
-    if not _verified(path):
+    def copy() -> Arrays:
         try:
-            _copy(files, path)
-        except (OSError, pyarrow.ArrowException) as error:
+            return _copy(files, path)
+        except OSError as error:
             raise UserError(
                 f"{files[0].parent} cannot be copied to {path} ({error}); fetch it again, or make room there"
             ) from error
-    return TableSamples(files, partial(_open_mapped, path))
+
+    table = decoded(name, files, copy)
+    size = path.stat().st_size if path.is_file() else None
+    if size != table["ends"][-1]:
+        if size is not None:
+            say(f"the cache {path} is damaged: it is made anew")
+        table = copy()
+    return CopiedSamples(files, path, table["ends"], table["labels"], table["checksums"])
 
 
-def _copy(files: Sequence[Path], path: Path) -> None:
-    import pyarrow
-
-    schema = pyarrow.schema([("image", pyarrow.struct([("bytes", pyarrow.binary())])), ("label", pyarrow.int64())])
-    with atomic(path) as temporary:
-        with (
-            tracker(f"copying {path.name}", parquet_rows(files)) as advance,
-            pyarrow.ipc.new_file(str(temporary), schema) as writer,
-        ):
-            for table in map(open_parquet, files):
-                column = image_column(table.schema_arrow.names)
-                for batch in table.iter_batches(batch_size=64, columns=[column, "label"]):
-                    content = batch.column(column).field("bytes")
-                    image = pyarrow.StructArray.from_arrays([content.cast(pyarrow.binary())], names=["bytes"])
-                    label = batch.column("label").cast(pyarrow.int64())
-                    writer.write_batch(pyarrow.record_batch([image, label], schema=schema))
-                    advance(len(batch))
-        with temporary.open("r+b") as stream:
-            seal(stream)
-
-
-def _open_mapped(path: Path) -> Any:
-    import pyarrow
-
-    source = pyarrow.memory_map(str(path))
-    return pyarrow.ipc.open_file(source.read_buffer(source.size() - SEAL_BYTES)).read_all()
+def _copy(files: Sequence[Path], path: Path) -> Arrays:
+    """Copy images; return where each ends, their labels and checksums."""
+    ends, labels, checksums = [0], [], []
+    with (
+        tracker(f"copying {path.name}", parquet_rows(files)) as advance,
+        atomic(path) as temporary,
+        temporary.open("wb") as stream,
+    ):
+        for content, label in encoded_rows(files):
+            stream.write(content)
+            ends.append(ends[-1] + len(content))
+            labels.append(label)
+            checksums.append(zlib.crc32(content))
+            advance(1)
+    return {
+        "ends": np.array(ends, np.int64),
+        "labels": np.array(labels, np.int64),
+        "checksums": np.array(checksums, np.uint32),
+    }
 
 
 def _verified(path: Path) -> bool:

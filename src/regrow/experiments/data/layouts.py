@@ -174,7 +174,7 @@ def open_samples(folder: Path, dataset: Dataset) -> tuple[Samples, Samples]:
     """
     if recognise(folder, dataset) == "parquet":
         train_files, test_files = parquet_files(folder, ("train",)), parquet_files(folder, EVALUATION)
-        return cache.mapped(f"{dataset.name}-train", train_files), cache.mapped(f"{dataset.name}-val", test_files)
+        return cache.copied(f"{dataset.name}-train", train_files), cache.copied(f"{dataset.name}-val", test_files)
     evaluation = next((folder / name for name in EVALUATION if (folder / name).is_dir()), folder / "val")
     train, test = FolderSamples(folder / "train"), FolderSamples(evaluation)
     if unknown := sorted(set(test.classes) ^ set(train.classes)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -17,10 +18,12 @@ from regrow.experiments.errors import UserError
 __all__ = [
     "EVALUATION",
     "SUFFIXES",
+    "CopiedSamples",
     "FolderSamples",
     "Samples",
     "TableSamples",
     "decoded",
+    "encoded_rows",
     "image_column",
     "open_parquet",
     "parquet_files",
@@ -108,14 +111,92 @@ class TableSamples:
 
     def encoded(self, index: int) -> bytes:
         """The bytes of the image in that row."""
-        content = self._images[index].as_py()["bytes"]
-        if content is None:
-            raise UserError(f"{self.where(index)} holds a path and not the image; fetch the set with its images")
-        return bytes(content)
+        return _present(self._images[index].as_py()["bytes"], index, self.files)
 
     def where(self, index: int) -> str:
         """The row's number and the first file."""
-        return f"row {index} of {self.files[0]} (of {len(self.files)})"
+        return _row(index, self.files)
+
+
+class CopiedSamples:
+    """Images that stand one after the other in a file.
+
+    Args:
+        files: what they were copied from.
+        path: the file.
+        ends: (N + 1,), int64: where each image begins, and the end of the last.
+        labels: (N,), int64.
+        checksums: (N,), uint32: the CRC-32 of each image.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        path: Path,
+        ends: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        checksums: NDArray[np.uint32],
+    ) -> None:
+        self.files, self._path = files, path
+        self._ends, self.labels, self._checksums = ends, labels, checksums
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of the image.
+
+        Raises:
+            UserError: if they are not what was copied; the file is deleted then.
+        """
+        start, end = self._ends[index : index + 2].tolist()
+        try:
+            with self._path.open("rb") as stream:
+                stream.seek(start)
+                content = stream.read(end - start)
+        except OSError as error:
+            raise UserError(
+                f"the cache {self._path} cannot be read ({error}): it is made anew at the next start"
+            ) from error
+        if zlib.crc32(content) != self._checksums[index]:
+            self._path.unlink(missing_ok=True)
+            raise UserError(
+                f"the cache {self._path} is damaged and was deleted: it is made anew; start again, or --resume"
+            )
+        return content
+
+    def where(self, index: int) -> str:
+        """The row's number and the first file."""
+        return _row(index, self.files)
+
+
+def encoded_rows(files: Sequence[Path]) -> Iterator[tuple[bytes, int]]:
+    """The images of parquet files as they are stored, with their labels, one at a time.
+
+    Raises:
+        UserError: if a file is damaged, has not the columns of labelled images, or holds paths in the place of images.
+    """
+    import pyarrow
+
+    number = 0
+    for path in files:
+        table = open_parquet(path)
+        column = image_column(table.schema_arrow.names)
+        try:
+            for batch in table.iter_batches(batch_size=64, columns=[column, "label"]):
+                contents = batch.column(column).field("bytes").to_pylist()
+                for content, label in zip(contents, batch.column("label").to_pylist(), strict=True):
+                    yield _present(content, number, files), -1 if label is None else int(label)
+                    number += 1
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{path} is damaged ({error}); fetch it again") from error
+
+
+def _present(content: bytes | None, row: int, files: Sequence[Path]) -> bytes:
+    if content is None:
+        raise UserError(f"{_row(row, files)} holds a path and not the image; fetch the set with its images")
+    return content
+
+
+def _row(index: int, files: Sequence[Path]) -> str:
+    return f"row {index} of {files[0]} (of {len(files)})"
 
 
 def image_column(columns: Sequence[str]) -> str | None:
