@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from regrow.experiments.options import split_names
-from regrow.experiments.study.study import Axis
+from regrow.experiments.study.study import Axis, Cell
 from regrow.experiments.terminal import parse_densities
 from regrow.experiments.train.methods import METHODS
 
-__all__ = ["DENSITY", "METHOD", "percent"]
+__all__ = ["DENSITY", "METHOD", "dense_of", "percent"]
+
+
+def dense_of(cells: Sequence[Cell]) -> Cell | None:
+    """Return the dense training among the points whose key begins with the method; None if it was not run."""
+    return next((cell for cell in cells if cell.key[0] == "dense"), None)
 
 
 def percent(density: float) -> str:

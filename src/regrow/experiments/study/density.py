@@ -7,19 +7,14 @@ from dataclasses import replace
 
 from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.options import split_names
-from regrow.experiments.study.axes import DENSITY, METHOD, percent
+from regrow.experiments.study.axes import DENSITY, METHOD, dense_of, percent
 from regrow.experiments.study.intervals import differences
 from regrow.experiments.study.panels import Panel
 from regrow.experiments.study.study import INFERENCE, TRAINING, Cell, Figure, Study
 
-__all__ = ["DENSITY_STUDY", "dense_of", "smallest_within_dense"]
+__all__ = ["DENSITY_STUDY", "smallest_within_dense"]
 
 _DENSE = "dense"
-
-
-def dense_of(cells: Sequence[Cell]) -> Cell | None:
-    """Return the dense training among the points whose key begins with the method; None if it was not run."""
-    return next((cell for cell in cells if cell.key[0] == _DENSE), None)
 
 
 def smallest_within_dense(cells: Sequence[Cell], method: str) -> float | None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import regrow
 from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.study.anova import Effect, two_way
-from regrow.experiments.study.axes import DENSITY, METHOD, percent
+from regrow.experiments.study.axes import DENSITY, METHOD, dense_of, percent
 from regrow.experiments.study.intervals import Interval, interval
 from regrow.experiments.study.panels import Panel
 from regrow.experiments.study.study import Cell, Figure, Study
@@ -120,7 +120,7 @@ def _tables(cells: Sequence[Cell], title: str) -> list[Table]:
         for cell in cells
     ]
     tables = [Table(f"{title}: mean ± standard error", columns, tuple(rows))]
-    dense = next((cell for cell in cells if cell.key[0] == _DENSE), None)
+    dense = dense_of(cells)
     titles = ("effect", "sum of squares", "degrees of freedom", "F", "p", "eta²", "omega²")
     for cell in cells:
         if dense is not None and cell is not dense:

@@ -9,7 +9,7 @@ from regrow.core.distribution import DISTRIBUTIONS
 from regrow.experiments.bench.common.tables import Table
 from regrow.experiments.errors import UserError
 from regrow.experiments.options import split_names
-from regrow.experiments.study.axes import DENSITY, METHOD, percent
+from regrow.experiments.study.axes import DENSITY, METHOD, dense_of, percent
 from regrow.experiments.study.intervals import differences
 from regrow.experiments.study.panels import Dots
 from regrow.experiments.study.study import INFERENCE, TRAINING, Axis, Cell, Figure, Study
@@ -89,7 +89,7 @@ def _row(cell: Cell, compared: Sequence[Cell]) -> tuple[str, ...]:
 
 def _panels(cells: Sequence[Cell]) -> list[Dots]:
     """Return a plot for each density: the error of every method with its interval, dense as a band."""
-    dense = next((cell for cell in cells if cell.key[0] == _DENSE), None)
+    dense = dense_of(cells)
     sparse = [cell for cell in cells if cell is not dense and cell.key[0] != _DENSE]
     several = len({cell.key[1] for cell in sparse}) > 1
     panels = []

@@ -14,6 +14,7 @@ from rich.console import Console
 from regrow.experiments.bench.common.machine import describe
 from regrow.experiments.errors import UserError
 from regrow.experiments.files import write_text
+from regrow.experiments.study.axes import DENSITY
 from regrow.experiments.study.density import DENSITY_STUDY
 from regrow.experiments.study.execute import Finished, run_study
 from regrow.experiments.study.intervals import differences, interval
@@ -133,8 +134,8 @@ def _beside_published(runs: Runs, published: Mapping[float, tuple[float, float |
         difference = found.mean - value
         combined = (found.error**2 + (error or 0) ** 2) ** 0.5 if len(errors) > 1 else 0.0
         apart = f"{difference / combined:+.1f}" if combined else ""
-        name = "dense" if density == 1 else f"{100 * density:g} %"
-        lines.append(_row(name, found.text(), found.bounds(), str(len(errors)), paper, f"{difference:+.2f}", apart))
+        measured = (found.text(), found.bounds(), str(len(errors)))
+        lines.append(_row(DENSITY.heading(density), *measured, paper, f"{difference:+.2f}", apart))
     return "\n".join(lines)
 
 
@@ -179,9 +180,8 @@ def _sharing(runs: Runs) -> str:
     lines = [_row("weights", "seeds that train", "test error of these"), "|---" * 3 + "|"]
     for (_, density), errors in sorted(runs.items(), key=lambda item: item[0][1]):
         trained = [error for error in errors.values() if error < _TRAINS_BELOW]
-        name = "dense" if density == 1 else f"{100 * density:g} %"
         shown = interval(trained).text() if trained else ""
-        lines.append(_row(name, f"{len(trained)} of {len(errors)}", shown))
+        lines.append(_row(DENSITY.heading(density), f"{len(trained)} of {len(errors)}", shown))
     return "\n".join(lines)
 
 

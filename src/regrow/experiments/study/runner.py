@@ -183,9 +183,7 @@ def _run_one(config: TrainConfig, folder: Path, data_root: Path | None, make_run
         result = train(_settings(folder, config), folder, resume=resume, data_root=data_root, make_run=make_run)
     except (StoppedError, SaveError, LostError):
         raise
-    except ToldError as error:
-        return Failure(str(error), is_mistake=True)
-    except UserError as error:
+    except (ToldError, UserError) as error:
         return Failure(str(error), is_mistake=True)
     except DivergedError as error:
         return Failure(str(error))

@@ -14,7 +14,7 @@ from typing import Any
 
 import regrow
 from regrow.core.budget import within
-from regrow.core.schedule import constant, cosine, linear
+from regrow.core.schedule import Schedule, constant, cosine, linear
 from regrow.experiments.errors import UserError
 from regrow.experiments.train.config import WITHOUT_DENSITY, TrainConfig
 from regrow.experiments.train.growth import parse_growth
@@ -119,22 +119,25 @@ def make_recipe(config: TrainConfig, steps_per_epoch: int) -> regrow.Recipe:
     recipe = with_modes(
         recipe, prune=config.prune, grow=config.grow, redistribute=config.redistribute, compute=config.compute
     )
-    if config.keep_returning is not None:
-        recipe = replace(recipe, keep_returning=config.keep_returning)
-    if config.distribution is not None:
-        recipe = replace(recipe, distribution=config.distribution)
-    if config.growth is not None:
-        recipe = replace(recipe, growth=parse_growth(config.growth))
-    if config.prune_rate_decay is None:
-        return recipe
+    others: dict[str, Any] = {
+        "keep_returning": config.keep_returning,
+        "distribution": config.distribution,
+        "growth": None if config.growth is None else parse_growth(config.growth),
+        "fraction": None if config.prune_rate_decay is None else _decay(config.prune_rate_decay, recipe, steps),
+    }
+    others = {name: value for name, value in others.items() if value is not None}
+    return replace(recipe, **others) if others else recipe
+
+
+def _decay(name: str, recipe: regrow.Recipe, steps: int) -> Schedule:
+    """Return the prune rate of a recipe at its start, and how it falls from there."""
     start = recipe.fraction(0)
-    end = min(_FINAL_PRUNE_RATE, start)
     decays = {
         "constant": constant(start),
-        "cosine": cosine(start, steps, end=end),
+        "cosine": cosine(start, steps, end=min(_FINAL_PRUNE_RATE, start)),
         "linear": linear(start, steps),  # to 0, as in the code of arXiv:1907.04840
     }
-    return replace(recipe, fraction=decays[config.prune_rate_decay])
+    return decays[name]
 
 
 def run_name(config: TrainConfig) -> str:
