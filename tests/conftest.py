@@ -1,5 +1,6 @@
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     pair.close()
 
 
-@pytest.fixture(params=_available())
+def _sets_with_kernels() -> list[Any]:
+    """Return the instruction sets; those between, of the same source as the others, are for the slow tests."""
+    portable, *others = _available() or [None]
+    between = [pytest.param(name, marks=pytest.mark.slow) for name in others[:-1]]
+    return [name for name in (portable, *between, *others[-1:]) if name is not None]
+
+
+@pytest.fixture(params=_sets_with_kernels())
 def any_instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     before = instruction_set()
     use_instruction_set(request.param)

@@ -60,6 +60,7 @@ def constant_fan_in(ablate_below: float | None = None) -> Rewire:
         ValueError: if `ablate_below` is outside [0, 1]; in an update, if a score is NaN.
 
     Example:
+        >>> from regrow.core.entries import Entries
         >>> from regrow.core.score import gradient, magnitude
         >>> index, grad = torch.arange(9), torch.tensor([1.0, 0.0, 0.0, 0.0, 3.0, 2.0, 0.0, 0.0, 4.0])
         >>> active, absent = torch.tensor([0, 1, 2, 6]), torch.tensor([3, 4, 5, 7, 8])

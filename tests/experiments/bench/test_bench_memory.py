@@ -65,6 +65,7 @@ def test_candidates_take_no_piece_as_large_as_the_dense_weight():
     assert measured("window:2", profiled=True).largest >= 0.9 * DENSE
 
 
+@pytest.mark.slow
 def test_the_table_and_the_file(tmp_path):
     options = ("--size", 128, "--batch", 8, "--kinds", "static", "--out", tmp_path / "memory.json")
     result = command("bench", "memory", *options, "--markdown", tmp_path / "memory.md")

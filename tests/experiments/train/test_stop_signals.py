@@ -190,6 +190,7 @@ SAYS = "regrow: stopped: finished runs are kept, unfinished ones saved; the same
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), KILLED])
+@pytest.mark.slow
 def test_a_study_takes_its_processes_with_it(tmp_path, number, status):
     grid = ("--methods", "set", "--densities", "0.1,0.2,0.3", "--seeds", 2, "--epochs", 100_000)
     study = Command("study", "methods", "digits-mlp", *grid, "--jobs", 2, "--out", tmp_path)

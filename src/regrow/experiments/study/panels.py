@@ -83,7 +83,7 @@ class Panel:
             axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
         means = [found.mean for points in self.lines.values() for _, found in points]
-        if min(means) > 0 and max(means) > _WIDE * min(means):
+        if means and 0 < _WIDE * min(means) < max(means):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
