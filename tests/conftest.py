@@ -54,9 +54,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 def _sets_with_kernels() -> list[Any]:
     """Return the instruction sets; those between, of the same source as the others, are for the slow tests."""
-    portable, *others = _available() or [None]
-    between = [pytest.param(name, marks=pytest.mark.slow) for name in others[:-1]]
-    return [name for name in (portable, *between, *others[-1:]) if name is not None]
+    names = _available()
+    return [pytest.param(name, marks=pytest.mark.slow) if name in names[1:-1] else name for name in names]
 
 
 @pytest.fixture(params=_sets_with_kernels())

@@ -1,10 +1,5 @@
 """Accelerate's own processes train a sparse model as one process does, in both storages."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -14,7 +9,7 @@ from cases import assert_same, each_storage
 
 accelerate = pytest.importorskip("accelerate")
 
-from launched import launched  # noqa: E402
+from launched import TORCHRUN, ends_of_two, launched  # noqa: E402
 
 from regrow.integrations.accelerate import topology_updater  # noqa: E402
 
@@ -131,18 +126,7 @@ else:
 @each_storage
 @pytest.mark.parametrize("how", ["torchrun", "debug_launcher"])
 def test_its_own_launcher_and_torchrun_start_them(how, storage, tmp_path):
-    (tmp_path / "started.py").write_text(STARTED)
-    folders = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if how == "torchrun" else []
-    done = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path / "started.py"), how, storage, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    launcher = TORCHRUN if how == "torchrun" else ()
+    first, second = ends_of_two(STARTED, tmp_path, how, storage, launcher=launcher)
     assert_same(first, second)
     assert_as_one(first, storage)

@@ -1,9 +1,6 @@
 """The Trainer of transformers in two processes trains a sparse model as in one, in both storages."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from launched import launched
+from launched import ends_of_two, launched
 from test_transformers import STEPS, STOP, StopAfter, method, sparse, trainer
 
 from regrow.integrations.transformers import TopologyCallback
@@ -76,18 +73,6 @@ torch.distributed.destroy_process_group()
 @pytest.mark.slow
 @each_storage
 def test_torchrun_starts_them(storage, tmp_path):
-    (tmp_path / "started.py").write_text(LAUNCHED)
-    folders = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path / "started.py"), storage, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = ends_of_two(LAUNCHED, tmp_path, storage)
     assert_same(first, second)
     assert_as_one(first, storage, tmp_path / "one")

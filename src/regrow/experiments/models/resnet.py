@@ -118,8 +118,8 @@ def resnet18(
         raise ValueError(f"stem must be imagenet or cifar; it is {stem!r}")
     block = partial(BasicBlock, zero_gamma=zero_gamma)
     begin = _cifar_stem if stem == "cifar" else _imagenet_stem
-    layers = begin(image_shape[0], scaled(64, width))
-    return _resnet(block, (64, 128, 256, 512), (2, 2, 2, 2), layers, classes=classes, width=width)
+    channels = image_shape[0]
+    return _resnet(block, (64, 128, 256, 512), (2, 2, 2, 2), begin, channels=channels, classes=classes, width=width)
 
 
 def resnet50(
@@ -146,8 +146,8 @@ def resnet50(
     if version not in ("v1", "v1.5"):
         raise ValueError(f"version must be v1 or v1.5; it is {version!r}")
     block = partial(Bottleneck, version=version, zero_gamma=zero_gamma)
-    layers = _imagenet_stem(image_shape[0], scaled(64, width))
-    return _resnet(block, (256, 512, 1024, 2048), (3, 4, 6, 3), layers, classes=classes, width=width)
+    widths, channels = (256, 512, 1024, 2048), image_shape[0]
+    return _resnet(block, widths, (3, 4, 6, 3), _imagenet_stem, channels=channels, classes=classes, width=width)
 
 
 def _imagenet_stem(channels: int, planes: int) -> OrderedDict[str, nn.Module]:
@@ -169,13 +169,15 @@ def _resnet(
     block: Callable[[int, int, int], nn.Module],
     widths: Sequence[int],
     depths: Sequence[int],
-    layers: OrderedDict[str, nn.Module],
+    begin: Callable[[int, int], OrderedDict[str, nn.Module]],
     *,
+    channels: int,
     classes: int,
     width: float,
 ) -> nn.Sequential:
-    """Build, on the layers of a stem, groups of `depths[i]` blocks of `widths[i]` planes, and the classifier."""
-    channels = scaled(64, width)
+    """Build a stem, groups of `depths[i]` blocks of `widths[i]` planes, and the classifier."""
+    stem = scaled(64, width)
+    layers, channels = begin(channels, stem), stem
     for index, (published, depth) in enumerate(zip(widths, depths, strict=True), start=1):
         planes = scaled(published, width)
         # The first group keeps the size that the stem gives.

@@ -34,7 +34,7 @@ def _cifar10(model: str, density: float) -> TrainConfig:
         valid_samples=5_000,
         augment="reflect-crop-flip",
         model=model,
-        model_options={"stem": "cifar"} if model == "resnet18" else {},
+        model_options=_CIFAR10_OPTIONS.get(model, {}),
         density=density,
         epochs=250,
         learning_rate_drops=(30_000 / _CIFAR_STEPS, 60_000 / _CIFAR_STEPS),
@@ -126,6 +126,8 @@ _SHAKESPEARE_GPT = TrainConfig(
     update_every=0.2,
 )
 
+# What a network is built with where its own defaults are for larger images.
+_CIFAR10_OPTIONS = {"resnet18": {"stem": "cifar"}}
 # Where the paper has a network, the density at which it compares methods on it; 5 % elsewhere.
 _CIFAR10_DENSITIES = {
     "alexnet-s": 0.1,
