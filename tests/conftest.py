@@ -1,5 +1,7 @@
 import os
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -37,6 +39,28 @@ def _available() -> list[str]:
         names.append(name)
     use_instruction_set(best)
     return names
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to the slow tests what adds no pair of values to a grid marked `pairs`."""
+    grids: defaultdict[str, list[tuple[pytest.Item, set[Any]]]] = defaultdict(list)
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if isinstance(item, pytest.Function) and "pairs" in marks and "slow" not in marks:
+            values = [(name, id(value)) for name, value in item.callspec.params.items()]
+            grids[item.nodeid.partition("[")[0]].append((item, set(combinations(values, 2))))
+    for rows in grids.values():
+        met: set[Any] = set()
+        # Those that add most first: it comes near the fewest.
+        for least in range(max(len(pairs) for _, pairs in rows), 0, -1):
+            for _, pairs in rows:
+                if len(pairs - met) >= least:
+                    met |= pairs
+                    pairs.clear()
+        for item, pairs in rows:
+            if pairs:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

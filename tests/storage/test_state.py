@@ -39,6 +39,7 @@ def saved_and_loaded(state):
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.pairs
 @each_storage
 @each_method
 @each_resumed

@@ -35,6 +35,7 @@ each_sparse_model = pytest.mark.parametrize("model", [row for row in MODELS if r
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda row: row.name)
 
 
+@pytest.mark.pairs
 @each_method
 @each_main_optimizer
 @each_sparse_model
@@ -46,6 +47,7 @@ def test_masked_and_sparse_storage_agree(method, optimization, model):
     assert assert_storages_agree(make, 1e-10) == sum(recipe.updates_in(step) for step in range(1, STEPS + 1))
 
 
+@pytest.mark.pairs
 @each_method
 @each_main_optimizer
 @pytest.mark.parametrize("growth", [exact(), window(2), candidates(2, 1)], ids=str)
@@ -63,6 +65,7 @@ WITHOUT_NORM = [
 ]
 
 
+@pytest.mark.pairs
 @each_method
 @each_main_optimizer
 @pytest.mark.parametrize("model", WITHOUT_NORM, ids=lambda row: row.name)
@@ -80,6 +83,7 @@ def test_storages_agree_with_every_optimizer(method, optimization):
     assert_storages_agree(lambda storage: run(exact(), storage, method, MLP, optimization), 1e-10)
 
 
+@pytest.mark.pairs
 @each_source
 @each_method
 @each_main_optimizer
@@ -183,6 +187,7 @@ def test_a_grown_weight_has_the_momentum_that_made_it_grow(storage, optimization
     assert len(read) == 2 * 3
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("storage", ["masked", "cpu"])
 @pytest.mark.parametrize("at", [1, 2, 4])  # before, within and after a window
 @pytest.mark.parametrize("name", ["sparse-momentum", "rigl", "set"])
@@ -291,9 +296,33 @@ def test_a_layer_without_a_weight_left_trains_on(growth, storage):
     assert topology.step == STEPS
 
 
+@pytest.mark.parametrize("storage", ["masked", "cpu"])
+@pytest.mark.parametrize("growth", [exact(), window(2), candidates(2, 1)], ids=str)
+def test_a_branch_that_never_fires_may_lose_all_its_weights(growth, storage):
+    torch.manual_seed(0)
+    branch = nn.Linear(24, 24)
+    nn.init.constant_(branch.bias, -100)  # nothing comes through the ReLU behind it, forwards or backwards
+    network = nn.Sequential(nn.Linear(400, 24), branch, nn.ReLU(), nn.Linear(24, 200))
+    network = regrow.sparsify(network, 0.2, backend=storage)
+    optimizer = torch.optim.SGD(network.parameters(), 0.02, momentum=0.9)
+    recipe = regrow.sparse_momentum(every=EVERY, steps=1000 * EVERY, prune_rate=0.5, growth=growth)
+    topology = regrow.TopologyUpdater(network, optimizer, recipe)
+    left = []
+    for seed in range(20 * EVERY):
+        hidden = network[0](torch.randn(5, 400, generator=torch.Generator().manual_seed(seed)))
+        optimizer.zero_grad()
+        (network[3](hidden + network[2](network[1](hidden))) - 1).square().mean().backward()
+        optimizer.step()
+        left.append(int(regrow.masks(network)["1.weight"].sum()))
+    assert topology.step == 20 * EVERY
+    assert min(left) <= 1
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
 LOOPS = [getattr(_Loop, name) for name in vars(_Loop) if not name.startswith("_")]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__)
 @pytest.mark.parametrize("name", ["sparse-momentum", "rigl"])
 @pytest.mark.parametrize("optimization", [SGD, optimization("sgd-nesterov-fused")], ids=lambda row: row.name)

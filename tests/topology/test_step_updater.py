@@ -88,6 +88,7 @@ def test_counts_hold_after_every_step(method, model, optimization):
         assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.pairs
 @each_step_method
 @each_model
 @each_optimizer

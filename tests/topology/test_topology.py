@@ -36,6 +36,7 @@ def state_at(optimizer, weight, positions):
     return {key: weight.at(tensor, positions) for key, tensor in state_of(optimizer, weight.weight).items()}
 
 
+@pytest.mark.pairs
 @each_stored
 @each_compatible
 def test_absent_weights_stay_zero_and_the_number_of_weights_stays(method, optimization, model, storage):

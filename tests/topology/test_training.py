@@ -24,6 +24,7 @@ EVERY, STEPS, SEED = 3, 18, 5
 BLOCKS = {(1, 1): ((1, 1), (1, 1)), (4, 1): ((4, 1), (4, 1)), (3, 2): ((3, 1), (2, 2)), (2, 3): ((2, 3), (2, 3))}
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize(("method", "settings"), COMPARED, ids=lambda v: getattr(v, "name", None))

@@ -32,6 +32,7 @@ def assert_whole(network):
         assert set(blocks_of(weight.mask(), weight.units.unit)) <= {0, weight.units.size}
 
 
+@pytest.mark.pairs
 @each_stored
 @each_method
 @each_block
@@ -50,6 +51,7 @@ def test_whole_units_leave_and_join_and_the_number_of_weights_stays(method, mode
         assert not method.keeps_number or sum(int(mask.sum()) for mask in masks.values()) == nonzeros
 
 
+@pytest.mark.pairs
 @each_method
 @pytest.mark.parametrize("growth", [regrow.growth.exact(), window(2), candidates(2, 1)], ids=str)
 @pytest.mark.parametrize("name", ["mlp", "conv2d", "grouped"])
@@ -98,6 +100,7 @@ def conv2d():
 LAYERS = {"linear": (linear, (8,)), "conv1d": (conv1d, (4, 12)), "conv2d": (conv2d, (4, 5, 4))}
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("name", ["sparse-momentum", "set", "rigl"])
 @pytest.mark.parametrize("growth", [regrow.growth.exact(), window(2), candidates(2, 1)], ids=str)
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=lambda row: row.name)
