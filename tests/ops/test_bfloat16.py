@@ -29,7 +29,7 @@ from regrow.ops.conv2d import cpu
 from regrow.ops.conv2d.plan import flat
 from regrow.ops.conv2d.reference import dense_weight
 from regrow.ops.gradient import weight_gradient_at
-from regrow.ops.layout import allocate_batch_last, to_batch_last, to_channels_last
+from regrow.ops.layout import allocate_batch_last, to_batch_last, to_channels_last, to_rows
 from regrow.ops.normalise import cpu as normalise_cpu
 from regrow.ops.pattern import Geometry, Pattern
 from regrow.ops.pool import cpu as pool_cpu
@@ -203,12 +203,17 @@ def test_rounding_is_pytorchs(special: float) -> None:
 
 
 @pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("dtype", [HALF, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", [(3, 5), (130, 70), (7, 3, 5, 4), (64, 70, 9, 8), (128, 64, 36, 36)], ids=str)
-def test_layouts_are_copied(shape: tuple[int, ...]) -> None:
-    x = drawn(*shape).to(HALF)
+def test_layouts_are_copied(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = drawn(*shape).to(dtype)
     copied = to_batch_last(x)
     assert is_batch_last(copied)
     assert torch.equal(copied, x)
+    if x.dim() == 2:
+        rows = to_rows(copied)
+        assert rows.is_contiguous()
+        assert torch.equal(rows, x)
     if x.dim() == 4:
         last = to_channels_last(copied)
         assert last.is_contiguous(memory_format=torch.channels_last)

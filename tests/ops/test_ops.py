@@ -166,6 +166,24 @@ def test_linear_takes_any_number_of_leading_dimensions() -> None:
         torch.testing.assert_close(sparse_linear(x, values, None, pattern), linear_reference(x, values, None, pattern))
 
 
+@pytest.mark.parametrize("outputs", [4, 9, 12, 27, 36])
+def test_linear_on_tokens_keeps_them_in_rows_but_within_a_perceptron(outputs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pattern = random_pattern((outputs, 9), 0.5, generator)
+    values = torch.randn(pattern.nonzeros, generator=generator).requires_grad_()
+    rows = torch.randn(2, 5, 9, generator=generator)
+    columns = batch_last(rows.flatten(0, 1)).view(2, 5, 9)
+    for x, of_rows in ((rows, True), (columns, False)):
+        x = x.detach().requires_grad_()
+        output = sparse_linear(x, values, None, pattern)
+        assert output.is_contiguous() == (outputs in (4, 9, 27))
+        expected = linear_reference(x.double(), values.double(), None, pattern)
+        compare(output, expected, [x, values], scale=math.sqrt(output.numel()))
+        x.grad = None
+        (gradient,) = torch.autograd.grad(sparse_linear(x * 1, values, None, pattern).square().sum(), x)
+        assert gradient.is_contiguous() == of_rows
+
+
 SHAPE = (6, 20, 3, 3)
 
 

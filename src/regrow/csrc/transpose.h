@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "plan.h"
 
@@ -11,12 +13,45 @@ namespace regrow::REGROW_VARIANT {
 // power of two apart share their cache sets, so that of single lines the neighbours fetched along would be lost.
 constexpr int64_t kTile = 64;
 
+// As many numbers, of their own type, as a vector of floats has.
+template <class Number>
+using Numbers = std::conditional_t<sizeof(Number) == sizeof(float), Vector, Halves>;
+
+// The lanes of two vectors in turn, from kFirst on.
+template <int kFirst, class Lanes, int... kLane>
+static inline __attribute__((always_inline)) Lanes alternate(Lanes a, Lanes b, std::integer_sequence<int, kLane...>) {
+    return pick<(kFirst + kLane / 2 + kLane % 2 * kLanes)...>(a, b);
+}
+
+// Transposes a square of kLanes x kLanes numbers: each round deals the rows of the lower half between those of the upper
+// one, as cards are shuffled, and as many rounds as the row number has bits bring every number to its place.
+template <class Number>
+static inline __attribute__((always_inline)) void transpose_square(const Number* from, int64_t from_pitch, Number* to,
+                                                                   int64_t to_pitch) {
+    using Lanes = Numbers<Number>;
+    const std::make_integer_sequence<int, kLanes> lanes;
+    Lanes rows[kLanes], dealt[kLanes];
+    for (int i = 0; i < kLanes; ++i) std::memcpy(&rows[i], from + i * from_pitch, sizeof(Lanes));
+    for (int round = 1; round < kLanes; round *= 2) {
+        for (int i = 0; i < kLanes / 2; ++i) {
+            dealt[2 * i] = alternate<0>(rows[i], rows[i + kLanes / 2], lanes);
+            dealt[2 * i + 1] = alternate<kLanes / 2>(rows[i], rows[i + kLanes / 2], lanes);
+        }
+        for (int i = 0; i < kLanes; ++i) rows[i] = dealt[i];
+    }
+    for (int i = 0; i < kLanes; ++i) std::memcpy(to + i * to_pitch, &rows[i], sizeof(Lanes));
+}
+
 template <class Number>
 static inline __attribute__((always_inline)) void transpose_tile(const Number* from, int64_t from_pitch, Number* to,
                                                                  int64_t to_pitch, int64_t rows, int64_t columns) {
     alignas(64) Number tile[kTile][kTile];
+    const int64_t whole_rows = rows / kLanes * kLanes, whole_columns = columns / kLanes * kLanes;
+    for (int64_t i = 0; i < whole_rows; i += kLanes)
+        for (int64_t j = 0; j < whole_columns; j += kLanes)
+            transpose_square(from + i * from_pitch + j, from_pitch, &tile[j][i], kTile);
     for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < columns; ++j) tile[j][i] = from[i * from_pitch + j];
+        for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) tile[j][i] = from[i * from_pitch + j];
     for (int64_t j = 0; j < columns; ++j) std::memcpy(to + j * to_pitch, tile[j], rows * sizeof(Number));
 }
 

@@ -101,12 +101,15 @@ static inline void stream_fence() {
 }
 
 // The lanes of two vectors, numbered through, that stand in the list. GCC has Clang's builtin from version 12 on.
-template <int... kPicked>
-static inline __attribute__((always_inline)) Vector pick(Vector a, Vector b) {
+template <int... kPicked, class Lanes>
+static inline __attribute__((always_inline)) Lanes pick(Lanes a, Lanes b) {
 #if __has_builtin(__builtin_shufflevector)
     return __builtin_shufflevector(a, b, kPicked...);
 #else
-    return __builtin_shuffle(a, b, Integers{kPicked...});
+    if constexpr (sizeof(Lanes) == sizeof(Integers))
+        return __builtin_shuffle(a, b, Integers{kPicked...});
+    else
+        return __builtin_shuffle(a, b, Halves{kPicked...});
 #endif
 }
 

@@ -28,6 +28,7 @@ __all__ = [
     "release_memory",
     "to_batch_last",
     "to_channels_last",
+    "to_rows",
 ]
 
 # From here on, in bytes, clearing fresh pages costs more than the way to the pool.
@@ -56,10 +57,13 @@ def allocate_batch_last(shape: Sequence[int], dtype: torch.dtype = torch.float32
     Raises:
         RuntimeError: if no memory could hold it.
     """
+    strides, numbers = batch_last_strides(tuple(shape))
+    return _allocate(shape, strides, numbers * dtype.itemsize, dtype)
+
+
+def _allocate(shape: Sequence[int], strides: Sequence[int], size: int, dtype: torch.dtype) -> Tensor:
     # Never a view of a tensor in memory's order: autograd adds to gradients in place, and lets users write to outputs,
     # only where there is none.
-    strides, numbers = batch_last_strides(tuple(shape))
-    size = numbers * dtype.itemsize
     if size < _POOLED_BYTES:
         return torch.empty_strided(shape, strides, dtype=dtype)
     if size >= _MOST_BYTES:
@@ -137,6 +141,21 @@ def to_channels_last(x: Tensor) -> Tensor:
     # batch-last of the channels is channels-last of the batch
     copy = allocate_batch_last((channels, count, height, width), x.dtype).movedim(0, 1)
     _transpose(x, plane * pitch, pitch, copy, plane * channels, channels, channels, count, plane)
+    return copy
+
+
+def to_rows(x: Tensor) -> Tensor:
+    """Return `x`, shape (N, C), with the samples one after the other: itself if they are so already, else a copy.
+
+    Nothing is recorded for a gradient.
+    """
+    count, channels = x.shape
+    if x.is_contiguous():
+        return x
+    if x.stride() != (1, count) or serving("layout", x) != "cpu":
+        return x.contiguous()
+    copy = _allocate(x.shape, (channels, 1), x.numel() * x.itemsize, x.dtype)
+    _transpose(x, count, count, copy, channels, channels, channels, count, 1)
     return copy
 
 

@@ -17,7 +17,9 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Patte
 
     Kernels serve float32 on the CPU, and under autocast to bfloat16 take and give that; for anything else the weight is
     made dense. A result of two dimensions has the batch innermost in memory, strides (1, N), where kernels made it; an
-    input of that layout is not copied.
+    input of that layout is not copied. Of more dimensions, as those of tokens, it has the outputs innermost, unless it
+    is wider than the input (and not three times as wide, as queries, keys and values in one are): that most likely goes
+    on to a further linear layer.
 
     Args:
         x: input, shape (..., inputs).
