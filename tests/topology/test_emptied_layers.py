@@ -52,3 +52,26 @@ def test_an_emptied_layer_goes_on_and_is_filled_again(build, shape, block, recip
         optimizer.step()
     assert [first for first, _ in seen] == [0, 0, size, size]
     assert all(first + second == total for first, second in seen)
+
+
+@each_storage
+@pytest.mark.parametrize("growth", GROWTHS, ids=["exact", "window", "candidates"])
+def test_a_branch_that_never_fires_may_lose_all_its_weights(growth, storage):
+    torch.manual_seed(0)
+    branch = nn.Linear(24, 24)
+    nn.init.constant_(branch.bias, -100)  # nothing comes through the ReLU behind it, forwards or backwards
+    network = nn.Sequential(nn.Linear(400, 24), branch, nn.ReLU(), nn.Linear(24, 200))
+    network = regrow.sparsify(network, 0.2, backend=storage)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+    recipe = regrow.sparse_momentum(every=3, steps=3000, prune_rate=0.5, growth=growth)
+    topology = regrow.TopologyUpdater(network, optimizer, recipe)
+    left = []
+    for seed in range(60):
+        hidden = network[0](torch.randn(5, 400, generator=torch.Generator().manual_seed(seed)))
+        optimizer.zero_grad()
+        (network[3](hidden + network[2](network[1](hidden))) - 1).square().mean().backward()
+        optimizer.step()
+        left.append(int(regrow.masks(network)["1.weight"].sum()))
+    assert topology.step == 60
+    assert min(left) <= 1
+    assert all(parameter.isfinite().all() for parameter in network.parameters())

@@ -296,29 +296,6 @@ def test_a_layer_without_a_weight_left_trains_on(growth, storage):
     assert topology.step == STEPS
 
 
-@pytest.mark.parametrize("storage", ["masked", "cpu"])
-@pytest.mark.parametrize("growth", [exact(), window(2), candidates(2, 1)], ids=str)
-def test_a_branch_that_never_fires_may_lose_all_its_weights(growth, storage):
-    torch.manual_seed(0)
-    branch = nn.Linear(24, 24)
-    nn.init.constant_(branch.bias, -100)  # nothing comes through the ReLU behind it, forwards or backwards
-    network = nn.Sequential(nn.Linear(400, 24), branch, nn.ReLU(), nn.Linear(24, 200))
-    network = regrow.sparsify(network, 0.2, backend=storage)
-    optimizer = torch.optim.SGD(network.parameters(), 0.02, momentum=0.9)
-    recipe = regrow.sparse_momentum(every=EVERY, steps=1000 * EVERY, prune_rate=0.5, growth=growth)
-    topology = regrow.TopologyUpdater(network, optimizer, recipe)
-    left = []
-    for seed in range(20 * EVERY):
-        hidden = network[0](torch.randn(5, 400, generator=torch.Generator().manual_seed(seed)))
-        optimizer.zero_grad()
-        (network[3](hidden + network[2](network[1](hidden))) - 1).square().mean().backward()
-        optimizer.step()
-        left.append(int(regrow.masks(network)["1.weight"].sum()))
-    assert topology.step == 20 * EVERY
-    assert min(left) <= 1
-    assert all(parameter.isfinite().all() for parameter in network.parameters())
-
-
 LOOPS = [getattr(_Loop, name) for name in vars(_Loop) if not name.startswith("_")]
 
 
