@@ -210,10 +210,9 @@ def test_layouts_are_copied(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     copied = to_batch_last(x)
     assert is_batch_last(copied)
     assert torch.equal(copied, x)
-    if x.dim() == 2:
-        rows = to_rows(copied)
-        assert rows.is_contiguous()
-        assert torch.equal(rows, x)
+    rows = to_rows(copied)
+    assert rows.is_contiguous()
+    assert torch.equal(rows, x)
     if x.dim() == 4:
         last = to_channels_last(copied)
         assert last.is_contiguous(memory_format=torch.channels_last)

@@ -166,6 +166,20 @@ def test_linear_takes_any_number_of_leading_dimensions() -> None:
         torch.testing.assert_close(sparse_linear(x, values, None, pattern), linear_reference(x, values, None, pattern))
 
 
+@pytest.mark.parametrize("plane", [(6, 7), (1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradients_of_inputs_have_their_layout(layout: torch.memory_format, plane: tuple[int, int]) -> None:
+    x, values, bias, pattern = operands(Case(70, 6, 5, plane))
+    for each in (x.detach().contiguous(memory_format=layout), batch_last(x.detach())):
+        each = each.requires_grad_()
+        output = sparse_conv2d(each, values, bias, pattern, padding=(1, 1))
+        (gradient,) = torch.autograd.grad(output, each, torch.ones_like(output))
+        assert is_batch_last(gradient) if is_batch_last(each) else gradient.is_contiguous(memory_format=layout)
+        expected = conv2d_reference(x.double(), values.double(), bias.double(), pattern, Geometry(padding=(1, 1)))
+        (right,) = torch.autograd.grad(expected, x, torch.ones_like(expected))
+        torch.testing.assert_close(gradient, right, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("outputs", [4, 9, 12, 27, 36])
 def test_linear_on_tokens_keeps_them_in_rows_but_within_a_perceptron(outputs: int) -> None:
     generator = torch.Generator().manual_seed(0)

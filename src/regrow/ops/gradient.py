@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from math import prod
+from math import ceil, prod
 from typing import Any, NoReturn
 
 import torch
@@ -33,7 +33,9 @@ _CHUNK = 1 << 18
 # Rows of a dense gradient made at a time, as many as have this many elements.
 _ROWS = 1 << 22
 # Numbers of activations that are copied, and of gradients that are made, for a part of a convolution's dense gradient.
-_COPIED, _MADE = 1 << 21, 1 << 19
+_COPIED, _MADE = 1 << 22, 1 << 20
+# Outputs of a part are a multiple of so many, which oneDNN takes together.
+_OUTPUTS = 64
 # Share of all positions above which the dense gradient is quicker.
 _MOST = 0.5
 
@@ -311,7 +313,8 @@ def _conv2d_dense(
     dense, outputs = result.view(tuple(weight_shape)), weight_shape[0]
     sample = max(x[0].numel(), gradient[0].numel())
     samples = x.shape[0] if result.dtype.itemsize < 4 else max(1, _COPIED // sample)
-    rows = outputs if groups > 1 else min(outputs, max(1, _MADE * outputs // max(1, dense.numel())))
+    parts = 1 if groups > 1 else max(1, ceil(dense.numel() / _MADE))
+    rows = _OUTPUTS * ceil(outputs / parts / _OUTPUTS)
     for first, row in product(range(0, x.shape[0], samples), range(0, outputs, rows)):
         # oneDNN is fast with channels last, and slow to get there from the batch innermost.
         if not row:

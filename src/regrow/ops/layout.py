@@ -7,7 +7,7 @@ operations keep that layout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 
@@ -29,6 +29,7 @@ __all__ = [
     "to_batch_last",
     "to_channels_last",
     "to_rows",
+    "way_back",
 ]
 
 # From here on, in bytes, clearing fresh pages costs more than the way to the pool.
@@ -145,18 +146,26 @@ def to_channels_last(x: Tensor) -> Tensor:
 
 
 def to_rows(x: Tensor) -> Tensor:
-    """Return `x`, shape (N, C), with the samples one after the other: itself if they are so already, else a copy.
+    """Return `x`, shape (N, C, ...), with one sample after the other: itself if it is so already, else a copy.
 
     Nothing is recorded for a gradient.
     """
-    count, channels = x.shape
-    if x.is_contiguous():
-        return x
-    if x.stride() != (1, count) or serving("layout", x) != "cpu":
+    strides, numbers = batch_last_strides(tuple(x.shape))
+    if x.is_contiguous() or x.stride() != strides or serving("layout", x) != "cpu":
         return x.contiguous()
-    copy = _allocate(x.shape, (channels, 1), x.numel() * x.itemsize, x.dtype)
-    _transpose(x, count, count, copy, channels, channels, channels, count, 1)
+    count = x.shape[0]
+    copy = _allocate(x.shape, [prod(x.shape[axis + 1 :]) for axis in range(x.dim())], numbers * x.itemsize, x.dtype)
+    _transpose(x, count, count, copy, numbers // count, numbers // count, numbers // count, count, 1)
     return copy
+
+
+def way_back(x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Return what gives a batch-last tensor in the shape of `x` its layout; None where there is none or no need."""
+    if is_batch_last(x):
+        return None
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return to_channels_last
+    return to_rows if x.is_contiguous() else None
 
 
 def _transpose(

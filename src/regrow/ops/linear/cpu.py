@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regrow.ops.autograd import direct
 from regrow.ops.conv2d.cpu import product
-from regrow.ops.layout import is_batch_last, to_rows
+from regrow.ops.layout import to_rows
 from regrow.ops.pattern import Geometry, Pattern
 
 __all__ = ["linear"]
@@ -23,13 +23,9 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> 
     """Multiply tensors on the CPU; arguments as for `regrow.ops.sparse_linear`."""
     if x.dim() == 2:
         return product(x, values, bias, pattern, _GEOMETRY)
-    rows = x.reshape(-1, x.shape[-1])
-    plain = direct(x, values, bias)
-    if plain and x.requires_grad and not is_batch_last(rows):
-        rows = _ThroughRows.apply(rows, False)  # type: ignore[no-untyped-call]
-    output = product(rows, values, bias, pattern, _GEOMETRY)
-    if plain and _meets_rows(pattern) and not output.is_contiguous():
-        output = _ThroughRows.apply(output, True)  # type: ignore[no-untyped-call]
+    output = product(x.reshape(-1, x.shape[-1]), values, bias, pattern, _GEOMETRY)
+    if _meets_rows(pattern) and not output.is_contiguous() and direct(x, values, bias):
+        output = _InRows.apply(output)  # type: ignore[no-untyped-call]
     return output.reshape(*x.shape[:-1], pattern.shape[0])
 
 
@@ -44,15 +40,13 @@ def _meets_rows(pattern: Pattern) -> bool:
     return outputs <= inputs or outputs == _PROJECTIONS * inputs
 
 
-class _ThroughRows(torch.autograd.Function):
-    """The tensor itself, shape (N, C), of which the value or else the gradient has one sample after the other."""
+class _InRows(torch.autograd.Function):
+    """A tensor of shape (N, C) with one sample after the other."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: bool) -> Tensor:
-        ctx.value = value
-        return to_rows(x) if value else x.view_as(x)
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return to_rows(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        return gradient if ctx.value else to_rows(gradient), None
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
