@@ -154,8 +154,9 @@ def to_rows(x: Tensor) -> Tensor:
     if x.is_contiguous() or x.stride() != strides or serving("layout", x) != "cpu":
         return x.contiguous()
     count = x.shape[0]
+    sample = numbers // count
     copy = _allocate(x.shape, [prod(x.shape[axis + 1 :]) for axis in range(x.dim())], numbers * x.itemsize, x.dtype)
-    _transpose(x, count, count, copy, numbers // count, numbers // count, numbers // count, count, 1)
+    _transpose(x, count, count, copy, sample, sample, sample, count, 1)
     return copy
 
 
