@@ -140,6 +140,25 @@ def test_linear_is_the_dense_one(batch: int, inputs: int, outputs: int) -> None:
 
 
 @pytest.mark.usefixtures("any_instruction_set")
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("batch", "plane"), [(16, 2), (33, 2), (20, 1), (16, 5)])
+def test_convolution_with_more_threads_than_tiles(
+    batch: int, plane: int, stride: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regrow.ops.pattern.choose_blocking", lambda *_, **__: Blocking(5, False))
+    # Few nonzeros: some rows have none in the blocks of a share.
+    geometry = Geometry(stride=(stride, stride), padding=(1, 1))
+    case = Case(batch, 24, 20, (plane, plane), geometry=geometry, density=0.05)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        convolve_both(case)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("any_instruction_set")
 @pytest.mark.parametrize("threads", [2, 5])
 @pytest.mark.parametrize("batch", [16, 70, 128])
 def test_linear_with_threads_that_share_rows(threads: int, batch: int) -> None:

@@ -34,6 +34,11 @@ static int64_t item_count(const PhasePlan& plan, const Tile& tile, int64_t batch
 
 static int64_t block_count(const Index& index) { return ceil_divide(index.channels, index.channels_per_block); }
 
+// Where there are fewer tiles than threads, several compute one: each takes some of the blocks of channels.
+static int64_t share_count(int64_t items, int64_t blocks, int64_t threads) {
+    return items < threads ? smaller(blocks, ceil_divide(threads, larger(items, 1))) : 1;
+}
+
 // Between the packed rows of a tile of 4 x 4 under a kernel of 3 x 3.
 constexpr int64_t kPitch3x3 = 6 * kLanes;
 
@@ -59,27 +64,31 @@ struct Walk {
         return index.channels_per_block * static_cast<int64_t>(geometry.height.kernel) * geometry.width.kernel;
     }
 
-    // Calls body(rows, pitch) with the tile's number of rows as a constant, and the distance of its packed rows as one
-    // where it is the common one.
+    // Calls body(rows, run, pitch) with the tile's number of rows and of vectors in a row as constants, and the distance of
+    // its packed rows as one where it is the common one.
     template <class Body>
     void with_constants(Body&& body) const {
         const auto with_rows = [&](auto rows) {
-            with_pitch<kPitch3x3>(plan.line_pitch, [&](auto pitch) { body(rows, pitch); });
+            constexpr int kRun = kAccumulators / decltype(rows)::value, kHalf = kRun > 1 ? kRun / 2 : 1;
+            if (tile.run() < kRun) return body(rows, std::integral_constant<int, kHalf>(), plan.line_pitch);
+            const std::integral_constant<int, kRun> run;
+            with_pitch<kPitch3x3>(plan.line_pitch, [&](auto pitch) { body(rows, run, pitch); });
         };
         if (tile.height == 4) return with_rows(std::integral_constant<int, 4>());
         if (tile.height == 2) return with_rows(std::integral_constant<int, 2>());
         with_rows(std::integral_constant<int, 1>());
     }
 
-    // Packs block after block for one tile and calls body(segments, first, ahead) on each that has any.
+    // Packs block after block of a share for one tile and calls body(segments, first, ahead) on each that has any.
     template <class Body>
-    void blocks(const Item& item, float* packed, Position* positions, Body&& body) const {
+    void blocks(const Item& item, int64_t share, int64_t shares, float* packed, Position* positions,
+                Body&& body) const {
         const PositionList inputs = list_inputs(plan, geometry, tile, item.top, item.left, positions);
         const int64_t lanes = geometry.batch - item.lane;
         const int64_t blocks = block_count(index);
         // The padding of a tile lies at the same lines in every block: written once.
         std::memset(packed, 0, static_cast<size_t>(packed_size()) * sizeof(float));
-        for (int64_t block = 0; block < blocks; ++block) {
+        for (int64_t block = blocks * share / shares; block < blocks * (share + 1) / shares; ++block) {
             const int32_t* start = index.block_start + phase * blocks + block;
             if (start[0] == start[1]) continue;
             const int64_t channel = block * index.channels_per_block;
@@ -95,10 +104,9 @@ struct Walk {
 };
 
 // A tile in a buffer: its rows one after the other.
-template <int kRows, class Float>
+template <int kRun, class Float>
 static Rows<Float> tile_rows(Float* tiles) {
-    constexpr int64_t run = kAccumulators / kRows;
-    return {tiles, kTileFloats, run * kLanes, run * kLanes};
+    return {tiles, kTileFloats, kRun * kLanes, kRun * kLanes};
 }
 
 // Floats from the start of a packed block, for each tap offset.
@@ -128,32 +136,64 @@ static bool gather_phase(const Walk<Number, AsTheyAre>& walk, const float* value
     const int64_t first = index.segment_start[index.block_start[walk.phase * blocks]];
     const int64_t last = index.segment_start[index.block_start[(walk.phase + 1) * blocks]];
 
+    const int64_t items = item_count(walk.plan, tile, walk.geometry.batch), shares = share_count(items, blocks, threads);
+    const int64_t sums_size = index.rows * kTileFloats;
+    Buffer<float> shared(shares > 1 ? bounded_product(items * shares, sums_size) : 0);
+    if (!shared) return false;
+
     bool complete = true;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
     {
         Buffer<float> packed(walk.packed_size());
-        Buffer<float> sums(index.rows * kTileFloats);
+        Buffer<float> own(shares > 1 ? 0 : sums_size);
         Buffer<Position> inputs(walk.positions()), outputs(walk.positions());
-        complete = packed && sums && inputs && outputs;
+        complete = packed && own && inputs && outputs;
         const auto offset_of = [&](int64_t entry) { return packed_offset[index.tap_offset[entry]]; };
         look_up_entries(index, values, first, last, offset_of, entries.data());
-        const auto gather = [&](int64_t number) {
-            const Item item = item_at(number, walk.plan, tile, walk.geometry.batch);
-            walk.blocks(item, packed.data(), inputs.data(),
+        const auto gather_share = [&](const Item& item, int64_t share, float* sums) {
+            // A row has a segment in the first block of all, but may have none in those of a later share.
+            if (share) std::memset(sums, 0, static_cast<size_t>(sums_size) * sizeof(float));
+            walk.blocks(item, share, shares, packed.data(), inputs.data(),
                         [&](const Segments& segments, bool first, Ahead<Number>& ahead) {
-                            walk.with_constants([&](auto rows, auto pitch) {
-                                constexpr int kRows = decltype(rows)::value;
-                                gather_segments<kRows, kAccumulators / kRows, Access::kAll>(
-                                    segments, entries.data(), packed.data(), pitch, tile_rows<kRows>(sums.data()),
-                                    first ? nullptr : sums.data(), bias, ahead);
+                            walk.with_constants([&](auto rows, auto run, auto pitch) {
+                                constexpr int kRun = decltype(run)::value;
+                                gather_segments<decltype(rows)::value, kRun, Access::kAll>(
+                                    segments, entries.data(), packed.data(), pitch, tile_rows<kRun>(sums),
+                                    first ? nullptr : sums, bias, ahead);
                             });
                         });
+        };
+        const auto write_rows = [&](const Item& item, const float* sums, int64_t row, int64_t count) {
             const PositionList targets =
                 list_outputs(walk.plan, walk.geometry, tile, item.top, item.left, outputs.data());
-            unpack(output + item.lane, walk.output_pitch(), sums.data(), kTileFloats, index.rows, targets, tile,
-                   walk.geometry.batch - item.lane, streams);
+            unpack(output + row * walk.output_pitch() + item.lane, walk.output_pitch(), sums + row * kTileFloats,
+                   kTileFloats, count, targets, tile, walk.geometry.batch - item.lane, streams);
         };
-        if (complete) for_share(item_count(walk.plan, tile, walk.geometry.batch), gather);
+        if (complete && shares == 1) {
+            for_share(items, [&](int64_t number) {
+                const Item item = item_at(number, walk.plan, tile, walk.geometry.batch);
+                gather_share(item, 0, own.data());
+                write_rows(item, own.data(), 0, index.rows);
+            });
+        }
+        if (shares > 1) {
+            const int64_t team = omp_get_num_threads();
+            if (complete) {
+                for_share(items * shares, [&](int64_t number) {
+                    gather_share(item_at(number / shares, walk.plan, tile, walk.geometry.batch), number % shares,
+                                 shared.data() + number * sums_size);
+                });
+            }
+#pragma omp barrier
+            const auto add_shares = [&](int64_t number) {
+                const int64_t from = index.rows * (number % team) / team, to = index.rows * (number % team + 1) / team;
+                float* const sums = shared.data() + number / team * shares * sums_size;
+                for (int64_t share = 1; share < shares; ++share)
+                    for (int64_t i = from * kTileFloats; i < to * kTileFloats; ++i) sums[i] += sums[share * sums_size + i];
+                write_rows(item_at(number / team, walk.plan, tile, walk.geometry.batch), sums, from, to - from);
+            };
+            if (complete) for_share(items * team, add_shares);
+        }
         stream_fence();
     }
     return complete;
@@ -167,8 +207,8 @@ static bool blocked_gather(const Geometry& geometry, const Index& index, const f
     for (int64_t phase = 0; phase < phase_count(geometry); ++phase) {
         const Axis &height = geometry.height, &width = geometry.width;
         const Tile tile = geometry.transposed ? choose_tile(ceil_divide(height.output, height.stride),
-                                                            ceil_divide(width.output, width.stride))
-                                              : choose_tile(height.output, width.output);
+                                                            ceil_divide(width.output, width.stride), geometry.batch)
+                                              : choose_tile(height.output, width.output, geometry.batch);
         const PhasePlan plan = plan_phase(geometry, tile, phase, memory);
         const AsTheyAre how;
         const Walk<Number, AsTheyAre> walk{geometry, index, tile, plan, phase, input, how};
@@ -191,6 +231,8 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
     ThreadSums sums(index, gradient, bias_gradient, threads);
     if (!packed_offset || !offsets || !sums) return false;
     tabulate_offsets(walk, packed_offset.data());
+    const int64_t items = item_count(plan, tile, geometry.batch);
+    const int64_t shares = share_count(items, block_count(index), threads);
 
     bool complete = true;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
@@ -203,23 +245,24 @@ static bool values_gradient_by_tile(const Geometry& geometry, const Index& index
         look_up_offsets(index, packed_offset.data(), offsets.data());
         const ThreadSums::Mine mine = sums.start();
         const auto reduce = [&](int64_t number) {
-            const Item item = item_at(number, plan, tile, geometry.batch);
+            const Item item = item_at(number / shares, plan, tile, geometry.batch);
             const PositionList targets = list_outputs(plan, geometry, tile, item.top, item.left, outputs.data());
             if (targets.size < static_cast<int64_t>(tile.height) * tile.width)
                 std::memset(tiles.data(), 0, static_cast<size_t>(index.rows * kTileFloats) * sizeof(float));
             pack(tiles.data(), kTileFloats, output_gradient + item.lane, walk.output_pitch(), index.rows, targets, tile,
                  geometry.batch - item.lane, AsTheyAre(), 0);
-            walk.blocks(
-                item, packed.data(), inputs.data(), [&](const Segments& segments, bool first, Ahead<Number>& ahead) {
-                    walk.with_constants([&](auto rows, auto pitch) {
-                        constexpr int kRows = decltype(rows)::value;
-                        values_segments<kRows, kAccumulators / kRows, Access::kAll>(
-                            segments, offsets.data(), packed.data(), pitch, tile_rows<kRows, const float>(tiles.data()),
-                            partials.data(), mine.values, first ? mine.rows : nullptr, ahead);
-                    });
-                });
+            walk.blocks(item, number % shares, shares, packed.data(), inputs.data(),
+                        [&](const Segments& segments, bool first, Ahead<Number>& ahead) {
+                            walk.with_constants([&](auto rows, auto run, auto pitch) {
+                                constexpr int kRun = decltype(run)::value;
+                                values_segments<decltype(rows)::value, kRun, Access::kAll>(
+                                    segments, offsets.data(), packed.data(), pitch,
+                                    tile_rows<kRun, const float>(tiles.data()), partials.data(), mine.values,
+                                    first ? mine.rows : nullptr, ahead);
+                            });
+                        });
         };
-        if (complete) for_share(item_count(plan, tile, geometry.batch), reduce);
+        if (complete) for_share(items * shares, reduce);
         sums.finish();
     }
     return complete;
@@ -237,7 +280,7 @@ static bool blocked_values_gradient(const Geometry& geometry, const Index& index
                                     const Number* input, const AsNormalised& how, float* gradient, float* bias_gradient,
                                     int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
-    const Tile tile = choose_tile(height.output, width.output);
+    const Tile tile = choose_tile(height.output, width.output, geometry.batch);
     const auto by_tile = [&](const Tile& shape) {
         return values_gradient_by_tile(geometry, index, output_gradient, input, how, gradient, bias_gradient, threads,
                                        shape);

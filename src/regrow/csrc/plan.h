@@ -49,20 +49,23 @@ static inline int64_t bounded_product(int64_t a, int64_t b) {
 // Whether offsets, which have 32 bits, reach so many packed floats.
 static inline bool within_offsets(int64_t floats) { return floats <= INT32_MAX; }
 
-// The outputs of one pass: height x width positions of `vectors` vectors along the batch, kAccumulators in all.
+// The outputs of one pass: height x width positions of `vectors` vectors along the batch, kAccumulators in all, or half as
+// many where the batch fills no more.
 struct Tile {
     int32_t height;
     int32_t width;
     int32_t vectors;
     int64_t lanes() const { return static_cast<int64_t>(vectors) * kLanes; }
+    int32_t run() const { return width * vectors; }
 };
 
-static inline Tile choose_tile(int64_t height, int64_t width) {
+static inline Tile choose_tile(int64_t height, int64_t width, int64_t batch) {
     Tile tile{1, 1, 1};
     while (tile.height < 4 && tile.height < height) tile.height *= 2;
     const int32_t run = kAccumulators / tile.height;
     while (tile.width < run && tile.width < width) tile.width *= 2;
     tile.vectors = run / tile.width;
+    if (tile.vectors > 1 && batch <= tile.lanes() / 2) tile.vectors /= 2;
     return tile;
 }
 

@@ -31,6 +31,7 @@ class Sweep {
           groups_(ceil_divide(batch_, kTileLanes)) {}
 
     int64_t rows() const { return rows_; }
+    int64_t lines() const { return lines_; }
     int64_t rotations() const { return slots_; }
     int64_t buffer_size() const { return bounded_product(index_.channels_per_block, channel_pitch_); }
     int64_t input_pitch() const { return height_.input * width_.input * batch_; }

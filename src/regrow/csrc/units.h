@@ -182,6 +182,24 @@ static inline int64_t strip_rows(const Geometry& geometry, const Index& index, i
     return rows;
 }
 
+// Rows of a strip of a scatter. High strips share few rows, but one that stands alone in its colour leaves all threads but
+// one without work: a strip is taken to cost as much as its rows and the lines that they add to.
+template <int kRun>
+static inline int64_t scatter_rows(const Geometry& geometry, const Index& index, PlanMemory& memory, int threads) {
+    int64_t best = 1, least = INT64_MAX;
+    for (int64_t rows = strip_rows<kRun>(geometry, index, 0); rows >= 1; rows /= 2) {
+        const Sweep<1, kRun> plan(geometry, index, memory, rows);
+        int64_t turns = 0;
+        for (int64_t colour = 0; colour < plan.strips().colours(); ++colour)
+            turns += ceil_divide(plan.scatter_items(colour), threads);
+        const int64_t cost = bounded_product(turns, rows + plan.lines());
+        if (cost >= least) continue;
+        best = rows;
+        least = cost;
+    }
+    return best;
+}
+
 // Calls body(access, row) for each row of a strip that exists.
 template <class Tile, class Body>
 static inline void visit_rows(const Tile& tile, int64_t tile_lanes, bool stream, Body&& body) {
@@ -290,7 +308,7 @@ bool units_input_gradient(const Geometry& geometry, const Index& index, const fl
     using Plan = Sweep<1, kRun>;
     PlanMemory memory(geometry);
     if (!memory) return false;
-    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 0));
+    const Plan plan(geometry, index, memory, scatter_rows<kRun>(geometry, index, memory, threads));
     if (!within_offsets(plan.buffer_size())) return false;
     const int64_t numbers = index.channels * plan.input_pitch();
     UnitValues<kUnit> table(index);
