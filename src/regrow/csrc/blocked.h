@@ -6,7 +6,9 @@
 #pragma once
 
 #include <cstring>
+#include <iterator>
 #include <type_traits>
+#include <utility>
 
 #include "pack.h"
 #include "team.h"
@@ -39,9 +41,6 @@ static int64_t share_count(int64_t items, int64_t blocks, int64_t threads) {
     return items < threads ? smaller(blocks, ceil_divide(threads, larger(items, 1))) : 1;
 }
 
-// Between the packed rows of a tile of 4 x 4 under a kernel of 3 x 3.
-constexpr int64_t kPitch3x3 = 6 * kLanes;
-
 // What every thread needs to walk over the packed blocks of its tiles.
 template <class Number, class How>
 struct Walk {
@@ -65,18 +64,10 @@ struct Walk {
     }
 
     // Calls body(rows, run, pitch) with the tile's number of rows and of vectors in a row as constants, and the distance of
-    // its packed rows as one where it is the common one.
+    // its packed rows as one where it is that of a kernel of 3 x 3.
     template <class Body>
     void with_constants(Body&& body) const {
-        const auto with_rows = [&](auto rows) {
-            constexpr int kRun = kAccumulators / decltype(rows)::value, kHalf = kRun > 1 ? kRun / 2 : 1;
-            if (tile.run() < kRun) return body(rows, std::integral_constant<int, kHalf>(), plan.line_pitch);
-            const std::integral_constant<int, kRun> run;
-            with_pitch<kPitch3x3>(plan.line_pitch, [&](auto pitch) { body(rows, run, pitch); });
-        };
-        if (tile.height == 4) return with_rows(std::integral_constant<int, 4>());
-        if (tile.height == 2) return with_rows(std::integral_constant<int, 2>());
-        with_rows(std::integral_constant<int, 1>());
+        with_shape(body, std::make_index_sequence<std::size(kTileShapes)>());
     }
 
     // Packs block after block of a share for one tile and calls body(segments, first, ahead) on each that has any.
@@ -101,6 +92,26 @@ struct Walk {
             body(Segments{index.segment_row, index.segment_start, start[0], start[1]}, block == 0, ahead);
         }
     }
+
+   private:
+    template <class Body, size_t... kShape>
+    void with_shape(Body&& body, std::index_sequence<kShape...>) const {
+        // Of one shape alone is this the tile's.
+        (try_shape<kTileShapes[kShape].rows, kTileShapes[kShape].run>(body) || ...);
+    }
+
+    template <int kRows, int kRun, class Body>
+    bool try_shape(Body&& body) const {
+        if (tile.height != kRows || tile.run() != kRun) return false;
+        const std::integral_constant<int, kRows> rows;
+        const std::integral_constant<int, kRun> run;
+        // A vector to a column: the other shapes have several.
+        if constexpr (kRun < 8 && kRows * kRun > kAccumulators / 2)
+            with_pitch<(kRun + 2) * kLanes>(plan.line_pitch, [&](auto pitch) { body(rows, run, pitch); });
+        else
+            body(rows, run, plan.line_pitch);
+        return true;
+    }
 };
 
 // A tile in a buffer: its rows one after the other.
@@ -119,6 +130,43 @@ static void tabulate_offsets(const Walk<Number, How>& walk, int32_t* packed_offs
                 *packed_offset++ =
                     static_cast<int32_t>(channel * plan.channel_pitch + plan.height.tap_line[row] * plan.line_pitch +
                                          plan.width.tap_line[column] * walk.tile.lanes());
+}
+
+// The tile that should take the least time.
+//
+// A nonzero takes some cycles, and half of one for each vector of the tile, whether or not that holds outputs; a vector
+// that is packed takes several.
+static Tile choose_tile(const Geometry& geometry, const Index& index) {
+    constexpr double kNonzero = 3.0, kVector = 0.5, kPacked = 8.0;
+    // Of one phase of the gradient of a strided input: it has its share of the outputs, of the taps and of the nonzeros.
+    const bool transposed = geometry.transposed;
+    const auto outputs = [&](const Axis& axis) { return transposed ? ceil_divide(axis.output, axis.stride) : axis.output; };
+    const auto lines = [&](const Axis& axis, int64_t extent) {
+        const int64_t reach = (axis.kernel - 1) * int64_t{axis.dilation}, stride = axis.stride;
+        return smaller(axis.input, transposed ? extent + reach / stride : (extent - 1) * stride + reach + 1);
+    };
+    const double nonzeros = static_cast<double>(index.nonzeros) /
+                            static_cast<double>(index.channels * phase_count(geometry));
+    Tile best{1, 1, 1};
+    double least = 0.0;
+    for (const TileShape& shape : kTileShapes) {
+        for (int32_t columns = shape.run; columns >= 1; --columns) {
+            if (shape.run % columns != 0) continue;
+            const Tile tile{shape.rows, columns, shape.run / columns};
+            const int64_t tiles = ceil_divide(outputs(geometry.height), tile.height) *
+                                  ceil_divide(outputs(geometry.width), tile.width) *
+                                  ceil_divide(geometry.batch, tile.lanes());
+            const int64_t packed =
+                lines(geometry.height, tile.height) * lines(geometry.width, tile.width) * tile.vectors;
+            const double cost = static_cast<double>(tiles) *
+                                (nonzeros * (kNonzero + kVector * shape.rows * shape.run) +
+                                 kPacked * static_cast<double>(packed));
+            if (least > 0.0 && cost >= least) continue;
+            best = tile;
+            least = cost;
+        }
+    }
+    return best;
 }
 
 template <class Number>
@@ -205,10 +253,7 @@ static bool blocked_gather(const Geometry& geometry, const Index& index, const f
     PlanMemory memory(geometry);
     if (!memory) return false;
     for (int64_t phase = 0; phase < phase_count(geometry); ++phase) {
-        const Axis &height = geometry.height, &width = geometry.width;
-        const Tile tile = geometry.transposed ? choose_tile(ceil_divide(height.output, height.stride),
-                                                            ceil_divide(width.output, width.stride), geometry.batch)
-                                              : choose_tile(height.output, width.output, geometry.batch);
+        const Tile tile = choose_tile(geometry, index);
         const PhasePlan plan = plan_phase(geometry, tile, phase, memory);
         const AsTheyAre how;
         const Walk<Number, AsTheyAre> walk{geometry, index, tile, plan, phase, input, how};
@@ -280,7 +325,7 @@ static bool blocked_values_gradient(const Geometry& geometry, const Index& index
                                     const Number* input, const AsNormalised& how, float* gradient, float* bias_gradient,
                                     int threads) {
     const Axis &height = geometry.height, &width = geometry.width;
-    const Tile tile = choose_tile(height.output, width.output, geometry.batch);
+    const Tile tile = choose_tile(geometry, index);
     const auto by_tile = [&](const Tile& shape) {
         return values_gradient_by_tile(geometry, index, output_gradient, input, how, gradient, bias_gradient, threads,
                                        shape);

@@ -49,8 +49,7 @@ static inline int64_t bounded_product(int64_t a, int64_t b) {
 // Whether offsets, which have 32 bits, reach so many packed floats.
 static inline bool within_offsets(int64_t floats) { return floats <= INT32_MAX; }
 
-// The outputs of one pass: height x width positions of `vectors` vectors along the batch, kAccumulators in all, or half as
-// many where the batch fills no more.
+// The outputs of one pass: height x width positions of `vectors` vectors along the batch.
 struct Tile {
     int32_t height;
     int32_t width;
@@ -59,15 +58,17 @@ struct Tile {
     int32_t run() const { return width * vectors; }
 };
 
-static inline Tile choose_tile(int64_t height, int64_t width, int64_t batch) {
-    Tile tile{1, 1, 1};
-    while (tile.height < 4 && tile.height < height) tile.height *= 2;
-    const int32_t run = kAccumulators / tile.height;
-    while (tile.width < run && tile.width < width) tile.width *= 2;
-    tile.vectors = run / tile.width;
-    if (tile.vectors > 1 && batch <= tile.lanes() / 2) tile.vectors /= 2;
-    return tile;
-}
+// Rows of a tile and vectors in each, as the kernels know them: kAccumulators in all, or about as many in shapes that fill
+// planes of other sizes, or half as many for planes and batches that fill no more.
+struct TileShape {
+    int32_t rows;
+    int32_t run;
+};
+constexpr TileShape kTileShapes[] = {
+    {4, kAccumulators / 4}, {2, kAccumulators / 2}, {1, kAccumulators},
+    {4, kAccumulators / 8}, {2, kAccumulators / 4}, {1, kAccumulators / 2},
+    {3, kAccumulators / 3}, {2, kAccumulators / 2 - 1},
+};
 
 // One axis for one phase of the output: output q stands at first + q * step, and reads input
 // (q + shift) * input_step + residue, where shift and residue depend on the tap. The packed copy keeps the inputs of

@@ -50,6 +50,7 @@ def test_the_page_sets_measured_beside_published(tmp_path):
             for method in values["method"]:
                 for density in (1.0,) if method == "dense" else values["density"]:
                     fails = part == "lenet5-fast" and seed == 1
+                    fails |= part == "lenet5" and (density < 0.006 or (density < 0.01 and seed == 1))
                     right = 0.1 if fails else accuracy - behind.get(method, 0) * (1 + seed / 50)
                     finished(tmp_path / part, method, density, seed, right)
     page = tmp_path / "docs" / "mnist.md"
@@ -63,6 +64,8 @@ def test_the_page_sets_measured_beside_published(tmp_path):
         "At 1 %. Beside sparse momentum, each method with its own distribution: ahead: none; not told apart: " in text
     )
     assert "| 5 % | 1 of 2 | 2.00 |" in text
+    assert "| 0.5 % |  |  | 0 of 2 train | 1.14 ± 0.02 |  |  |" in text
+    assert "| 0.9 % | 2.00 |  | 1 of 2 train | 0.89 ± 0.03 | +1.11 |  |" in text
     assert "regrow study mnist --part page" in text
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 

@@ -124,17 +124,25 @@ def _by_seed(results: Sequence[Mapping[str, Any]]) -> Runs:
 
 
 def _beside_published(runs: Runs, published: Mapping[float, tuple[float, float | None]]) -> str:
-    """Return a Markdown table of measured and published errors, with the distance in standard errors."""
+    """Return a Markdown table of measured and published errors, with the distance in standard errors.
+
+    Errors are those of the seeds that train.
+    """
     lines = [_row("weights", "measured", "95 % interval", "seeds", "published", "difference", "in standard errors")]
     lines.append("|---" * 7 + "|")
     for (_, density), errors in sorted(runs.items(), key=lambda item: item[0][1]):
-        found = interval(list(errors.values()))
+        trained = [error for error in errors.values() if error < _TRAINS_BELOW]
+        seeds = str(len(errors)) if len(trained) == len(errors) else f"{len(trained)} of {len(errors)} train"
         value, error = published[density]
         paper = f"{value:.2f}" + (f" ± {error:.2f}" if error else "")
+        if not trained:
+            lines.append(_row(DENSITY.heading(density), "", "", seeds, paper, "", ""))
+            continue
+        found = interval(trained)
         difference = found.mean - value
-        combined = (found.error**2 + (error or 0) ** 2) ** 0.5 if len(errors) > 1 else 0.0
+        combined = (found.error**2 + (error or 0) ** 2) ** 0.5 if len(trained) > 1 else 0.0
         apart = f"{difference / combined:+.1f}" if combined else ""
-        measured = (found.text(), found.bounds(), str(len(errors)))
+        measured = (found.text(), found.bounds(), seeds)
         lines.append(_row(DENSITY.heading(density), *measured, paper, f"{difference:+.2f}", apart))
     return "\n".join(lines)
 
