@@ -140,13 +140,15 @@ static Tile choose_tile(const Geometry& geometry, const Index& index) {
     constexpr double kNonzero = 3.0, kVector = 0.5, kPacked = 8.0;
     // Of one phase of the gradient of a strided input: it has its share of the outputs, of the taps and of the nonzeros.
     const bool transposed = geometry.transposed;
-    const auto outputs = [&](const Axis& axis) { return transposed ? ceil_divide(axis.output, axis.stride) : axis.output; };
+    const auto outputs = [&](const Axis& axis) {
+        return transposed ? ceil_divide(axis.output, axis.stride) : axis.output;
+    };
     const auto lines = [&](const Axis& axis, int64_t extent) {
         const int64_t reach = (axis.kernel - 1) * int64_t{axis.dilation}, stride = axis.stride;
         return smaller(axis.input, transposed ? extent + reach / stride : (extent - 1) * stride + reach + 1);
     };
-    const double nonzeros = static_cast<double>(index.nonzeros) /
-                            static_cast<double>(index.channels * phase_count(geometry));
+    const double nonzeros =
+        static_cast<double>(index.nonzeros) / static_cast<double>(index.channels * phase_count(geometry));
     Tile best{1, 1, 1};
     double least = 0.0;
     for (const TileShape& shape : kTileShapes) {
@@ -158,9 +160,8 @@ static Tile choose_tile(const Geometry& geometry, const Index& index) {
                                   ceil_divide(geometry.batch, tile.lanes());
             const int64_t packed =
                 lines(geometry.height, tile.height) * lines(geometry.width, tile.width) * tile.vectors;
-            const double cost = static_cast<double>(tiles) *
-                                (nonzeros * (kNonzero + kVector * shape.rows * shape.run) +
-                                 kPacked * static_cast<double>(packed));
+            const double cost = static_cast<double>(tiles) * (nonzeros * (kNonzero + kVector * shape.rows * shape.run) +
+                                                              kPacked * static_cast<double>(packed));
             if (least > 0.0 && cost >= least) continue;
             best = tile;
             least = cost;
@@ -184,7 +185,8 @@ static bool gather_phase(const Walk<Number, AsTheyAre>& walk, const float* value
     const int64_t first = index.segment_start[index.block_start[walk.phase * blocks]];
     const int64_t last = index.segment_start[index.block_start[(walk.phase + 1) * blocks]];
 
-    const int64_t items = item_count(walk.plan, tile, walk.geometry.batch), shares = share_count(items, blocks, threads);
+    const int64_t items = item_count(walk.plan, tile, walk.geometry.batch),
+                  shares = share_count(items, blocks, threads);
     const int64_t sums_size = index.rows * kTileFloats;
     Buffer<float> shared(shares > 1 ? bounded_product(items * shares, sums_size) : 0);
     if (!shared) return false;
@@ -237,7 +239,8 @@ static bool gather_phase(const Walk<Number, AsTheyAre>& walk, const float* value
                 const int64_t from = index.rows * (number % team) / team, to = index.rows * (number % team + 1) / team;
                 float* const sums = shared.data() + number / team * shares * sums_size;
                 for (int64_t share = 1; share < shares; ++share)
-                    for (int64_t i = from * kTileFloats; i < to * kTileFloats; ++i) sums[i] += sums[share * sums_size + i];
+                    for (int64_t i = from * kTileFloats; i < to * kTileFloats; ++i)
+                        sums[i] += sums[share * sums_size + i];
                 write_rows(item_at(number / team, walk.plan, tile, walk.geometry.batch), sums, from, to - from);
             };
             if (complete) for_share(items * team, add_shares);

@@ -22,7 +22,11 @@ def small(name, density, options=None, keep_dense=()):
     return small_dense(name, density, image_shape=shape, classes=10, options=options or {}, keep_dense=keep_dense)
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Of networks of one kind the smallest is enough for every run of the tests.
+LARGE = {"resnet50", "wrn-16-8", "wrn-22-8", "wrn-16-10", "vgg16-like"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in MODELS])
 @pytest.mark.parametrize("density", [0.05, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_no_width_comes_nearer(name, density):
     found = small(name, density)

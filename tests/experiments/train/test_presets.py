@@ -54,7 +54,12 @@ def test_the_promised_names_are_there():
     assert all(name == config.preset == preset(name).preset for name, config in PRESETS.items())
 
 
-@pytest.mark.parametrize("name", PRESETS)
+# Of networks that differ in their schedule alone, or take seconds to build, one is enough for every run of the tests.
+_LARGE = {*(f"imagenet-resnet50-tuned{density}" for density in ("", "-20", "-30")), "imagenette-resnet50"}
+_LARGE |= {"cifar10-wrn-16-10", "cifar10-wrn-16-8", "cifar10-vgg16-like"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in _LARGE)) for name in PRESETS])
 def test_every_preset_builds(name, monkeypatch):
     monkeypatch.setattr("regrow.experiments.data.load", two_images)
     monkeypatch.setattr(
