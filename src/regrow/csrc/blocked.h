@@ -1,8 +1,8 @@
 // The driver for many channels or high densities: inputs packed block after block into the first-level cache.
 //
-// A tile is 4 x 4 positions of one vector (or fewer positions and more lanes). For each tile, each block of channels is
-// packed with its border of zeros and without its power-of-two strides, then used for every output row; sums stand in
-// a buffer between blocks.
+// A tile is 4 x 4 positions of one vector, or of another shape that suits the plane and the batch. For each tile, each
+// block of channels is packed with its border of zeros and without its power-of-two strides, then used for every output
+// row; sums stand in a buffer between blocks.
 #pragma once
 
 #include <cstring>

@@ -6,6 +6,7 @@
 #include "normalise.h"
 #include "pool.h"
 #include "rows.h"
+#include "single_weights.h"
 #include "sweep.h"
 #include "transpose.h"
 #include "units.h"

@@ -32,8 +32,9 @@ def sparse_momentum(
     redistribute=regrow.redistribute.by_mean(regrow.score.momentum))`.
 
     **When to use it.** The default of this library: the only method here that moves weights between layers, so
-    the initial distribution matters little. It needs an optimizer with momentum: SGD's `momentum_buffer`, or for
-    the Adam family `exp_avg / (sqrt(exp_avg_sq) + eps)`, bias-corrected.
+    the initial distribution matters little, unless it leaves a small layer next to nothing: at half a percent start
+    from Erdős-Rényi. It needs an optimizer with momentum: SGD's `momentum_buffer`, or for the Adam family
+    `exp_avg / (sqrt(exp_avg_sq) + eps)`, bias-corrected.
 
     **Settings.** An update an epoch, uniform initial density, prune rate 0.5 (MNIST, CIFAR-10) or 0.2 (ImageNet).
     The paper finds rates from 0.2 to 0.7 and a linear decay much alike:
