@@ -96,7 +96,7 @@ struct Walk {
    private:
     template <class Body, size_t... kShape>
     void with_shape(Body&& body, std::index_sequence<kShape...>) const {
-        // Of one shape alone is this the tile's.
+        // One of the shapes is that of the tile.
         (try_shape<kTileShapes[kShape].rows, kTileShapes[kShape].run>(body) || ...);
     }
 
