@@ -63,14 +63,22 @@ def test_where_time_is_short_there_are_three_rounds_without_updates():
 
 def test_with_time_updates_take_their_share(monkeypatch):
     steps = []
-    real = measuring.update_cost
+    cost, turns = measuring.update_cost, measuring.take_turns
 
     def note(training, config):
         steps.append(training.topology.step)
-        return replace(real(training, config), share=0.5)
+        return replace(cost(training, config), share=0.5)
+
+    def known(contenders, rounds, seconds):
+        return {
+            name: [{measuring.DENSE: 0.4, measuring.SPARSE: 0.1}[name]] * len(times)
+            for name, times in turns(contenders, rounds, seconds).items()
+        }
 
     monkeypatch.setattr(measuring, "update_cost", note)
+    monkeypatch.setattr(measuring, "take_turns", known)
     found = step_ratio(SMALL)
     assert (found.rounds, found.updates) == (9, True)
     assert steps[0] > 9  # an update and its window came before the rounds
-    assert found.ratio.median == pytest.approx(found.dense / found.sparse, rel=0.5)
+    # half of the time is updates: a step of 0.1 seconds takes 0.2
+    assert (found.dense, found.sparse, found.ratio.median) == pytest.approx((0.4, 0.2, 2.0))
