@@ -13,8 +13,9 @@ demo: $(VENV)/.demo ## train a dense and a sparse LeNet on Fashion-MNIST and com
 test: $(VENV)/.dev lint ## style, types and every test but the slow ones
 	$(TEST) -m "not slow"
 
-test-slow: $(VENV)/.dev ## the tests that take minutes
+test-slow: $(VENV)/.dev ## the tests that take minutes, and more examples for the properties of the core
 	$(TEST) -m slow
+	REGROW_TEST_EXAMPLES=300 $(TEST) tests/core -m "not slow"
 
 sanitize: $(VENV)/.dev ## the kernels' tests with a build that checks addresses and undefined behaviour
 	.ci/sanitize $(BIN)/python address

@@ -11,8 +11,9 @@ from hypothesis import settings
 from regrow.ops.native import instruction_set, use_instruction_set
 from two_processes import Pair
 
-# The same examples in every run and on every machine: a red test is a fault, never luck.
-settings.register_profile("regrow", derandomize=True, deadline=None, database=None, max_examples=50)
+# The same examples in every run and on every machine: a red test is a fault, never luck. The slow profile takes more.
+_examples = int(os.environ.get("REGROW_TEST_EXAMPLES", "30"))
+settings.register_profile("regrow", derandomize=True, deadline=None, database=None, max_examples=_examples)
 settings.load_profile("regrow")
 
 # The tensors are tiny: a second thread costs more than it saves, far more on a busy machine. `.ci/sanitize` wants some.

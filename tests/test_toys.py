@@ -425,6 +425,7 @@ BATCH_STUDY = Study(
 '''
 
 
+@pytest.mark.slow
 def test_a_study_takes_two_files(copy):
     commands = "src/regrow/experiments/study/command.py"
     files = copy.add(

@@ -46,6 +46,7 @@ def test_the_installed_command_runs():
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_package_runs_as_the_command():
     call = [sys.executable, "-m", "regrow.experiments", "train", "magic"]
     done = subprocess.run(call, capture_output=True, text=True, check=False)

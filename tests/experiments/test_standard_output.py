@@ -22,7 +22,10 @@ def run_command(arguments, redirection):
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize(("redirection", "reason"), [(">/dev/full", "No space left on device"), (">&-", "")])
+@pytest.mark.parametrize(
+    ("redirection", "reason"),
+    [(">/dev/full", "No space left on device"), pytest.param(">&-", "", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("arguments", [["presets"], pytest.param(["--help"], marks=pytest.mark.slow)])
 def test_an_output_that_takes_nothing(arguments, redirection, reason):
     status, said = run_command(arguments, redirection)

@@ -127,8 +127,16 @@ bool values_gradient(const Geometry& geometry, const Index& index, const Number*
     if (!how) return false;
     if (index.unit > 1)
         return with_unit(geometry, index, [&](auto unit, auto vectors) {
-            return units_values_gradient<decltype(unit)::value, decltype(vectors)::value>(
-                geometry, index, output_gradient, input, how, gradient, bias_gradient, threads);
+            constexpr int kUnit = decltype(unit)::value, kRun = decltype(vectors)::value;
+            const auto with_parts = [&](auto parts) {
+                return units_values_gradient<kUnit, kRun, decltype(parts)::value>(
+                    geometry, index, output_gradient, input, how, gradient, bias_gradient, threads);
+            };
+            // Two runs where one is short and the batch holds more: longer ones leave the ring too few rows.
+            constexpr bool kShort = kRun * kUnit == kAccumulators && kRun * kLanes <= 64;
+            if constexpr (kShort)
+                if (geometry.batch > kRun * kLanes) return with_parts(std::integral_constant<int, 2>());
+            return with_parts(std::integral_constant<int, 1>());
         });
     if (!sweeps(geometry, index))
         return blocked_values_gradient(geometry, index, output_gradient, input, how, gradient, bias_gradient, threads);

@@ -65,7 +65,9 @@ static inline void copy_in(float* to, const Number* from, int32_t vectors, int64
         for (int32_t v = 0; v < vectors; ++v) store(to + v * kLanes, load(from + v * kLanes));
         return;
     }
-    for (int64_t lane = 0; lane < static_cast<int64_t>(vectors) * kLanes; ++lane)
+    const int64_t whole = lanes / kLanes;
+    for (int64_t v = 0; v < whole; ++v) store(to + v * kLanes, load(from + v * kLanes));
+    for (int64_t lane = whole * kLanes; lane < static_cast<int64_t>(vectors) * kLanes; ++lane)
         to[lane] = lane < lanes ? widened(from[lane]) : 0;
 }
 

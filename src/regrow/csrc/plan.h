@@ -65,8 +65,8 @@ struct TileShape {
     int32_t run;
 };
 constexpr TileShape kTileShapes[] = {
-    {4, kAccumulators / 4}, {2, kAccumulators / 2}, {1, kAccumulators},     {4, kAccumulators / 8},
-    {2, kAccumulators / 4}, {1, kAccumulators / 2}, {3, kAccumulators / 3}, {2, kAccumulators / 2 - 1},
+    {4, kAccumulators / 4}, {2, kAccumulators / 2}, {1, kAccumulators},         {2, kAccumulators / 4},
+    {1, kAccumulators / 2}, {3, kAccumulators / 3}, {2, kAccumulators / 2 - 1},
 };
 
 // One axis for one phase of the output: output q stands at first + q * step, and reads input

@@ -37,7 +37,7 @@ struct RowsAhead {
         constexpr int64_t kDistance = 3;
         if (segment + kDistance >= segments.last) return;
         const Number* line = rows.first + segments.row[segment + kDistance] * rows.pitch;
-        for (int i = 0; i < kRows; ++i, line += rows.line_pitch) ask<false, 3>(line, kRun);
+        for (int i = 0; i < kRows; ++i, line += rows.line_pitch) ask<false, 2>(line, kRun);
     }
 };
 

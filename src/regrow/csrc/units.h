@@ -17,13 +17,14 @@
 
 namespace regrow::REGROW_VARIANT {
 
-// Asks for the lines that a segment to come will read: they lie far apart, so the processor does not foresee them.
+// Asks for the lines that a segment to come will read: they lie far apart, so the processor does not foresee them. To the
+// second-level cache: in the first one, lines whose distance is a power of two would drive each other out.
 template <int kUnit, int kRun, class Number>
-static inline __attribute__((always_inline)) void ask_ahead(const Segments& segments, int64_t segment, int64_t distance,
+static inline __attribute__((always_inline)) void ask_ahead(const Segments& segments, int64_t segment,
                                                             const Number* sources, int64_t pitch) {
-    if (segment + distance >= segments.last) return;
-    const Number* line = sources + segments.row[segment + distance] * (kUnit * pitch);
-    for (int u = 0; u < kUnit; ++u, line += pitch) ask<false, 3>(line, kRun);
+    if (segment >= segments.last) return;
+    const Number* line = sources + segments.row[segment] * (kUnit * pitch);
+    for (int u = 0; u < kUnit; ++u, line += pitch) ask<false, 2>(line, kRun);
 }
 
 // For every segment: the rows of its unit = the sum of value * packed[offset], added to the bias or, where they are not
@@ -35,7 +36,7 @@ void gather_units(const Segments& segments, const float* values, const int32_t* 
         const int64_t row = static_cast<int64_t>(segments.row[segment]) * kUnit;
         Number* const target = targets.first + row * targets.pitch;
         const float* const sum = sums ? sums + row * targets.pitch : nullptr;
-        if (sums) ask_ahead<kUnit, kRun>(segments, segment, 2, sums, targets.pitch);
+        if (sums) ask_ahead<kUnit, kRun>(segments, segment + 2, sums, targets.pitch);
         coming.step(segment);
         Vector accumulator[kUnit][kRun];
         for (int u = 0; u < kUnit; ++u)
@@ -65,7 +66,7 @@ void scatter_units(const Segments& segments, const float* values, const int32_t*
                    const Rows<const Number>& sources) {
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const Number* const source = sources.first + segments.row[segment] * (kUnit * sources.pitch);
-        ask_ahead<kUnit, kRun>(segments, segment, 2, sources.first, sources.pitch);
+        ask_ahead<kUnit, kRun>(segments, segment + 2, sources.first, sources.pitch);
         Vector factor[kUnit][kRun];
         for (int u = 0; u < kUnit; ++u)
             for (int j = 0; j < kRun; ++j)
@@ -91,8 +92,9 @@ constexpr int64_t kUnitPartials = 2 * kPartials;
 // of every segment; and, if not null, row_sums[row] += the rows of sources[row], lane by lane. `row_step` and
 // `sources.line_pitch` lead from one row of the strip to the next.
 //
-// Some entries are walked over for all rows of the strip, so that lanes are summed once for all.
-template <int kUnit, int kRun, Access kAccess, class Number, class Coming>
+// Some entries are walked over for all rows of the strip, so that lanes are summed once for all. A row has kParts runs of
+// kRun vectors, one after the other: longer runs are read faster from memory than the registers of one tile could hold.
+template <int kUnit, int kRun, int kParts, Access kAccess, class Number, class Coming>
 void values_units(const Segments& segments, const int32_t* offsets, const float* packed, int64_t row_step,
                   const Rows<const Number>& sources, int64_t rows, float* partials, float* gradient, float* row_sums,
                   Coming& coming) {
@@ -104,32 +106,40 @@ void values_units(const Segments& segments, const int32_t* offsets, const float*
         do {
             const int64_t last = smaller(end, first + kEntries);
             for (int64_t row = 0; row < rows; ++row) {
-                const Number* const its = sources.first + row * sources.line_pitch;
-                const Number* const source = its + group * (kUnit * sources.pitch);
-                if (last == end) coming.step(segment);
-                if (last == end) ask_ahead<kUnit, kRun>(segments, segment, 1, its, sources.pitch);
-                Vector factor[kUnit][kRun];
-                for (int u = 0; u < kUnit; ++u)
-                    for (int j = 0; j < kRun; ++j)
-                        factor[u][j] =
-                            read<kAccess>(source + u * sources.pitch + j * kLanes, sources.lanes - j * kLanes);
-                if (row_sums && first == segments.start[segment]) {
-                    for (int u = 0; u < kUnit; ++u) {
-                        float* const row_sum = row_sums + (group * kUnit + u) * kLanes;
-                        Vector sum = load(row_sum);
-                        for (int j = 0; j < kRun; ++j) sum += factor[u][j];
-                        store(row_sum, sum);
-                    }
+                const Number* const source = sources.first + row * sources.line_pitch + group * (kUnit * sources.pitch);
+                if (last == end) {
+                    coming.step(segment);
+                    const bool below = row + 1 < rows;
+                    ask_ahead<kUnit, kParts * kRun>(segments, below ? segment : segment + 1,
+                                                    sources.first + (below ? row + 1 : 0) * sources.line_pitch,
+                                                    sources.pitch);
                 }
-                float* partial = partials;
-                for (int64_t entry = first; entry < last; ++entry, partial += kUnit * kLanes) {
-                    const float* const line = packed + row * row_step + offsets[entry];
-                    Vector input[kRun];
-                    for (int j = 0; j < kRun; ++j) input[j] = load(line + j * kLanes);
-                    for (int u = 0; u < kUnit; ++u) {
-                        Vector sum = row ? load(partial + u * kLanes) : Vector{};
-                        for (int j = 0; j < kRun; ++j) sum += factor[u][j] * input[j];
-                        store(partial + u * kLanes, sum);
+                for (int part = 0; part < kParts; ++part) {
+                    const int64_t lane = int64_t{part} * kRun * kLanes;
+                    if (kAccess == Access::kSome && lane >= sources.lanes) break;
+                    Vector factor[kUnit][kRun];
+                    for (int u = 0; u < kUnit; ++u)
+                        for (int j = 0; j < kRun; ++j)
+                            factor[u][j] = read<kAccess>(source + u * sources.pitch + lane + j * kLanes,
+                                                         sources.lanes - lane - j * kLanes);
+                    if (row_sums && first == segments.start[segment]) {
+                        for (int u = 0; u < kUnit; ++u) {
+                            float* const row_sum = row_sums + (group * kUnit + u) * kLanes;
+                            Vector sum = load(row_sum);
+                            for (int j = 0; j < kRun; ++j) sum += factor[u][j];
+                            store(row_sum, sum);
+                        }
+                    }
+                    float* partial = partials;
+                    for (int64_t entry = first; entry < last; ++entry, partial += kUnit * kLanes) {
+                        const float* const line = packed + row * row_step + lane + offsets[entry];
+                        Vector input[kRun];
+                        for (int j = 0; j < kRun; ++j) input[j] = load(line + j * kLanes);
+                        for (int u = 0; u < kUnit; ++u) {
+                            Vector sum = row || part ? load(partial + u * kLanes) : Vector{};
+                            for (int j = 0; j < kRun; ++j) sum += factor[u][j] * input[j];
+                            store(partial + u * kLanes, sum);
+                        }
                     }
                 }
             }
@@ -258,14 +268,15 @@ bool units_gather(const Geometry& geometry, const Index& index, const float* val
     return complete;
 }
 
-template <int kUnit, int kRun, class Number>
+template <int kUnit, int kRun, int kParts, class Number>
 bool units_values_gradient(const Geometry& geometry, const Index& index, const Number* output_gradient,
                            const Number* input, const AsNormalised& how, float* gradient, float* bias_gradient,
                            int threads) {
-    using Plan = Sweep<1, kRun>;
+    constexpr int kVectors = kParts * kRun;
+    using Plan = Sweep<1, kVectors>;
     PlanMemory memory(geometry);
     if (!memory) return false;
-    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 1), true);
+    const Plan plan(geometry, index, memory, strip_rows<kVectors>(geometry, index, 1), true);
     if (!within_offsets(plan.buffer_size())) return false;
     RotatedOffsets offsets(plan, index);
     ThreadSums sums(index, gradient, bias_gradient, threads);
@@ -283,7 +294,7 @@ bool units_values_gradient(const Geometry& geometry, const Index& index, const N
             const Rows<const Number> sources{output_gradient + tile.position, plan.output_pitch(), tile.row_pitch,
                                              tile.lanes};
             const auto reduce = [&](auto access) {
-                values_units<kUnit, kRun, decltype(access)::value>(
+                values_units<kUnit, kRun, kParts, decltype(access)::value>(
                     tile.segments, offsets.of(tile.rotation), ring.data(), plan.row_step(), sources, tile.rows,
                     partials.data(), mine.values, tile.first_block ? mine.rows : nullptr, coming);
             };

@@ -69,6 +69,7 @@ def test_batches_of_the_bench_are_characters():
     assert torch.equal(batches.images[0], batches.images[0].round())
 
 
+@pytest.mark.slow
 def test_the_bench_checks_and_times_its_steps():
     quick = Settings(backend="cpu", growth="window:3", batch=4, rounds=2, compile_seconds=0, profiled=1, peaks=False)
     (config,) = step_configs(["shakespeare-gpt"], [0.2], quick)
