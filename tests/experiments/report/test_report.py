@@ -180,7 +180,14 @@ def test_the_command_of_a_run_makes_it_again(tmp_path):
     assert again == (tmp_path / "run" / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("study", ["units", "compute", "features", "sensitivity", "methods"])
+@pytest.mark.parametrize(
+    "study",
+    [
+        "features",
+        "methods",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("units", "compute", "sensitivity")),
+    ],
+)
 def test_every_study_has_a_page(tmp_path, study):
     grids = {
         "units": ("--blocks", "1x1,2x1", "--densities", "0.2"),

@@ -160,6 +160,7 @@ def test_dense_is_beside_each_value_and_runs_once_where_it_does_not_matter():
     assert dense == ["prune_rate=0.2", "prune_rate=0.5", "momentum=0.9"]
 
 
+@pytest.mark.slow
 def test_sensitivity_sets_sparse_beside_dense(tmp_path):
     over = ("--over", "momentum=0.5,0.9 prune_rate_decay=cosine", "--methods", "dense,set")
     done = command("study", "sensitivity", "digits-mlp", "--out", tmp_path, *over, *SMALL)

@@ -110,6 +110,7 @@ def test_stopped_it_goes_on(study, tmp_path, monkeypatch):
     assert timeless(tmp_path) == timeless(study[0])
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_results(study, tmp_path):
     result = command(*TOGETHER, "--out", tmp_path, "--jobs", 2)
     assert (result.exit_code, result.stderr) == (0, "")
