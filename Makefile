@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 KERNELS := $(wildcard src/regrow/csrc/*.h src/regrow/csrc/*.cpp)
 
+# Hundreds of processes of the tests import the same modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow sanitize sanitize-threads docs lint format clean
 
 demo: $(VENV)/.demo ## train a dense and a sparse LeNet on Fashion-MNIST and compare them, then time steps of a wide network (minutes)
@@ -42,11 +45,11 @@ $(VENV)/bin/python:
 
 # The package first, so that the demo needs nothing of the development tools.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[experiments]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[experiments]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	REGROW_REQUIRE_KERNELS=1 $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	REGROW_REQUIRE_KERNELS=1 $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:

@@ -300,7 +300,7 @@ def test_a_data_set_takes_one_file_and_a_layout_one_more(copy):
     format_ = (
         Edit(layouts, ARRAYS, after='Images (N, C, H, W) and labels (N,)."""\n\n'),
         Edit(layouts, INVENTORY, after='What of a layout is there, and what is missing."""\n'),
-        Edit(layouts, READING, after='    if layout == "scikit-learn":\n        return _digits()\n'),
+        Edit(layouts, READING, after='    if layout == "scikit-learn":\n        return _digits(folder)\n'),
     )
     assert (copy.add(entry), copy.add(*format_)) == (1, 1)
     shown = copy.run(

@@ -1,6 +1,7 @@
 """Data sets on disk: every format, every bad input, the cache."""
 
 import hashlib
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -190,6 +191,7 @@ def test_damaged_image_is_named(tmp_path, workers):
     with pytest.raises(UserError) as caught:
         list(loaded.test.epoch())
     assert str(bad) in one_line(caught)
+    assert not multiprocessing.active_children()
 
 
 def test_classes_must_agree(tmp_path):

@@ -8,12 +8,15 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from made import IDX, alter, load, make_mnist, make_parquet, make_pickles, one_line
+from sklearn.datasets import load_digits
 
 from regrow.experiments import data
 from regrow.experiments.data import download, registry
+from regrow.experiments.data.layouts import read
 from regrow.experiments.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -56,6 +59,15 @@ def test_digits_need_nothing(tmp_path):
     assert abs(images.mean()) < 0.02
     assert abs(images.std() - 1) < 0.02
     assert not (tmp_path / "cache").exists()
+
+
+def test_digits_are_those_of_scikit_learn():
+    (train, train_labels), (test, test_labels) = read(data.find("digits"), registry.get("digits"))
+    theirs = load_digits()
+    ours = sorted(
+        zip(np.concatenate([train, test]).reshape(-1, 64).tolist(), [*train_labels, *test_labels], strict=True)
+    )
+    assert ours == sorted(zip(theirs.data.tolist(), theirs.target, strict=True))
 
 
 class Server:

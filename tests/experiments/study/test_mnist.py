@@ -31,6 +31,7 @@ def test_the_grid_of_each_part(part, count, distributions):
     configs = [run.config for run in runs.values() if run.config.method != "dense"]
     assert {make_recipe(config, 10).distribution for config in configs} == distributions
     assert {config.learning_rate for config in configs} == {0.03 if part == "lenet5" else 0.1}
+    assert {config.epochs for config in configs} == {10 if part == "lenet5-fast" else 100}
 
 
 def finished(folder, method, density, seed, accuracy):

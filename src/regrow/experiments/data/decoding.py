@@ -152,12 +152,16 @@ class DecodingBatches:
         )
         with _hold_stop_signals():
             decoded_batches = iter(loader)
-        for number, batch in zip(self._position.remaining(), decoded_batches, strict=True):
-            if isinstance(batch, str):
-                raise UserError(batch)
-            self.whole = min(self._batch_size, self.samples - number * self._batch_size)
-            images, labels = (part.to(self._device, non_blocking=True) for part in batch)
-            yield self._normalise(images), labels
+        try:
+            for number, batch in zip(self._position.remaining(), decoded_batches, strict=True):
+                if isinstance(batch, str):
+                    raise UserError(batch)
+                self.whole = min(self._batch_size, self.samples - number * self._batch_size)
+                images, labels = (part.to(self._device, non_blocking=True) for part in batch)
+                yield self._normalise(images), labels
+        finally:
+            # The error would keep the workers until it is forgotten.
+            del decoded_batches
 
     def state_dict(self) -> dict[str, int]:
         """See `Batches.state_dict`."""

@@ -119,7 +119,7 @@ def read(folder: Path, dataset: Dataset) -> tuple[Split, Split]:
     """
     layout = "scikit-learn" if "scikit-learn" in dataset.layouts else recognise(folder, dataset)
     if layout == "scikit-learn":
-        return _digits()
+        return _digits(folder)
     if layout == "idx":
         return idx.read(folder, dataset, "train"), idx.read(folder, dataset, "test")
     if layout == "text":
@@ -155,11 +155,9 @@ def _decode_split(files: list[Path], dataset: Dataset) -> Split:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), samples.labels
 
 
-def _digits() -> tuple[Split, Split]:
-    from sklearn.datasets import load_digits
-
-    bundle = load_digits()
-    images, labels = bundle.images.astype(np.uint8)[:, None], bundle.target.astype(np.int64)
+def _digits(folder: Path) -> tuple[Split, Split]:
+    table = np.loadtxt(folder / "digits.csv.gz", delimiter=",")
+    images, labels = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)
     # They come sorted by writer, so the test set is drawn from all of them.
     order = torch.randperm(len(images), generator=torch_generator(Purpose.SPLIT, 0)).numpy()
     test, train = np.sort(order[:DIGITS_TEST]), np.sort(order[DIGITS_TEST:])

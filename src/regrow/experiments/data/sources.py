@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from regrow.experiments.data import cache, download, layouts
@@ -34,11 +35,17 @@ def folders(name: str, root: Path | None = None) -> list[Path]:
     if given and not Path(given).expanduser().is_dir():
         raise UserError(f"there is no data folder {given}: name one that exists with --data or ${VARIABLE}, or neither")
     if "scikit-learn" in dataset.layouts:
-        import sklearn.datasets
-
-        return [Path(sklearn.datasets.__file__).parent / "data"]
+        return [_of_scikit_learn()]
     chosen = [Path(given).expanduser() / name, Path(given).expanduser()] if given else []
     return [*chosen, cache.folder() / name, *map(Path, dataset.system)]
+
+
+def _of_scikit_learn() -> Path:
+    # Found without its import, which takes longer than a small run on its digits.
+    package = find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("the digits come with scikit-learn, which is not installed: pip install 'regrow[experiments]'")
+    return Path(package.submodule_search_locations[0]) / "datasets" / "data"
 
 
 def places(name: str, root: Path | None = None) -> list[str]:

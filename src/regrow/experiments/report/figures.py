@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from statistics import mean
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -16,7 +15,7 @@ from regrow.experiments.report.gather import Folder, Group
 from regrow.experiments.report.layers import LayerCounts
 from regrow.experiments.study.intervals import interval
 from regrow.experiments.study.panels import Dots, draw_panels
-from regrow.experiments.study.style import line_style
+from regrow.experiments.study.style import ink, line_style, subplots
 
 __all__ = ["accuracies", "curves", "densities", "flops", "gains"]
 
@@ -119,8 +118,8 @@ def gains(counts: Sequence[LayerCounts]) -> Figure:
 
 def flops(groups: Sequence[Group]) -> Figure:
     """Return the FLOPs of training and inference in percent of dense, of the training also what looking took."""
-    figure, axes = plt.subplots(figsize=(_WIDTH, 1.4 + 0.5 * len(groups)), layout="constrained")
-    ink = plt.rcParams["text.color"]
+    figure, axes = subplots(figsize=(_WIDTH, 1.4 + 0.5 * len(groups)), layout="constrained")
+    text = ink()
     bars = (
         ("training", "flops_train", "flops_train_dense", 0.2, line_style(0)["color"], ""),
         ("of it looking at absent weights", "flops_train_looking", "flops_train_dense", 0.2, "none", "////"),
@@ -129,14 +128,14 @@ def flops(groups: Sequence[Group]) -> Figure:
     for name, part, whole, above, color, hatch in bars:
         shares = [mean(100 * row[part] / row[whole] for row in group.cell.rows) for group in groups]
         places = [row - above for row in range(len(groups))]
-        edge = ink if hatch else color
+        edge = text if hatch else color
         axes.barh(places, shares, height=0.36, label=name, facecolor=color, edgecolor=edge, hatch=hatch, linewidth=0.6)
         if not hatch:
             for place, share in zip(places, shares, strict=True):
                 axes.annotate(
                     f"{share:.3g}", (share, place), (4, 0), textcoords="offset points", va="center", fontsize=8
                 )
-    axes.axvline(100, color=ink, linestyle="--", linewidth=1)
+    axes.axvline(100, color=text, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(groups)), labels=[group.label for group in groups])
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlim(0, 112)
@@ -149,9 +148,7 @@ def _grid(count: int, tall: float) -> tuple[Figure, list[Axes]]:
     """Return a figure with so many plots, two side by side."""
     columns = min(2, count)
     rows = -(-count // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(_WIDTH * columns, tall * rows), squeeze=False, layout="constrained"
-    )
+    figure, grid = subplots(rows, columns, figsize=(_WIDTH * columns, tall * rows), squeeze=False, layout="constrained")
     for axes in list(grid.flat)[count:]:
         axes.remove()
     return figure, list(grid.flat)[:count]

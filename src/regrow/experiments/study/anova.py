@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtrc
 
 __all__ = ["Effect", "two_way"]
 
@@ -51,6 +50,8 @@ def two_way(values: Sequence[float], first: Sequence[str], second: Sequence[str]
         >>> found["second"].squares, found["second"].f, round(found["second"].eta_squared, 3)
         (32.0, 16.0, 0.762)
     """
+    from scipy.special import fdtrc  # takes a moment to import
+
     observed = np.asarray(values, dtype=np.float64)
     left, right = (_indicators(levels) for levels in (first, second))
     both = _indicators([f"{a}\0{b}" for a, b in zip(first, second, strict=True)])

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from scipy.special import stdtrit
-
 __all__ = ["Interval", "differences", "interval"]
 
 
@@ -84,6 +82,8 @@ def interval(values: Sequence[float]) -> Interval:
         >>> found.mean, round(found.error, 3), round(found.half, 2), found.count
         (2.0, 0.577, 2.48, 3)
     """
+    from scipy.special import stdtrit  # takes a moment to import
+
     if not values:
         raise ValueError("the mean of no value: give at least one")
     count = len(values)

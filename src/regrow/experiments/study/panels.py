@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from typing import TYPE_CHECKING, Any
 
 from regrow.experiments.study.intervals import Interval, interval
-from regrow.experiments.study.style import line_style, save, themed
+from regrow.experiments.study.style import ink, line_style, save, subplots, themed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Band", "Dots", "Panel", "draw_panels", "plot_panels"]
 
@@ -59,6 +58,8 @@ class Panel:
 
     def draw(self, axes: Axes) -> None:
         """Draw it."""
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
         _draw_band(self.band, axes.axhline, axes.axhspan)
         values = list(dict.fromkeys(value for points in self.lines.values() for value, _ in points))
         texts = not self.logarithmic
@@ -114,6 +115,8 @@ class Dots:
 
     def draw(self, axes: Axes) -> None:
         """Draw it."""
+        from matplotlib.ticker import MaxNLocator
+
         _draw_band(self.band, axes.axvline, axes.axvspan)
         for place, (number, values) in enumerate(enumerate(self.values.values())):
             found, style = interval(list(values)), line_style(number)
@@ -137,9 +140,7 @@ def draw_panels(panels: Sequence[Panel | Dots], title: str = "", *, columns: int
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     tall = max(_HEIGHT if isinstance(panel, Panel) else 1.6 + 0.42 * panel.rows for panel in panels)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(_WIDTH * columns, tall * rows), squeeze=False, layout="constrained"
-    )
+    figure, grid = subplots(rows, columns, figsize=(_WIDTH * columns, tall * rows), squeeze=False, layout="constrained")
     first_of: dict[str, Axes] = {}
     for axes, panel in zip(grid.flat, panels, strict=False):
         if isinstance(panel, Panel) and panel.scale and first_of.setdefault(panel.scale, axes) is not axes:
@@ -166,7 +167,7 @@ def _draw_band(band: Band | None, line: Callable[..., object], span: Callable[..
     if band is None:
         return
     name, found = band
-    ink = plt.rcParams["text.color"]
-    line(found.mean, color=ink, linestyle="--", linewidth=1.2, label=name)
+    color = ink()
+    line(found.mean, color=color, linestyle="--", linewidth=1.2, label=name)
     if found.count > 1:
-        span(found.low, found.high, color=ink, alpha=0.12, linewidth=0)
+        span(found.low, found.high, color=color, alpha=0.12, linewidth=0)

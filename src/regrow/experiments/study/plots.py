@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from regrow.experiments.study.style import Theme, ink, line_style, save, subplots, themed
 
-from regrow.experiments.study.style import Theme, line_style, save, themed
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "plot_accuracy_over_time",
@@ -36,7 +35,9 @@ def plot_errors(errors: Mapping[tuple[str, float], Sequence[float]], path: Path,
         path: the PNG file.
         title: what the plot shows.
     """
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    from matplotlib.ticker import ScalarFormatter
+
+    figure, axes = subplots(figsize=(7, 4.5))
     for number, method in enumerate(dict.fromkeys(method for method, _ in errors)):
         color = f"C{number}"
         points = sorted((density, values) for (name, density), values in errors.items() if name == method)
@@ -67,6 +68,8 @@ def _finish(axes: Axes, title: str, across: str, up: str, *, font: str = "medium
 
 def _density_axis(axes: Axes, densities: Iterable[float]) -> None:
     """Lay densities out on a logarithmic axis, in percent, with a tick at each, and a number where there is room."""
+    from matplotlib.ticker import NullLocator
+
     ticks = sorted({100 * density for density in densities})
     room, labels, last = (ticks[-1] / ticks[0]) ** _LABEL_WIDTH, [], 0.0
     for tick in ticks:
@@ -91,7 +94,7 @@ def plot_comparison(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path,
         path: the PNG file.
         title: what the plot shows.
     """
-    figure, (accuracy, density) = plt.subplots(ncols=2, figsize=(11, 4.5))
+    figure, (accuracy, density) = subplots(columns=2, figsize=(11, 4.5))
     for method, epochs in rows.items():
         numbers = [row["epoch"] for row in epochs]
         accuracy.plot(numbers, [100 * row["valid_accuracy"] for row in epochs], label=method)
@@ -125,8 +128,8 @@ def plot_speed(
     for theme, file in files.items():
         with themed(theme):
             size = (1.5 + 4.2 * len(panels), 4.6)
-            figure, every = plt.subplots(
-                ncols=len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained"
+            figure, every = subplots(
+                columns=len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained"
             )
             named: dict[str, Any] = {}
             for axes, (dense, lines) in zip(every[0], panels.items(), strict=True):
@@ -161,10 +164,10 @@ def _speed_panel(
         axes.errorbar(
             densities, medians, yerr=[below, above], markersize=5, capsize=2.5, label=name, **line_style(number)
         )
-    ink = plt.rcParams["text.color"]
-    axes.axhline(1, color=ink, linestyle="--", linewidth=1, label="dense")
+    color = ink()
+    axes.axhline(1, color=color, linestyle="--", linewidth=1, label="dense")
     if mark:
-        axes.axhline(mark[1], color=ink, linestyle=":", linewidth=1, label=mark[0])
+        axes.axhline(mark[1], color=color, linestyle=":", linewidth=1, label=mark[0])
     _density_axis(axes, (row[0] for rows in lines.values() for row in rows))
     axes.set_xlabel(_DENSITY)
     axes.set_ylabel(f"times as fast as {dense}")
@@ -180,7 +183,7 @@ def plot_accuracy_over_time(
         path: the PNG file.
         title: what the plot shows.
     """
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure, axes = subplots(figsize=(7, 4.5))
     for number, (name, seeds) in enumerate(runs.items()):
         for seed, points in enumerate(seeds):
             seconds, accuracies = [point[0] for point in points], [100 * point[1] for point in points]
@@ -202,7 +205,9 @@ def plot_accuracy_over_work(
         path: the PNG file.
         title: what the plot shows.
     """
-    figure, (over_work, over_time) = plt.subplots(ncols=2, figsize=(12, 4.5), sharey=True)
+    from matplotlib.ticker import ScalarFormatter
+
+    figure, (over_work, over_time) = subplots(columns=2, figsize=(12, 4.5), sharey=True)
     for number, (name, seeds) in enumerate(runs.items()):
         for seed, points in enumerate(seeds):
             known = [[float(value) for value in point if value is not None] for point in points if point[3] is not None]
@@ -231,7 +236,7 @@ def plot_around_updates(
         steps: steps from the first that sees the updated topology.
         path: the PNG file.
     """
-    figure, panels = plt.subplots(1, len(curves), figsize=(6 * len(curves), 4.2), squeeze=False, sharey=True)
+    figure, panels = subplots(1, len(curves), figsize=(6 * len(curves), 4.2), squeeze=False, sharey=True)
     for axes, (method, lines) in zip(panels[0], curves.items(), strict=True):
         for label, (means, errors) in lines.items():
             axes.plot(steps, means, label=label)

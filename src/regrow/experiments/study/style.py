@@ -1,4 +1,7 @@
-"""How plots look: light or dark, and readable without colour."""
+"""How plots look: light or dark, and readable without colour.
+
+Matplotlib is imported with the first plot: commands that draw none start the sooner.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,14 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
-
-import matplotlib as mpl
+from typing import TYPE_CHECKING, Any, Literal
 
 from regrow.experiments.files import write_atomically
 
-mpl.use("Agg")
-from cycler import cycler
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-__all__ = ["Theme", "as_png", "line_style", "save", "themed"]
+__all__ = ["Theme", "as_png", "ink", "line_style", "save", "subplots", "themed"]
 
 Theme = Literal["light", "dark"]
 
@@ -36,6 +35,9 @@ _DOTS_PER_INCH = 150
 @contextmanager
 def themed(theme: Theme = "light") -> Iterator[None]:
     """Draw in a theme."""
+    import matplotlib as mpl
+    from cycler import cycler
+
     ink, paper = _INK[theme], _PAPER[theme]
     settings: dict[str, Any] = {
         "figure.facecolor": paper,
@@ -57,8 +59,27 @@ def themed(theme: Theme = "light") -> Iterator[None]:
         yield
 
 
+def subplots(rows: int = 1, columns: int = 1, **settings: Any) -> tuple[Figure, Any]:
+    """Return a figure and its axes, as `matplotlib.pyplot.subplots` does, to be drawn into a file."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(rows, columns, **settings)
+
+
+def ink() -> str:
+    """Return the colour of text and of level lines in the theme at hand."""
+    import matplotlib as mpl
+
+    return str(mpl.rcParams["text.color"])
+
+
 def line_style(number: int) -> dict[str, Any]:
     """Return colour, marker and dashes of a line by its place: no two of the first 56 look alike."""
+    import matplotlib as mpl
+
     colors = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
     marker = _MARKERS[number % len(_MARKERS)]
     hollow = bool(number // len(_MARKERS) % 2)
@@ -73,6 +94,8 @@ def line_style(number: int) -> dict[str, Any]:
 
 def as_png(figure: Figure) -> bytes:
     """Return a figure as PNG, and close it."""
+    from matplotlib import pyplot as plt
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
     plt.close(figure)
