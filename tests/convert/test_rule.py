@@ -74,6 +74,13 @@ def test_under_autocast_to_bfloat16_dense_layers_are_faster_and_limits_lower():
     assert linear_choice(LayerShape(4096, 4096, 1, 0.15, dense_speed=2.0), company=True).reason == "density up to 0.15"
 
 
+def test_under_autocast_to_bfloat16_convolutions_of_units_are_sparse_up_to_a_higher_density():
+    with torch.autocast("cpu", torch.bfloat16):
+        single, units = (regrow.sparsify(convolutions(), 0.35, block=block) for block in ((1, 1), (4, 1)))
+    assert storages(single)["3.weight"] == "masked"
+    assert storages(units)["3.weight"] == "sparse"
+
+
 def test_a_model_that_is_a_single_layer_is_masked():
     assert storages(regrow.sparsify(nn.Linear(800, 800), 0.1)) == {"weight": "masked"}
 
