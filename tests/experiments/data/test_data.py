@@ -188,10 +188,11 @@ def test_damaged_image_is_named(tmp_path, workers):
     bad = tmp_path / "val" / "bee" / "0.jpeg"
     bad.write_bytes(bad.read_bytes()[:100])
     loaded = load("imagenet", root=tmp_path, image_size=16, workers=workers)
+    before = multiprocessing.active_children()
     with pytest.raises(UserError) as caught:
         list(loaded.test.epoch())
     assert str(bad) in one_line(caught)
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 def test_classes_must_agree(tmp_path):
