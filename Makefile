@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 KERNELS := $(wildcard src/regrow/csrc/*.h src/regrow/csrc/*.cpp)
 
-# Hundreds of processes of the tests import the same modules.
+# Bytecode is written when a module is first imported, not for all that is installed; hundreds of processes of the tests share it.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow sanitize sanitize-threads docs lint format clean
