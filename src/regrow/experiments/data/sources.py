@@ -28,7 +28,7 @@ def folders(name: str, root: Path | None = None) -> list[Path]:
         root: holds data sets by name, or is the data set; None means $REGROW_DATA.
 
     Raises:
-        UserError: if no data set has that name, there is no such `root`, or the set is scikit-learn's, which is missing.
+        UserError: if no data set has that name, there is no such `root`, or scikit-learn, whose set it is, is missing.
     """
     dataset = get(name)
     given = root if root is not None else os.environ.get(VARIABLE)
