@@ -399,6 +399,22 @@ def test_a_library_that_cannot_is_left_out_with_the_reason(monkeypatch):
     assert measure(config, replace(QUICK, peers=("other",))).left_out == {"other": "it cannot"}
 
 
+def test_a_library_that_fails_in_training_does_not_take_the_others_along(monkeypatch):
+    def fails_in_its_step(config, model, masks, batches):
+        training = dense_training(config, deepcopy(model), batches)
+
+        def step():
+            raise RuntimeError("a view is changed in place")
+
+        return replace(training, step=step)
+
+    monkeypatch.setitem(PEERS, "other", fails_in_its_step)
+    (config,) = step_configs(["digits-mlp"], [0.3], QUICK)
+    row = measure(config, replace(QUICK, peers=("other",)))
+    assert row.left_out == {"other": "a view is changed in place"}
+    assert set(row.ratio) == {"dense", "bfloat16"}
+
+
 def test_a_library_that_is_not_there_is_named_with_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sparseprop.modules", None)
     with pytest.raises(ImportError, match="pip install --no-build-isolation sparseprop"):
@@ -411,6 +427,15 @@ def test_another_library_takes_the_same_steps():
     found = measure(config, replace(QUICK, peers=("sparseprop",)))
     assert found.left_out == {}
     assert found.ratio["sparseprop"].median > 0
+
+
+def test_another_library_takes_steps_of_a_network_with_residual_sums():
+    pytest.importorskip("sparseprop")
+    (config,) = step_configs(["cifar10-wrn-16-4"], [0.1], replace(QUICK, batch=4))
+    config = override(config, {"model_options": {"width": 0.25}})
+    batches, model = make_batches(config), dense_model(config)
+    masks = regrow.masks(regrow.sparsify(deepcopy(model), 0.1, backend="masked"))
+    assert float(PEERS["sparseprop"](config, model, masks, batches).step()) > 0
 
 
 def test_tables_and_points_are_of_the_rows(row):

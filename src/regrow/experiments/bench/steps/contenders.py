@@ -164,7 +164,9 @@ def _peers(
     found, left_out = {}, {}
     for name in names:
         try:
-            found[name] = PEERS[name](config, model, regrow.masks(sparse), batches)
+            training = PEERS[name](config, model, regrow.masks(sparse), batches)
+            training.step()  # what cannot train says so here, not among the timings of the others
+            found[name] = training
         except (ImportError, RuntimeError, ValueError) as error:
             left_out[name] = " ".join(str(error).split())[:160]
     return found, left_out

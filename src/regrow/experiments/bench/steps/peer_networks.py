@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import regrow
 from regrow.experiments.bench.common.correctness import differs
@@ -52,7 +53,49 @@ def _sparseprop(config: TrainConfig, dense: nn.Module, masks: Mapping[str, Tenso
     # Its layers take and give contiguous activations.
     plain = Batches(tuple(images.contiguous() for images in batches.images), batches.labels)
     _check(_masked(dense, masks), model, plain)
-    return dense_training(config, model, plain)
+    return dense_training(config, _AddsApart(model), plain)
+
+
+class _AddsApart(nn.Module):
+    """A network whose residual sums are new tensors: PyTorch lets nobody add in place to what sparseprop's layers give.
+
+    Args:
+        network: the network, which may add in place.
+
+    Example:
+        >>> class Residual(nn.Module):
+        ...     def forward(self, x):
+        ...         halves = x.unflatten(0, (2, -1)).unbind()  # views that must not be changed
+        ...         first = halves[0]
+        ...         first += halves[1]
+        ...         return first
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> _AddsApart(Residual())(x)
+        tensor([3.], grad_fn=<AddBackward0>)
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        """Apply the network to `x`."""
+        with _NotInPlace():
+            return self.network(x)
+
+
+class _NotInPlace(TorchFunctionMode):
+    """While it is entered, `a += b` makes a new tensor where it is differentiated; the operator arrives as `add_`."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        apart = function is Tensor.add_ and args[0].requires_grad
+        return (torch.add if apart else function)(*args, **(kwargs or {}))
 
 
 def _masked(dense: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
