@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import regrow
 from cases import assert_same, weights
 from regrow.convert import follow_layout
+from regrow.convert.exchange import has_hooks
 from regrow.experiments.models import build
 from regrow.nn.batch_last import (
     BatchLast,
@@ -23,6 +24,7 @@ from regrow.nn.batch_last import (
     FoldedReLU,
 )
 from regrow.ops import is_batch_last
+from regrow.ops.layout import batch_last
 
 pytest.importorskip("regrow._kernels")
 
@@ -332,3 +334,66 @@ def test_residual_networks_are_exchanged() -> None:
     assert sum(norm.relu for norm in norms) == 9
     assert isinstance(model.maxpool, BatchLastMaxPool2d)
     assert isinstance(model.avgpool, BatchLastAdaptiveAvgPool2d)
+
+
+def test_a_residual_network_with_dense_stem_and_shortcuts_is_exchanged() -> None:
+    dense = build("resnet18", image_shape=(3, 32, 32), classes=10, width=0.25)
+    model = sparse(copy.deepcopy(dense), keep_dense=["conv1", "*.downsample.0"])
+    plain = sparse(dense, keep_dense=["conv1", "*.downsample.0"], batch_last=False)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(isinstance(norm, BatchLastNorm2d) for norm in norms)
+    assert isinstance(model.maxpool, BatchLastMaxPool2d)
+    convolutions = {name for name, module in model.named_modules() if has_hooks(module)}
+    assert convolutions == {f"layer{number}.0.downsample.0" for number in (2, 3, 4)}
+    x = drawn(20, 3, 32, 32)
+    outputs = [each(x) for each in (model, plain)]
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
+    for output in outputs:
+        (output**2).sum().backward()
+    for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert (one.grad - other.grad).norm() <= 1e-3 * other.grad.norm() + 1e-3, name
+    assert not any(map(has_hooks, regrow.densify(model).modules()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dense_convolution_gets_its_own_layout(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3, stride=2), nn.Conv2d(6, 4, 1))
+    ordinary = copy.deepcopy(model[1])
+    model = sparse(model, keep_dense=["1"])
+    seen, given = [], []
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        look = each[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        x = batch_last(drawn(5, 8, 6, 7)).to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+            each[1](x).float().square().sum().backward()
+        given.append(x.grad)
+        look.remove()
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+    assert all(map(is_batch_last, given))
+    x = drawn(5, 8, 6, 7).to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+        ordinary(x).float().square().sum().backward()
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    for gradient in given:
+        torch.testing.assert_close(gradient, x.grad, rtol=tolerance, atol=tolerance)
+    # A sample alone and double precision are the convolution's own business.
+    torch.testing.assert_close(model[1](x[:1].detach().float()), ordinary(x[:1].detach().float()))
+    double = model[1].double()(batch_last(x.detach().double()))
+    torch.testing.assert_close(double, ordinary.double()(x.detach().double()))
+    assert not has_hooks(regrow.densify(model)[1])
+
+
+def test_a_dense_convolution_with_hooks_or_other_inputs_is_left_alone() -> None:
+    hooked = nn.Conv2d(8, 8, 1)
+    hooked.register_forward_hook(lambda *_: None)
+    model = sparse(nn.Sequential(nn.Conv2d(3, 8, 3), hooked, nn.Conv2d(8, 4, 1)), keep_dense=["1"])
+    assert not hooked._forward_pre_hooks
+    assert model[1] is hooked
+    first = sparse(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)), keep_dense=["0"])[0]
+    assert not has_hooks(first)
+
+
+def test_the_way_through_a_dense_convolution_has_second_derivatives() -> None:
+    model = sparse(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 1)), keep_dense=["1"])
+    x = batch_last(drawn(3, 4, 2, 2).double()).requires_grad_()
+    assert torch.autograd.gradgradcheck(model[1].double(), (x,))

@@ -31,6 +31,7 @@ from regrow.nn.batch_last import (
 )
 from regrow.nn.batch_last_1d import BatchLastAdaptiveAvgPool1d, BatchLastAvgPool1d, BatchLastMaxPool1d
 from regrow.nn.modes import modes_kept
+from regrow.nn.own_layout import give_own_layout, take_own_layout_back
 from regrow.nn.sparse_conv import SparseConv
 from regrow.nn.sparse_layer import SparseLayer
 
@@ -65,10 +66,13 @@ def follow_layout(model: nn.Module) -> None:
     """Exchange norms, activations, dropout and pools between sparse convolutions, in place.
 
     A norm or pool is exchanged if each of its calls gets the output of a sparse convolution, directly or through what
-    keeps the layout; and a norm, too, whose output goes to sparse convolutions alone, likewise.
+    keeps the layout; and a norm, too, whose output goes, likewise, to sparse convolutions alone, or into a sum with
+    what has the batch innermost: it then leads from a dense convolution into the layout.
     A ReLU is folded into the norm before it if neither has any other part in the model, and so is dropout after both;
     other dropout is exchanged as pools are. Modules with hooks, and models that `torch.fx` cannot trace, are left
     alone. What was folded applies itself again as soon as something else stands where one of these modules did.
+
+    Dense convolutions that get such activations stay as they are, but have them in their own layout.
     """
     if not any(isinstance(module, SparseConv) for module in model.modules()):
         return
@@ -92,6 +96,8 @@ def follow_layout(model: nn.Module) -> None:
     for dropout in flow.other_dropouts():
         exchanged[dropout] = BatchLastDropout(dropout).train(dropout.training)
     replace_modules(model, exchanged)
+    for convolution in flow.dense_convolutions():
+        give_own_layout(convolution)
 
 
 _Places = Mapping[nn.Module, list[tuple[nn.Module, str]]]
@@ -140,6 +146,8 @@ def restore_layout(model: nn.Module) -> None:
     """Put the ordinary modules back, in place."""
     exchanged = [module for module in model.modules() if isinstance(module, BatchLast)]
     replace_modules(model, {module: module.to_ordinary().train(module.training) for module in exchanged})
+    for module in model.modules():
+        take_own_layout_back(module)
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -224,6 +232,14 @@ class _Flow:
         """Return the pools to exchange."""
         return [module for module in self.calls if type(module) in _POOLS and self._exchangeable(module)]
 
+    def dense_convolutions(self) -> list[nn.Conv2d]:
+        """Return the convolutions that are not sparse and get batch-last activations at each of their calls."""
+        return [
+            module
+            for module, calls in self.calls.items()
+            if type(module) is nn.Conv2d and not has_hooks(module) and all(map(self._meets, calls))
+        ]
+
     def _called(self, node: fx.Node) -> nn.Module | None:
         return self._modules[node.target] if node.op == "call_module" and isinstance(node.target, str) else None
 
@@ -231,9 +247,9 @@ class _Flow:
         """Find which nodes give batch-last activations; a module is exchanged at all of its calls or at none."""
         while True:
             self._batch_last: set[fx.Node] = set()
-            for node in self._nodes:
-                if self._gives(node):
-                    self._batch_last.add(node)
+            # What goes into a sum may be known only after what stands before it.
+            while found := [node for node in self._nodes if node not in self._batch_last and self._gives(node)]:
+                self._batch_last.update(found)
             refused = {
                 module
                 for module, calls in self.calls.items()
@@ -244,18 +260,19 @@ class _Flow:
             self._refused |= refused
 
     def _gives(self, node: fx.Node) -> bool:
+        return isinstance(self._called(node), SparseConv) or (self._keeps(node) and self._pays(node))
+
+    def _keeps(self, node: fx.Node) -> bool:
+        """Return whether what a node gives has the layout of what it gets, where all of that has the same."""
         module = self._called(node)
-        if isinstance(module, SparseConv):
-            return True
-        keeps = (
+        return (
             (node.op == "call_function" and node.target in _KEEPING_FUNCTIONS)
             or (node.op == "call_method" and node.target in _KEEPING_METHODS)
             or (module is not None and (type(module) in _KEEPING_MODULES or self._exchangeable(module)))
         )  # fmt: skip
-        return keeps and self._meets(node)
 
     def _pays(self, node: fx.Node) -> bool:
-        """Return whether the call of a norm or pool is better off batch-last."""
+        """Return whether what keeps the layout of its input is better off batch-last."""
         return self._meets(node) or (isinstance(self._called(node), _Norm) and self._feeds(node))
 
     def _meets(self, node: fx.Node) -> bool:
@@ -263,13 +280,17 @@ class _Flow:
         return bool(node.all_input_nodes) and all(source in self._batch_last for source in node.all_input_nodes)
 
     def _feeds(self, node: fx.Node) -> bool:
-        """Return whether what a node gives goes to sparse convolutions alone, directly or through activations."""
-        users = list(node.users)
-        return bool(users) and all(
-            isinstance(module := self._called(user), SparseConv)
-            or (type(module) in (nn.ReLU, nn.Dropout, nn.Identity) and self._feeds(user))
-            for user in users
-        )
+        """Return whether all that uses what a node gives is better off if that is batch-last."""
+        return bool(node.users) and all(self._wants(user, node) for user in node.users)
+
+    def _wants(self, user: fx.Node, source: fx.Node) -> bool:
+        module = self._called(user)
+        if isinstance(module, SparseConv):
+            return True
+        others = [node for node in user.all_input_nodes if node is not source]
+        if others:
+            return self._keeps(user) and all(node in self._batch_last for node in others)
+        return self._keeps(user) and self._feeds(user)
 
     def _exchangeable(self, module: nn.Module) -> bool:
         if module in self._refused or has_hooks(module):

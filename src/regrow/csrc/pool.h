@@ -10,6 +10,18 @@ namespace regrow::REGROW_VARIANT {
 
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 typedef uint8_t LooseBytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
+typedef uint16_t Pairs __attribute__((vector_size(2 * kLanes)));
+
+// GCC takes most of these conversions apart, lane by lane, unless each doubles or halves the width of a lane.
+static inline __attribute__((always_inline)) Integers widened(Bytes bytes) {
+    if constexpr (kLanes > 4) return __builtin_convertvector(__builtin_convertvector(bytes, Pairs), Integers);
+    return __builtin_convertvector(bytes, Integers);
+}
+
+static inline __attribute__((always_inline)) Bytes narrowed(Integers integers) {
+    if constexpr (kLanes < 16) return __builtin_convertvector(__builtin_convertvector(integers, Pairs), Bytes);
+    return __builtin_convertvector(integers, Bytes);
+}
 
 template <Access kAccess>
 static inline __attribute__((always_inline)) void write_bytes(uint8_t* to, Bytes bytes, int64_t lanes) {
@@ -22,8 +34,7 @@ static inline __attribute__((always_inline)) void write_bytes(uint8_t* to, Bytes
 
 template <Access kAccess>
 static inline __attribute__((always_inline)) Integers read_bytes(const uint8_t* from, int64_t lanes) {
-    if (kAccess != Access::kSome)
-        return __builtin_convertvector(static_cast<Bytes>(*reinterpret_cast<const LooseBytes*>(from)), Integers);
+    if (kAccess != Access::kSome) return widened(*reinterpret_cast<const LooseBytes*>(from));
     Integers integers = {};
     for (int64_t lane = 0; lane < lanes; ++lane) integers[lane] = from[lane];
     return integers;
@@ -42,23 +53,43 @@ static inline Range window_of(const Axis& axis, int64_t output) {
     return {larger(0, first), smaller(axis.input, first + axis.kernel)};
 }
 
-// The outputs in whose windows an input lies.
-static inline Range windows_over(const Axis& axis, int64_t input) {
-    const int64_t last = (input + axis.padding) / axis.stride + 1;
-    const int64_t before = input + axis.padding - axis.kernel;
-    return {before < 0 ? 0 : before / axis.stride + 1, smaller(axis.output, last)};
+// The outputs in whose windows an input lies, for one input of an axis after the other.
+class WindowsOver {
+   public:
+    explicit WindowsOver(const Axis& axis, int64_t input) : axis_(axis) { move_to(input); }
+
+    // To an input that lies behind the one before.
+    void move_to(int64_t input) {
+        while (range_.last < axis_.output && start(range_.last) <= input) ++range_.last;
+        while (range_.first < range_.last && start(range_.first) + axis_.kernel <= input) ++range_.first;
+    }
+
+    const Range& range() const { return range_; }
+
+   private:
+    int64_t start(int64_t output) const { return output * axis_.stride - axis_.padding; }
+
+    const Axis& axis_;
+    Range range_{0, 0};
+};
+
+// Calls body(channel, row) for every line of planes, shared out to threads.
+template <class Body>
+static inline void for_lines(int64_t channels, int64_t rows, int threads, Body&& body) {
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t line = 0; line < channels * rows; ++line) body(line / rows, line % rows);
+        stream_fence();
+    }
 }
 
 // Calls body(channel, row, column) for every position of `rows` x `columns` planes, rows shared out to threads.
 template <class Body>
 static inline void for_positions(int64_t channels, int64_t rows, int64_t columns, int threads, Body&& body) {
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (int64_t line = 0; line < channels * rows; ++line)
-            for (int64_t column = 0; column < columns; ++column) body(line / rows, line % rows, column);
-        stream_fence();
-    }
+    for_lines(channels, rows, threads, [&](int64_t channel, int64_t row) {
+        for (int64_t column = 0; column < columns; ++column) body(channel, row, column);
+    });
 }
 
 // Calls body(height, width) for a window of that size, as constants where it is the common one.
@@ -98,7 +129,7 @@ static void max_pool(const Geometry& geometry, int64_t channels, const Number* i
                         best_tap = better ? tap : best_tap;
                     }
                 write<kWrite>(output + window + at, best, lanes);
-                if (winner) write_bytes<kAccess>(winner + window + at, __builtin_convertvector(best_tap, Bytes), lanes);
+                if (winner) write_bytes<kAccess>(winner + window + at, narrowed(best_tap), lanes);
             });
         };
         with_access(streams, [&](auto stored) {
@@ -108,30 +139,46 @@ static void max_pool(const Geometry& geometry, int64_t channels, const Number* i
     });
 }
 
-// input_gradient = for each input the sum over its windows of share(window) times the window's gradient. `term(window,
-// row, column, access, lanes)` is what a window gives to the input that is tap (row, column) of it.
-template <class Number, class Term>
+// input_gradient = for each input the sum over its windows of what each gives it: that is `of_window(row, column, y, x)`
+// for the input (y, x) of a window, called with where the window's numbers lie, the access and the lanes.
+template <class Number, class OfWindow>
 static inline void gather_windows(const Geometry& geometry, int64_t channels, Number* input_gradient, int threads,
-                                  Term&& term) {
+                                  OfWindow&& of_window) {
     const Axis &height = geometry.height, &width = geometry.width;
     const int64_t batch = geometry.batch;
     const bool streams = streams_outputs(input_gradient, channels * height.input * width.input * batch, batch);
-    for_positions(channels, height.input, width.input, threads, [&](int64_t channel, int64_t y, int64_t x) {
-        const Range rows = windows_over(height, y), columns = windows_over(width, x);
-        Number* const to = input_gradient + ((channel * height.input + y) * width.input + x) * batch;
-        with_access(streams, [&](auto stored) {
-            for_vectors<Access::kAll>(batch, [&](int64_t at, auto access, int64_t lanes) {
-                constexpr Access kRead = decltype(access)::value;
-                constexpr Access kWrite = kRead == Access::kAll ? decltype(stored)::value : kRead;
-                Vector sum = {};
-                for (int64_t row = rows.first; row < rows.last; ++row)
-                    for (int64_t column = columns.first; column < columns.last; ++column) {
+    // One walk over the windows of an input serves several of its vectors.
+    constexpr int kRun = 4;
+    for_lines(channels, height.input, threads, [&](int64_t channel, int64_t y) {
+        const WindowsOver rows(height, y);
+        WindowsOver columns(width, 0);
+        for (int64_t x = 0; x < width.input; ++x) {
+            columns.move_to(x);
+            Number* const to = input_gradient + ((channel * height.input + y) * width.input + x) * batch;
+            const auto gather = [&](auto vectors, int64_t at, auto access, auto stored, int64_t lanes) {
+                constexpr int kVectors = decltype(vectors)::value;
+                Vector sum[kVectors] = {};
+                for (int64_t row = rows.range().first; row < rows.range().last; ++row)
+                    for (int64_t column = columns.range().first; column < columns.range().last; ++column) {
+                        const auto term = of_window(row, column, y, x);
                         const int64_t window = ((channel * height.output + row) * width.output + column) * batch + at;
-                        sum += term(window, row, column, y, x, access, lanes);
+                        for (int j = 0; j < kVectors; ++j)
+                            sum[j] += term(window + j * kLanes, access, lanes - j * kLanes);
                     }
-                write<kWrite>(to + at, sum, lanes);
+                for (int j = 0; j < kVectors; ++j)
+                    write<decltype(stored)::value>(to + at + j * kLanes, sum[j], lanes - j * kLanes);
+            };
+            with_access(streams, [&](auto stored) {
+                int64_t begun = 0;
+                for (; begun + kRun * kLanes <= batch; begun += kRun * kLanes)
+                    gather(Fixed<kRun>(), begun, std::integral_constant<Access, Access::kAll>(), stored, kRun * kLanes);
+                for_vectors<Access::kAll>(batch - begun, [&](int64_t at, auto access, int64_t lanes) {
+                    constexpr Access kRead = decltype(access)::value;
+                    constexpr Access kWrite = kRead == Access::kAll ? decltype(stored)::value : kRead;
+                    gather(Fixed<1>(), begun + at, access, std::integral_constant<Access, kWrite>(), lanes);
+                });
             });
-        });
+        }
     });
 }
 
@@ -178,16 +225,16 @@ static void max_pool_gradient(const Geometry& geometry, int64_t channels, const 
     const Axis &height = geometry.height, &width = geometry.width;
     if (tiles(height) && tiles(width))
         return max_pool_gradient_tiled(geometry, channels, output_gradient, winner, input_gradient, threads);
-    gather_windows(geometry, channels, input_gradient, threads,
-                   [&](int64_t window, int64_t row, int64_t column, int64_t y, int64_t x, auto access, int64_t lanes) {
-                       constexpr Access kAccess = decltype(access)::value;
-                       const int64_t tap = (y + height.padding - row * height.stride) * width.kernel + x +
-                                           width.padding - column * width.stride;
-                       const Vector gradient = read<kAccess>(output_gradient + window, lanes);
-                       const Integers won =
-                           read_bytes<kAccess>(winner + window, lanes) == Integers{} + static_cast<int32_t>(tap);
-                       return won ? gradient : Vector{};
-                   });
+    gather_windows(geometry, channels, input_gradient, threads, [&](int64_t row, int64_t column, int64_t y, int64_t x) {
+        const int64_t tap =
+            (y + height.padding - row * height.stride) * width.kernel + x + width.padding - column * width.stride;
+        const Integers mine = Integers{} + static_cast<int32_t>(tap);
+        return [=](int64_t window, auto access, int64_t lanes) {
+            constexpr Access kAccess = decltype(access)::value;
+            const Vector gradient = read<kAccess>(output_gradient + window, lanes);
+            return read_bytes<kAccess>(winner + window, lanes) == mine ? gradient : Vector{};
+        };
+    });
 }
 
 // What a window's sum is multiplied by. A divisor of 0 stands for the number of inputs in the window.
@@ -220,11 +267,12 @@ static void mean_pool(const Geometry& geometry, int64_t channels, int64_t diviso
 template <class Number>
 static void mean_pool_gradient(const Geometry& geometry, int64_t channels, int64_t divisor,
                                const Number* output_gradient, Number* input_gradient, int threads) {
-    gather_windows(geometry, channels, input_gradient, threads,
-                   [&](int64_t window, int64_t row, int64_t column, int64_t, int64_t, auto access, int64_t lanes) {
-                       return read<decltype(access)::value>(output_gradient + window, lanes) *
-                              broadcast(share_of(geometry, divisor, row, column));
-                   });
+    gather_windows(geometry, channels, input_gradient, threads, [&](int64_t row, int64_t column, int64_t, int64_t) {
+        const Vector share = broadcast(share_of(geometry, divisor, row, column));
+        return [=](int64_t window, auto access, int64_t lanes) {
+            return read<decltype(access)::value>(output_gradient + window, lanes) * share;
+        };
+    });
 }
 
 }  // namespace regrow::REGROW_VARIANT
