@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import regrow
 from cases import assert_same, weights
 from regrow.convert import follow_layout
-from regrow.convert.exchange import has_hooks
 from regrow.experiments.models import build
 from regrow.nn.batch_last import (
     BatchLast,
@@ -23,6 +22,7 @@ from regrow.nn.batch_last import (
     BatchLastNorm2d,
     FoldedReLU,
 )
+from regrow.nn.batch_last_conv import BatchLastConv2d
 from regrow.ops import is_batch_last
 from regrow.ops.layout import batch_last
 
@@ -336,64 +336,106 @@ def test_residual_networks_are_exchanged() -> None:
     assert isinstance(model.avgpool, BatchLastAdaptiveAvgPool2d)
 
 
-def test_a_residual_network_with_dense_stem_and_shortcuts_is_exchanged() -> None:
-    dense = build("resnet18", image_shape=(3, 32, 32), classes=10, width=0.25)
-    model = sparse(copy.deepcopy(dense), keep_dense=["conv1", "*.downsample.0"])
-    plain = sparse(dense, keep_dense=["conv1", "*.downsample.0"], batch_last=False)
+@pytest.mark.parametrize("network", ["resnet18", "resnet50"])
+def test_a_residual_network_with_dense_stem_and_shortcuts_is_exchanged(network: str) -> None:
+    dense = build(network, image_shape=(3, 32, 32), classes=10, width=0.25)
+    ordinary = {name: module for name, module in dense.named_modules() if isinstance(module, nn.Conv2d)}
+    plain = sparse(copy.deepcopy(dense), keep_dense=["conv1", "*.downsample.0"], batch_last=False)
+    model = sparse(dense, keep_dense=["conv1", "*.downsample.0"])
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(isinstance(norm, BatchLastNorm2d) for norm in norms)
     assert isinstance(model.maxpool, BatchLastMaxPool2d)
-    convolutions = {name for name, module in model.named_modules() if has_hooks(module)}
-    assert convolutions == {f"layer{number}.0.downsample.0" for number in (2, 3, 4)}
+    kinds = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    assert kinds.pop("conv1") is nn.Conv2d
+    assert set(kinds.values()) == {BatchLastConv2d}
+    assert all(model.get_submodule(name) is ordinary[name] for name in kinds)
     x = drawn(20, 3, 32, 32)
     outputs = [each(x) for each in (model, plain)]
-    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
     for output in outputs:
-        (output**2).sum().backward()
+        output.square().sum().backward()
+    # Rounding decides which element of a pool's window wins, and so do gradients of the layers before it.
     for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
-        assert (one.grad - other.grad).norm() <= 1e-3 * other.grad.norm() + 1e-3, name
-    assert not any(map(has_hooks, regrow.densify(model).modules()))
+        assert (one.grad - other.grad).norm() <= 2e-2 * other.grad.norm() + 1e-3, name
+    assert all(type(regrow.densify(model).get_submodule(name)) is nn.Conv2d for name in kinds)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_dense_convolution_gets_its_own_layout(dtype: torch.dtype) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3, stride=2), nn.Conv2d(6, 4, 1))
-    ordinary = copy.deepcopy(model[1])
-    model = sparse(model, keep_dense=["1"])
-    seen, given = [], []
-    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        look = each[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        x = batch_last(drawn(5, 8, 6, 7)).to(dtype).requires_grad_()
-        with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
-            each[1](x).float().square().sum().backward()
-        given.append(x.grad)
-        look.remove()
-    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
-    assert all(map(is_batch_last, given))
-    x = drawn(5, 8, 6, 7).to(dtype).requires_grad_()
-    with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
-        ordinary(x).float().square().sum().backward()
-    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
-    for gradient in given:
-        torch.testing.assert_close(gradient, x.grad, rtol=tolerance, atol=tolerance)
-    # A sample alone and double precision are the convolution's own business.
-    torch.testing.assert_close(model[1](x[:1].detach().float()), ordinary(x[:1].detach().float()))
-    double = model[1].double()(batch_last(x.detach().double()))
-    torch.testing.assert_close(double, ordinary.double()(x.detach().double()))
-    assert not has_hooks(regrow.densify(model)[1])
+CONVOLUTIONS = {
+    "one tap": {"kernel_size": 1},
+    "one tap, stride and bias": {"kernel_size": 1, "stride": (2, 3), "bias": True},
+    "one tap, same": {"kernel_size": 1, "padding": "same", "bias": True},
+    "one tap, padded": {"kernel_size": 1, "padding": 1},
+    "groups": {"kernel_size": 1, "groups": 2},
+    "nine taps": {"kernel_size": 3, "padding": 1, "bias": True},
+    "reflected": {"kernel_size": 3, "padding": 1, "stride": 2, "padding_mode": "reflect"},
+}
 
 
-def test_a_dense_convolution_with_hooks_or_other_inputs_is_left_alone() -> None:
-    hooked = nn.Conv2d(8, 8, 1)
-    hooked.register_forward_hook(lambda *_: None)
+def pairs(settings: dict[str, object]) -> tuple[nn.Conv2d, BatchLastConv2d]:
+    ordinary = nn.Conv2d(8, 6, **{"bias": False, **settings})
+    return ordinary, BatchLastConv2d.of(copy.deepcopy(ordinary))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_a_dense_convolution_with_the_batch_innermost_is_pytorchs(kind: str, dtype: torch.dtype) -> None:
+    ordinary, convolution = pairs(CONVOLUTIONS[kind])
+    x = drawn(5, 8, 6, 7).to(dtype)
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
+    found = []
+    for each, inputs in ((ordinary, x), (convolution, batch_last(x))):
+        each = each.double() if dtype is torch.float64 else each
+        inputs = inputs.clone(memory_format=torch.preserve_format).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            output = each(inputs)
+        output.float().square().sum().backward()
+        found.append([output, inputs.grad, *(parameter.grad for parameter in each.parameters())])
+    for expected, is_now in zip(*found, strict=True):
+        torch.testing.assert_close(is_now, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+    assert is_batch_last(found[1][1])
+    assert is_batch_last(found[1][0]) == (kind in ("one tap", "one tap, stride and bias", "one tap, same"))
+
+
+@pytest.mark.parametrize("settings", [CONVOLUTIONS["one tap, stride and bias"], CONVOLUTIONS["nine taps"]])
+def test_a_dense_convolution_takes_everything_that_an_ordinary_one_takes(settings: dict[str, object]) -> None:
+    ordinary, convolution = pairs(settings)
+    for x in (drawn(5, 8, 6, 7), drawn(8, 6, 7), drawn(1, 8, 6, 7), drawn(0, 8, 6, 7)):
+        torch.testing.assert_close(convolution(x), ordinary(x))
+    x = batch_last(drawn(3, 8, 4, 5))
+    torch.testing.assert_close(convolution(batch_last(drawn(0, 8, 6, 7))), ordinary(drawn(0, 8, 6, 7)))
+    with torch.no_grad():
+        torch.testing.assert_close(convolution(x), ordinary(x))
+    with torch.inference_mode():
+        torch.testing.assert_close(convolution(x), ordinary(x))
+    primal, tangent = torch.func.jvp(convolution, (x,), (x,))
+    torch.testing.assert_close(primal - tangent, primal - torch.func.jvp(ordinary, (x,), (x,))[1])
+    with pytest.raises(RuntimeError, match="expected input"):
+        convolution(batch_last(drawn(3, 7, 4, 5)))
+    double = batch_last(drawn(3, 8, 4, 5).double()).requires_grad_()
+    assert torch.autograd.gradgradcheck(convolution.double(), (double,))
+
+
+def test_a_dense_convolution_that_gets_no_such_input_is_left_alone_and_hooks_stay() -> None:
+    hooked, called = nn.Conv2d(8, 8, 1), []
+    hooked.register_forward_hook(lambda *_: called.append(1))
     model = sparse(nn.Sequential(nn.Conv2d(3, 8, 3), hooked, nn.Conv2d(8, 4, 1)), keep_dense=["1"])
-    assert not hooked._forward_pre_hooks
-    assert model[1] is hooked
+    model(drawn(3, 3, 6, 6))
+    assert (type(model[1]), len(called)) == (BatchLastConv2d, 1)
     first = sparse(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)), keep_dense=["0"])[0]
-    assert not has_hooks(first)
+    assert type(first) is nn.Conv2d
+    shared = nn.Conv2d(3, 3, 1)
+    sparse(nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared), keep_dense=["0"])
+    assert type(shared) is nn.Conv2d
 
 
-def test_the_way_through_a_dense_convolution_has_second_derivatives() -> None:
-    model = sparse(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 1)), keep_dense=["1"])
-    x = batch_last(drawn(3, 4, 2, 2).double()).requires_grad_()
-    assert torch.autograd.gradgradcheck(model[1].double(), (x,))
+def test_a_masked_convolution_among_sparse_ones_stays_masked() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1))
+    model = regrow.sparsify(model, 0.5, backend={"1.weight": "masked", "*": "cpu"})
+    assert type(model[1]) is BatchLastConv2d
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(regrow.masks(each)["1.weight"], each[1].weight != 0)
+        x = drawn(3, 3, 6, 6)
+        torch.testing.assert_close(each(x), regrow.densify(copy.deepcopy(each))(x), rtol=1e-4, atol=1e-5)
+    other = regrow.sparsify(nn.Sequential(*map(copy.deepcopy, regrow.densify(copy.deepcopy(model)))), 0.5, seed=1)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(regrow.masks(other)["1.weight"], regrow.masks(model)["1.weight"])

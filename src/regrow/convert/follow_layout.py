@@ -30,8 +30,8 @@ from regrow.nn.batch_last import (
     FoldedReLU,
 )
 from regrow.nn.batch_last_1d import BatchLastAdaptiveAvgPool1d, BatchLastAvgPool1d, BatchLastMaxPool1d
+from regrow.nn.batch_last_conv import BatchLastConv2d
 from regrow.nn.modes import modes_kept
-from regrow.nn.own_layout import give_own_layout, take_own_layout_back
 from regrow.nn.sparse_conv import SparseConv
 from regrow.nn.sparse_layer import SparseLayer
 
@@ -66,13 +66,13 @@ def follow_layout(model: nn.Module) -> None:
     """Exchange norms, activations, dropout and pools between sparse convolutions, in place.
 
     A norm or pool is exchanged if each of its calls gets the output of a sparse convolution, directly or through what
-    keeps the layout; and a norm, too, whose output goes, likewise, to sparse convolutions alone, or into a sum with
-    what has the batch innermost: it then leads from a dense convolution into the layout.
+    keeps the layout; and a norm, too, whose output goes, likewise, to sparse convolutions, or into a sum with what has
+    the batch innermost, and to nothing that would want another layout: it then leads from a dense convolution into it.
     A ReLU is folded into the norm before it if neither has any other part in the model, and so is dropout after both;
     other dropout is exchanged as pools are. Modules with hooks, and models that `torch.fx` cannot trace, are left
     alone. What was folded applies itself again as soon as something else stands where one of these modules did.
 
-    Dense convolutions that get such activations stay as they are, but have them in their own layout.
+    Dense convolutions whose calls all get such activations know what to do with them from then on.
     """
     if not any(isinstance(module, SparseConv) for module in model.modules()):
         return
@@ -97,7 +97,7 @@ def follow_layout(model: nn.Module) -> None:
         exchanged[dropout] = BatchLastDropout(dropout).train(dropout.training)
     replace_modules(model, exchanged)
     for convolution in flow.dense_convolutions():
-        give_own_layout(convolution)
+        BatchLastConv2d.of(convolution)
 
 
 _Places = Mapping[nn.Module, list[tuple[nn.Module, str]]]
@@ -146,8 +146,6 @@ def restore_layout(model: nn.Module) -> None:
     """Put the ordinary modules back, in place."""
     exchanged = [module for module in model.modules() if isinstance(module, BatchLast)]
     replace_modules(model, {module: module.to_ordinary().train(module.training) for module in exchanged})
-    for module in model.modules():
-        take_own_layout_back(module)
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -235,9 +233,7 @@ class _Flow:
     def dense_convolutions(self) -> list[nn.Conv2d]:
         """Return the convolutions that are not sparse and get batch-last activations at each of their calls."""
         return [
-            module
-            for module, calls in self.calls.items()
-            if type(module) is nn.Conv2d and not has_hooks(module) and all(map(self._meets, calls))
+            module for module, calls in self.calls.items() if type(module) is nn.Conv2d and all(map(self._meets, calls))
         ]
 
     def _called(self, node: fx.Node) -> nn.Module | None:
@@ -280,13 +276,17 @@ class _Flow:
         return bool(node.all_input_nodes) and all(source in self._batch_last for source in node.all_input_nodes)
 
     def _feeds(self, node: fx.Node) -> bool:
-        """Return whether all that uses what a node gives is better off if that is batch-last."""
-        return bool(node.users) and all(self._wants(user, node) for user in node.users)
+        """Return whether what uses the output of a node wants it batch-last: all that cares, and anything at all."""
+        wants = [self._wants(user, node) for user in node.users]
+        return any(wants) and all(wanted is not False for wanted in wants)
 
-    def _wants(self, user: fx.Node, source: fx.Node) -> bool:
+    def _wants(self, user: fx.Node, source: fx.Node) -> bool | None:
+        """Return whether a user wants what `source` gives batch-last; None if it takes it in any layout."""
         module = self._called(user)
         if isinstance(module, SparseConv):
             return True
+        if type(module) is nn.Conv2d:
+            return None
         others = [node for node in user.all_input_nodes if node is not source]
         if others:
             return self._keeps(user) and all(node in self._batch_last for node in others)
