@@ -21,6 +21,7 @@ from regrow.nn.batch_last import (
     BatchLastMaxPool2d,
     BatchLastNorm2d,
     FoldedReLU,
+    SharedReLU,
 )
 from regrow.nn.batch_last_conv import BatchLastConv2d
 from regrow.ops import is_batch_last
@@ -185,7 +186,7 @@ class Block(nn.Module):
     [
         ("plain", {"norm1": True, "relu1": None, "norm2": True, "relu2": None}),
         ("functional", {"norm1": False, "norm2": True, "relu2": None}),
-        ("shared relu", {"norm1": False, "norm2": True, "relu2": None}),
+        ("shared relu", {"norm1": True, "relu1": None, "norm2": True, "relu2": None}),
         ("norm used twice", {"norm1": False, "norm2": True, "relu2": None}),
         ("evaluation", {"norm1": True, "relu1": None, "norm2": False}),
         ("data", {}),
@@ -439,3 +440,72 @@ def test_a_masked_convolution_among_sparse_ones_stays_masked() -> None:
     other = regrow.sparsify(nn.Sequential(*map(copy.deepcopy, regrow.densify(copy.deepcopy(model)))), 0.5, seed=1)
     other.load_state_dict(model.state_dict())
     assert torch.equal(regrow.masks(other)["1.weight"], regrow.masks(model)["1.weight"])
+
+
+class OneReLU(nn.Module):
+    """A residual block with a single ReLU, as torchvision's: after the first norm and after the sum."""
+
+    def __init__(self, relu: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)) + x)
+
+
+def one_relu(inplace: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return chain(nn.BatchNorm2d(8), nn.ReLU(), OneReLU(nn.ReLU(inplace)), OneReLU(nn.ReLU(inplace)))
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_relu_that_also_follows_a_sum_is_folded_where_it_follows_a_norm(inplace: bool) -> None:
+    model, plain = sparse(one_relu(inplace)), sparse(one_relu(inplace), batch_last=False)
+    assert [type(block.relu) for block in model[3:5]] == [SharedReLU, SharedReLU]
+    assert [(block.bn1.relu, block.bn2.relu) for block in model[3:5]] == [(True, False)] * 2
+    calls = []
+    for block in model[3:5]:
+        block.relu.register_forward_hook(lambda _, inputs, output: calls.append(output is inputs[0]))
+    x = drawn(6, 3, 5, 5)
+    outputs = [each(x) for each in (model, plain)]
+    if not inplace:
+        assert calls == [True, False, True, False]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    for output in outputs:
+        output.square().sum().backward()
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+    for each in (copy.deepcopy(model), pickle.loads(pickle.dumps(sparse(one_relu(inplace))))):
+        torch.testing.assert_close(each.eval()(x), each(x))
+    assert [type(block.relu) for block in regrow.densify(model)[3:5]] == [nn.ReLU, nn.ReLU]
+    assert model[3].relu.inplace is inplace
+
+
+def test_a_shared_relu_applies_itself_to_whatever_is_not_the_very_output_of_a_norm() -> None:
+    model = sparse(one_relu(False)).eval()
+    norm, relu = model[3].bn1, model[3].relu
+    rectified = norm(batch_last(drawn(6, 8, 5, 5)))
+    assert relu(rectified) is rectified
+    assert bool((relu(rectified - 1) >= 0).all())
+    rectified -= 1
+    assert bool((relu(rectified) >= 0).all())
+    # Another module in its place: the norm leaves its output alone.
+    x = drawn(6, 3, 5, 5)
+    other = sparse(one_relu(False), batch_last=False).eval()
+    for each in (model, other):
+        each[3].relu = nn.GELU()
+    torch.testing.assert_close(model(x), other(x), rtol=1e-4, atol=1e-5)
+    # Another norm: ReLU is applied to it.
+    for each in (model, other):
+        each[4].bn1 = nn.BatchNorm2d(8).eval()
+    torch.testing.assert_close(model(x), other(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_model_with_a_shared_relu_computes_the_same() -> None:
+    model = sparse(one_relu())
+    x = drawn(6, 3, 5, 5)
+    expected = copy.deepcopy(model)(x)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), expected)

@@ -28,6 +28,7 @@ from regrow.nn.batch_last import (
     Fold,
     FoldedDropout,
     FoldedReLU,
+    SharedReLU,
 )
 from regrow.nn.batch_last_1d import BatchLastAdaptiveAvgPool1d, BatchLastAvgPool1d, BatchLastMaxPool1d
 from regrow.nn.batch_last_conv import BatchLastConv2d
@@ -68,9 +69,10 @@ def follow_layout(model: nn.Module) -> None:
     A norm or pool is exchanged if each of its calls gets the output of a sparse convolution, directly or through what
     keeps the layout; and a norm, too, whose output goes, likewise, to sparse convolutions, or into a sum with what has
     the batch innermost, and to nothing that would want another layout: it then leads from a dense convolution into it.
-    A ReLU is folded into the norm before it if neither has any other part in the model, and so is dropout after both;
-    other dropout is exchanged as pools are. Modules with hooks, and models that `torch.fx` cannot trace, are left
-    alone. What was folded applies itself again as soon as something else stands where one of these modules did.
+    A ReLU is folded into the norm before it if it alone uses what the norm gives, and so is dropout after both, if it
+    follows nothing else; other dropout is exchanged as pools are. Norms, pools and ReLUs with hooks, and models that
+    `torch.fx` cannot trace, are left alone. What was folded applies itself again as soon as something else stands where
+    one of these modules did.
 
     Dense convolutions whose calls all get such activations know what to do with them from then on.
     """
@@ -85,8 +87,9 @@ def follow_layout(model: nn.Module) -> None:
     # One dropout may follow several norms.
     silent = {dropout: FoldedDropout(dropout).train(dropout.training) for dropout in dropouts.values()}
     exchanged: dict[nn.Module, nn.Module] = dict(silent.items())
+    shared = flow.shared_relus()
     for relu in relus.values():
-        exchanged[relu] = FoldedReLU(relu.inplace).train(relu.training)
+        exchanged[relu] = (SharedReLU if relu in shared else FoldedReLU)(relu.inplace).train(relu.training)
     for norm in norms:
         folded = silent[dropouts[norm]] if norm in dropouts else None
         exchanged[norm] = _NORMS[type(norm)](norm, relu=norm in relus, dropout=folded).train(norm.training)
@@ -129,9 +132,12 @@ def _tie(
 
     for relu in set(relus.values()):
         norms = before(relus, relu)
-        exchanged[relu].fold = tied = fold([relu, *norms])
+        tied, shared = fold([relu, *norms]), isinstance(exchanged[relu], SharedReLU)
+        if not shared:
+            exchanged[relu].fold = tied
         for norm in norms:
             exchanged[norm].relu_fold = tied
+            exchanged[norm].shares_relu = shared
     for dropout in set(dropouts.values()):
         norms = before(dropouts, dropout)
         # With a ReLU between that applies itself, dropout before that would be in the wrong order.
@@ -203,7 +209,15 @@ class _Flow:
 
     def relus(self) -> dict[_Norm, nn.ReLU]:
         """Return the ReLUs to fold, by the norms to fold them into."""
-        return self._foldable({norm: self.calls[norm] for norm in self.norms()}, nn.ReLU)
+        return self._foldable(self._norm_calls(), nn.ReLU)
+
+    def shared_relus(self) -> set[nn.ReLU]:
+        """Return those of them that follow something else too, as the one ReLU of a block that also follows its sum."""
+        calls, relus = self._norm_calls(), self.relus()
+        return {relu for relu in relus.values() if not self._always_after(calls, relu, relus)}
+
+    def _norm_calls(self) -> dict[_Norm, list[fx.Node]]:
+        return {norm: self.calls[norm] for norm in self.norms()}
 
     def dropouts(self) -> dict[_Norm, nn.Dropout]:
         """Return the dropout to fold, by the norms to fold it into, after the ReLU where there is one."""
@@ -212,7 +226,13 @@ class _Flow:
             norm: [next(iter(call.users)) for call in self.calls[norm]] if norm in relus else self.calls[norm]
             for norm in self.norms()
         }
-        return self._foldable(ends, nn.Dropout)
+        folded = self._foldable(ends, nn.Dropout)
+        # Unlike ReLU, dropout must not be applied twice: what also follows something else stays as it is.
+        while True:
+            kept = {norm: each for norm, each in folded.items() if self._always_after(ends, each, folded)}
+            if len(kept) == len(folded):
+                return folded
+            folded = kept
 
     def other_dropouts(self) -> list[nn.Dropout]:
         """Return the dropout to exchange by itself."""
@@ -301,26 +321,19 @@ class _Flow:
         return type(module) in _NORMS
 
     def _foldable(self, ends: Mapping[_Norm, list[fx.Node]], kind: type[_Module]) -> dict[_Norm, _Module]:
-        """Return the modules of a kind that norms can apply: nothing else uses what these give, nor precedes those.
+        """Return the modules of a kind that norms can apply: nothing else uses what these give.
 
         Args:
             ends: for each norm the nodes that give what it gives with what is folded into it already.
             kind: of modules to fold.
         """
-        folded = {
-            norm: module for norm, nodes in ends.items() if (module := self._alone_after(nodes, kind)) is not None
-        }
-        # A module that also follows something else must stay, and then no norm before it may apply it.
-        while True:
-            inside = {node for norm in folded for node in ends[norm]}
-            kept = {
-                norm: module
-                for norm, module in folded.items()
-                if all(call.all_input_nodes[0] in inside for call in self.calls[module])
-            }
-            if len(kept) == len(folded):
-                return folded
-            folded = kept
+        alone = {norm: self._alone_after(nodes, kind) for norm, nodes in ends.items()}
+        return {norm: module for norm, module in alone.items() if module is not None}
+
+    def _always_after(self, ends: Mapping[_Norm, list[fx.Node]], module: nn.Module, folded: Iterable[_Norm]) -> bool:
+        """Return whether every call of a module follows one of the norms that it is folded into."""
+        inside = {node for norm in folded for node in ends[norm]}
+        return all(call.all_input_nodes[0] in inside for call in self.calls[module])
 
     def _alone_after(self, nodes: list[fx.Node], kind: type[_Module]) -> _Module | None:
         """Return the one module of a kind that alone uses what nodes give; None if there is none, or anything else."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import ref
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,10 +31,14 @@ __all__ = [
     "Fold",
     "FoldedDropout",
     "FoldedReLU",
+    "SharedReLU",
 ]
 
 
 _Reference = Callable[[], nn.Module | None]
+
+# What a norm notes on an output to which it has applied ReLU: the version, so that a change in place is seen.
+_RECTIFIED = "_regrow_rectified"
 
 
 class BatchLast(nn.Module):
@@ -96,6 +101,7 @@ class _Norm(nn.modules.batchnorm._BatchNorm, BatchLast):
     Attributes:
         relu_fold: while it holds, ReLU is applied; None for always.
         dropout_fold: while it holds, dropout is applied; None for always.
+        shares_relu: whether the ReLU that follows also follows something else, and so must know this norm's output.
     """
 
     _ordinary: Callable[..., nn.BatchNorm1d | nn.BatchNorm2d]
@@ -110,6 +116,7 @@ class _Norm(nn.modules.batchnorm._BatchNorm, BatchLast):
         self._dropout = (dropout,)
         self.relu_fold: Fold | None = None
         self.dropout_fold: Fold | None = None
+        self.shares_relu = False
 
     def to_ordinary(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
         """Return the ordinary norm, without ReLU and dropout."""
@@ -123,6 +130,7 @@ class _Norm(nn.modules.batchnorm._BatchNorm, BatchLast):
         (dropout,) = self._dropout
         drops = dropout is not None and dropout.training and _holds(self.dropout_fold)
         rate = dropout.p if dropout is not None and drops else 0.0
+        relu = self.relu and _holds(self.relu_fold)
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         output, *_ = normalise(
             _as_planes(x),
@@ -131,12 +139,15 @@ class _Norm(nn.modules.batchnorm._BatchNorm, BatchLast):
             mean=mean,
             variance=variance,
             epsilon=self.eps,
-            relu=self.relu and _holds(self.relu_fold),
+            relu=relu,
             rate=rate if rate < 1 else 0.0,
             running=self._running,
         )
         output = output.flatten(x.dim() - 1) if x.dim() < 4 else output
-        return output if rate < 1 else F.dropout(output, rate)
+        output = output if rate < 1 else F.dropout(output, rate)
+        if relu and self.shares_relu and not torch.compiler.is_compiling():
+            setattr(output, _RECTIFIED, output._version)
+        return output
 
     @property
     def _running(self) -> Running | None:
@@ -281,6 +292,26 @@ class FoldedReLU(BatchLast):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, to which ReLU has been applied."""
         return x if _holds(self.fold) else F.relu(x, self.inplace)
+
+
+class SharedReLU(nn.ReLU, BatchLast):
+    """`nn.ReLU` that norms apply at some of its calls: it gives back what they say is rectified.
+
+    Applied once more, as in a compiled model, ReLU changes nothing.
+
+    Args:
+        inplace: as in the `nn.ReLU` that it replaces.
+    """
+
+    def to_ordinary(self) -> nn.ReLU:
+        """Return the ordinary module."""
+        return nn.ReLU(self.inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply ReLU to `x`, unless it was applied before."""
+        if not torch.compiler.is_compiling() and getattr(x, _RECTIFIED, None) == x._version:
+            return x
+        return super().forward(x)
 
 
 class FoldedDropout(nn.Dropout, BatchLast):
