@@ -216,9 +216,6 @@ class _Flow:
         calls, relus = self._norm_calls(), self.relus()
         return {relu for relu in relus.values() if not self._always_after(calls, relu, relus)}
 
-    def _norm_calls(self) -> dict[_Norm, list[fx.Node]]:
-        return {norm: self.calls[norm] for norm in self.norms()}
-
     def dropouts(self) -> dict[_Norm, nn.Dropout]:
         """Return the dropout to fold, by the norms to fold it into, after the ReLU where there is one."""
         relus = self.relus()
@@ -256,6 +253,9 @@ class _Flow:
             module for module, calls in self.calls.items() if type(module) is nn.Conv2d and all(map(self._meets, calls))
         ]
 
+    def _norm_calls(self) -> dict[_Norm, list[fx.Node]]:
+        return {norm: self.calls[norm] for norm in self.norms()}
+
     def _called(self, node: fx.Node) -> nn.Module | None:
         return self._modules[node.target] if node.op == "call_module" and isinstance(node.target, str) else None
 
@@ -263,9 +263,13 @@ class _Flow:
         """Find which nodes give batch-last activations; a module is exchanged at all of its calls or at none."""
         while True:
             self._batch_last: set[fx.Node] = set()
-            # What goes into a sum may be known only after what stands before it.
-            while found := [node for node in self._nodes if node not in self._batch_last and self._gives(node)]:
-                self._batch_last.update(found)
+            known = -1
+            # What else goes into a sum may be known only after what stands before it.
+            while len(self._batch_last) > known:
+                known = len(self._batch_last)
+                for node in self._nodes:
+                    if node not in self._batch_last and self._gives(node):
+                        self._batch_last.add(node)
             refused = {
                 module
                 for module, calls in self.calls.items()
