@@ -492,8 +492,11 @@ def test_a_shared_relu_applies_itself_to_whatever_is_not_the_very_output_of_a_no
     assert bool((relu(rectified - 1) >= 0).all())
     rectified -= 1
     assert bool((relu(rectified) >= 0).all())
-    # Another module in its place: the norm leaves its output alone.
     x = drawn(6, 3, 5, 5)
+    expected = model(x)
+    with torch.inference_mode():
+        assert_same(model(x), expected)
+    # Another module in its place: the norm leaves its output alone.
     other = sparse(one_relu(False), batch_last=False).eval()
     for each in (model, other):
         each[3].relu = nn.GELU()

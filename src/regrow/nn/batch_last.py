@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regrow.nn.numbers import version_of
 from regrow.ops.dropout import dropout
 from regrow.ops.normalise import Running, normalise
 from regrow.ops.pool import MOST_TAPS, max_pool2d, mean_pool2d
@@ -146,7 +147,7 @@ class _Norm(nn.modules.batchnorm._BatchNorm, BatchLast):
         output = output.flatten(x.dim() - 1) if x.dim() < 4 else output
         output = output if rate < 1 else F.dropout(output, rate)
         if relu and self.shares_relu and not torch.compiler.is_compiling():
-            setattr(output, _RECTIFIED, output._version)
+            setattr(output, _RECTIFIED, version_of(output))
         return output
 
     @property
@@ -309,7 +310,7 @@ class SharedReLU(nn.ReLU, BatchLast):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply ReLU to `x`, unless it was applied before."""
-        if not torch.compiler.is_compiling() and getattr(x, _RECTIFIED, None) == x._version:
+        if not torch.compiler.is_compiling() and getattr(x, _RECTIFIED, None) == version_of(x):
             return x
         return super().forward(x)
 
