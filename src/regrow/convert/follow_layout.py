@@ -74,7 +74,7 @@ def follow_layout(model: nn.Module) -> None:
     `torch.fx` cannot trace, are left alone. What was folded applies itself again as soon as something else stands where
     one of these modules did.
 
-    Dense convolutions whose calls all get such activations know what to do with them from then on.
+    Dense convolutions whose calls all get such activations become `BatchLastConv2d`, where they stand.
     """
     if not any(isinstance(module, SparseConv) for module in model.modules()):
         return

@@ -56,7 +56,11 @@ static inline Range window_of(const Axis& axis, int64_t output) {
 // The outputs in whose windows an input lies, for one input of an axis after the other.
 class WindowsOver {
    public:
-    explicit WindowsOver(const Axis& axis, int64_t input) : axis_(axis) { move_to(input); }
+    explicit WindowsOver(const Axis& axis, int64_t input) : axis_(axis) {
+        const int64_t before = input + axis.padding - axis.kernel;
+        range_.last = smaller(axis.output, (input + axis.padding) / axis.stride + 1);
+        range_.first = smaller(range_.last, before < 0 ? 0 : before / axis.stride + 1);
+    }
 
     // To an input that lies behind the one before.
     void move_to(int64_t input) {
@@ -70,7 +74,7 @@ class WindowsOver {
     int64_t start(int64_t output) const { return output * axis_.stride - axis_.padding; }
 
     const Axis& axis_;
-    Range range_{0, 0};
+    Range range_;
 };
 
 // Calls body(channel, row) for every line of planes, shared out to threads.
