@@ -428,6 +428,28 @@ def test_a_dense_convolution_that_gets_no_such_input_is_left_alone_and_hooks_sta
     assert type(shared) is nn.Conv2d
 
 
+def test_a_parametrization_of_a_dense_convolution_outlives_densify() -> None:
+    model = sparse(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)), keep_dense=["1"]).eval()
+    nn.utils.parametrizations.weight_norm(model[1])
+    x = drawn(3, 3, 6, 6)
+    expected = model(x)
+    back = regrow.densify(model)
+    assert torch.nn.utils.parametrize.is_parametrized(back[1])
+    torch.testing.assert_close(back(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_dense_convolution_gives_may_be_changed_in_place() -> None:
+    ordinary, convolution = pairs(CONVOLUTIONS["one tap"])
+    gradients = []
+    for each, x in ((ordinary, drawn(3, 8, 4, 5)), (convolution, batch_last(drawn(3, 8, 4, 5)))):
+        x.requires_grad_()
+        output = each(x)
+        output += 1
+        output.relu_().square().sum().backward()
+        gradients.append((x.grad, each.weight.grad))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
 def test_a_masked_convolution_among_sparse_ones_stays_masked() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1))
     model = regrow.sparsify(model, 0.5, backend={"1.weight": "masked", "*": "cpu"})

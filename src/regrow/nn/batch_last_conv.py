@@ -39,8 +39,13 @@ class BatchLastConv2d(nn.Conv2d, BatchLast):
         return convolution
 
     def to_ordinary(self) -> nn.Conv2d:
-        """Return the convolution itself, as an ordinary one."""
-        self.__class__ = nn.Conv2d  # type: ignore[assignment]
+        """Return the convolution itself, as an ordinary one unless something has made a class of its own of it since.
+
+        A parametrization does: it would be lost with that class.
+        """
+        if type(self) is BatchLastConv2d:
+            # The type checker lets `self` be of no wider class, which here adds nothing but `forward`.
+            self.__class__ = nn.Conv2d  # type: ignore[assignment]
         return self
 
     def forward(self, x: Tensor) -> Tensor:
