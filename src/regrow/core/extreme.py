@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from regrow.core.positions import chosen, where
+from regrow.core.positions import where
 
 __all__ = ["extreme", "refuse_nan"]
 
@@ -37,11 +37,19 @@ def extreme(score: Tensor, count: int, index_at: Callable[[Tensor], Tensor], *, 
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=score.device)
     refuse_nan(score)
-    threshold = _nth(score, count, largest=largest)
-    reached = where(score >= threshold if largest else score <= threshold)
-    if len(reached) == count:
+    # topk moves all of them with their numbers, so those that a sample tells to be too low are left out first.
+    many = largest and len(score) >= _MANY and count <= len(score) // 4
+    above, threshold = _leading(score, count) if many else (None, None)
+    some = score if above is None else score[above]
+    if threshold is None:
+        best = torch.topk(some, count, largest=largest, sorted=False).values
+        threshold = best.min() if largest else best.max()
+    reached = where(some >= threshold if largest else some <= threshold)
+    tied = some[reached] == threshold if len(reached) > count else None
+    if above is not None:
+        reached = above[reached]
+    if tied is None:
         return reached
-    tied = score[reached] == threshold
     beyond, ties = reached[~tied], reached[tied]
     wanted = count - len(beyond)
     ties = ties[index_at(ties).argsort()[:wanted]]
@@ -54,19 +62,18 @@ def refuse_nan(score: Tensor) -> None:
         raise ValueError("a score is NaN: the weights, gradients or momentum have diverged; lower the learning rate")
 
 
-def _nth(score: Tensor, count: int, *, largest: bool) -> Tensor:
-    """Return the score that the `count` highest or lowest reach, shape ()."""
-    if largest and len(score) >= _MANY and count <= len(score) // 4:
-        # topk moves all of them with their numbers, so those that a sample tells to be too low are left out first.
-        step = max(prime for prime in _STRIDES if prime * _SAMPLE <= len(score))
-        sample = score[::step]
-        expected = count / step
-        take = min(len(sample), math.ceil(expected + 4 * math.sqrt(expected) + 8))
-        low = torch.topk(sample, take, sorted=False).values.min()
-        above = score > low
-        if (reached := int(above.count_nonzero())) >= count:
-            score = chosen(score, above)
-        elif reached + int((score == low).count_nonzero()) >= count:
-            return low
-    best = torch.topk(score, count, largest=largest, sorted=False).values
-    return best.min() if largest else best.max()
+def _leading(score: Tensor, count: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return the ascending numbers of a few scores that the `count` highest are among, and what these reach if known.
+
+    None for both where the sample has missed.
+    """
+    step = max(prime for prime in _STRIDES if prime * _SAMPLE <= len(score))
+    sample = score[::step]
+    expected = count / step
+    take = min(len(sample), math.ceil(expected + 4 * math.sqrt(expected) + 8))
+    low = torch.topk(sample, take, sorted=False).values.min()
+    above = where(score > low)
+    if len(above) >= count:
+        return above, None
+    above = where(score >= low)  # many scores are the same
+    return (above, low) if len(above) >= count else (None, None)

@@ -262,7 +262,7 @@ class SparseLayer(nn.Module, ABC):
 
     def _active_values(self) -> Tensor:
         values = self.values.detach()
-        return values if self.covered is None else values[self.covered.active]
+        return values if self.covered is None else values.index_select(0, self.covered.active)
 
     def replace(self, index: Tensor, values: Tensor) -> None:
         """Take other positions and values, of any number; the parameter stays the same object.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from regrow.core.entries import Change
 from regrow.core.units import Units
 from regrow.nn.kinds import is_inputs_first_linear
+from regrow.storage.aside import Aside
 from regrow.storage.sharded import own, own_part, whole, write
 from regrow.storage.weight import Storage, Weight
 
@@ -180,6 +181,10 @@ class MaskedWeight:
 
     def clear_absent(self) -> None:
         """Do nothing: `enforce` does it for all masked weights at once."""
+
+    def leave_active(self, state: Mapping[str, Tensor]) -> Aside | None:
+        """Do nothing: the parameter covers every position by itself."""
+        return None
 
     @torch.no_grad()
     def apply(self, change: Change, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

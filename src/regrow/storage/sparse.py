@@ -19,6 +19,7 @@ from regrow.core.transposed import transposed
 from regrow.core.units import Units
 from regrow.nn.sparse_layer import SparseLayer
 from regrow.storage import values
+from regrow.storage.aside import Aside
 from regrow.storage.weight import Storage
 
 __all__ = ["SparseWeight"]
@@ -146,6 +147,10 @@ class SparseWeight:
     def clear_absent(self) -> None:
         """Set the parameter to zero at the absent positions that it covers."""
         values.clear_absent(self.module)
+
+    def leave_active(self, state: Mapping[str, Tensor]) -> Aside | None:
+        """Let the parameter and its gradient hold active weights alone, for a step of the optimizer."""
+        return None if self.module.covered is None else Aside(self.module, state)
 
     def apply(self, change: Change, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry out a change: values, positions, state and gradient move."""

@@ -21,7 +21,7 @@ __all__ = ["at", "change", "clear_absent", "cover", "existing", "put", "uncover"
 
 def existing(layer: SparseLayer, numbers: Tensor) -> Tensor:
     """Return the numbers of active weights, in the order of the layer's index."""
-    return numbers if layer.covered is None else numbers[layer.covered.active]
+    return numbers if layer.covered is None else numbers.index_select(0, layer.covered.active)
 
 
 def at(layer: SparseLayer, numbers: Tensor, positions: Tensor) -> Tensor:

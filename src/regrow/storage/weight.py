@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from regrow.core.entries import Change
 from regrow.core.units import Units
+from regrow.storage.aside import Aside
 
 __all__ = ["Storage", "Weight"]
 
@@ -139,6 +140,16 @@ class Weight(Protocol):
 
     def clear_absent(self) -> None:
         """Set the parameter to zero at the absent positions that it was made to cover."""
+
+    def leave_active(self, state: Mapping[str, Tensor]) -> Aside | None:
+        """Let the parameter and its gradient hold active weights alone, for a step of the optimizer.
+
+        Args:
+            state: tensors of optimizer state in the parameter's shape.
+
+        Returns:
+            What is put aside; None where the parameter was not made to cover absent weights.
+        """
 
     def apply(self, change: Change, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry out a change: the weights at `change.drop` leave, those at `change.grow` join at zero.

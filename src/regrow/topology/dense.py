@@ -39,6 +39,9 @@ class Dense:
         reads = "momentum" in of_absent or ("gradient" in of_absent and self._recipe.updates_in(step + 1))
         return None if reads else 0
 
+    def before_step(self) -> None:
+        """Do nothing: the optimizer steps all weights at once."""
+
     def after_step(self) -> None:
         """Do nothing: all weights that cover every position are set to zero at once."""
 

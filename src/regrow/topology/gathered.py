@@ -2,8 +2,9 @@
 
 While it gathers, the parameter covers absent weights too, all or some. They are ordinary elements of the one parameter
 that the user's code knows, at zero and without a part in the layer's output. So whatever a training loop does to
-gradients (accumulate, clear, clip, scale, add noise) it does to theirs, and the optimizer itself keeps the momentum
-that they would have.
+gradients (accumulate, clear, clip, scale, add noise) it does to theirs, and the optimizer's state holds the momentum
+that they would have. Optimizers that are known step active weights alone, as one passes over its numbers many times;
+for absent ones their averages are taken on here, in one pass.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from regrow.core.growth import Growth, wanted
 from regrow.core.positions import find
 from regrow.core.recipe import Recipe
 from regrow.storage import Weight
+from regrow.storage.aside import Aside
 from regrow.topology.activity import Activity
-from regrow.topology.optimizer_state import apply_change, correction, momentum, numbers_of
+from regrow.topology.averages import Average, average_of
+from regrow.topology.optimizer_state import apply_change, correction, groups_of, momentum, numbers_of
 from regrow.topology.source import layer_state
 
 __all__ = ["Gathered"]
@@ -63,6 +66,7 @@ class Gathered:
         self.weight = weight
         self._optimizer, self._recipe, self._growth, self._generator = optimizer, recipe, growth, generator
         self._window: _Window | None = None
+        self._aside: tuple[Aside, Average] | None = None
         # Another updater, whose optimizer is stepped no more, may have left the layer in a window of its own.
         weight.uncover({})
         self._activity = Activity(weight)
@@ -84,10 +88,36 @@ class Gathered:
         candidates = self._window.candidates
         return None if candidates is None else len(candidates) * self.weight.units.size
 
+    def before_step(self) -> None:
+        """Let the optimizer step only active weights, where its averages of the others can be told without it."""
+        self._bring_back()
+        parameter = self.weight.weight
+        group = groups_of(self._optimizer).get(id(parameter)) if self._window is not None else None
+        if group is None or parameter.grad is None or torch.compiler.is_compiling():
+            return
+        numbers = numbers_of(self._state, parameter)
+        average = average_of(self._optimizer, group, numbers)
+        aside = None if average is None else self.weight.leave_active(numbers)
+        if average is not None and aside is not None:
+            self._state.update(aside.active)
+            self._aside = aside, average
+
     def after_step(self) -> None:
-        """Set to zero what the optimizer's step has made of absent weights."""
-        if self._window is not None:
+        """Take the averages of absent weights on, and set to zero what the optimizer's step has made of them."""
+        if self._aside is not None:
+            aside, average = self._aside
+            average(aside.state, aside.gradient, groups_of(self._optimizer)[id(self.weight.weight)])
+            self._bring_back()
+        elif self._window is not None:
             self.weight.clear_absent()
+
+    def _bring_back(self) -> None:
+        """Let the parameter cover absent weights again; a step that failed may have left that undone."""
+        if self._aside is not None:
+            aside, _ = self._aside
+            aside.bring_back({key: self._state[key] for key in aside.state})
+            self._state.update(aside.state)
+            self._aside = None
 
     def layer_state(self, gradient: Tensor | None, group: dict[str, Any], step: int) -> LayerState:
         """Return the weight as the update sees it.
@@ -143,6 +173,7 @@ class Gathered:
     def close(self) -> None:
         """Let go of what was gathered."""
         self._activity.end()
+        self._bring_back()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -152,6 +183,7 @@ class Gathered:
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return which weights are looked at and since when; their numbers are in the optimizer's state."""
+        self._bring_back()
         state: dict[str, Any] = {"watched": True} if self._activity.is_watched else {}
         if self._window is not None:
             state |= {"candidates": self._window.candidates, "begun_at": self._window.begun_at}
@@ -159,6 +191,7 @@ class Gathered:
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on from a `state_dict`; the states of model and optimizer are those saved beside it."""
+        self._aside = None
         # The optimizer's state may have been loaded already, in the shape that the parameter is about to have.
         if self._window is not None:
             self.weight.uncover({})

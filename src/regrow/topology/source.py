@@ -27,6 +27,9 @@ class Source(Protocol):
     def looks_at(self, step: int) -> int | None:
         """Return at how many absent weights the gradient of the step after `step` is read; None for all."""
 
+    def before_step(self) -> None:
+        """Be told that the optimizer is about to step on the gradients that are there."""
+
     def after_step(self) -> None:
         """Set to zero what the optimizer's step has made of absent weights."""
 

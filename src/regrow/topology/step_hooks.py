@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["gradient_scale", "once_gradients_are_there", "was_skipped"]
+__all__ = ["acts_last", "gradient_scale", "once_gradients_are_there", "was_skipped"]
 
 
 def once_gradients_are_there(args: Any, kwargs: Any, act: Callable[[], None]) -> tuple[Any, Any] | None:
@@ -45,6 +46,22 @@ def once_gradients_are_there(args: Any, kwargs: Any, act: Callable[[], None]) ->
         return (args[0], then_acting(args[1]), *args[2:]), kwargs
     act()
     return None
+
+
+def acts_last(optimizer: Optimizer, hook: RemovableHandle) -> bool:
+    """Return whether no other hook comes between this one and the optimizer's step.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+        >>> hook = optimizer.register_step_pre_hook(lambda *_: None)
+        >>> acts_last(optimizer, hook)
+        True
+        >>> _ = optimizer.register_step_pre_hook(lambda *_: None)
+        >>> acts_last(optimizer, hook)
+        False
+    """
+    return next(reversed(optimizer._optimizer_step_pre_hooks), None) == hook.id
 
 
 def gradient_scale(optimizer: Optimizer) -> Tensor | None:

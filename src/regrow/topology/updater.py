@@ -28,7 +28,7 @@ from regrow.topology.gathered import Gathered
 from regrow.topology.optimizer_state import check_momentum, groups_of
 from regrow.topology.selected import selected
 from regrow.topology.source import Source
-from regrow.topology.step_hooks import gradient_scale, once_gradients_are_there, was_skipped
+from regrow.topology.step_hooks import acts_last, gradient_scale, once_gradients_are_there, was_skipped
 from regrow.topology.watch import Watch
 from regrow.topology.wrapped import enforce_after, stepping
 
@@ -255,9 +255,6 @@ class TopologyUpdater:
         # SGD's foreach form adds Nesterov's momentum into `.grad` itself, so it is read before that: before the
         # step or, where a closure makes the gradient during the step, as soon as the closure returns.
         self._gradients = {}
-        reads, replaces = "gradient" in self._recipe.needs, self._recipe.replaces_step
-        if not ((reads or replaces) and self._recipe.updates_in(self._step + 1)):
-            return None
         return once_gradients_are_there(args, kwargs, self._take_gradients)
 
     def _check_index(self) -> None:
@@ -270,13 +267,17 @@ class TopologyUpdater:
 
     def _take_gradients(self) -> None:
         """Read what the update needs, and hold gradients back from a step whose place the update takes."""
-        if "gradient" in self._recipe.needs:
+        updates = self._recipe.updates_in(self._step + 1)
+        if updates and "gradient" in self._recipe.needs:
             self._read_gradients()
-        if self._recipe.replaces_step:
+        if updates and self._recipe.replaces_step:
             parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
             self._held_back = [(parameter, parameter.grad) for parameter in parameters]
             for parameter in parameters:
                 parameter.grad = None
+        elif acts_last(self._optimizer, self._hooks[0]):  # another hook may do something to gradients yet
+            for source in self._sources:
+                source.before_step()
 
     def _give_gradients_back(self) -> None:
         for parameter, gradient in self._held_back:
