@@ -29,7 +29,8 @@ def average_of(
         state: tensors of its state in the parameter's shape.
 
     Returns:
-        None for an optimizer that is not known, or does with these settings, or in its first step, more than that.
+        None for an optimizer that is not known, or does with these settings, or in its first step, more than that; and
+        for one that is fused, which makes one pass over all itself.
 
     Example:
         >>> parameter = torch.nn.Parameter(torch.zeros(2))
@@ -43,7 +44,7 @@ def average_of(
     kind = type(optimizer)
     if kind not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         return None
-    if any(group.get(key) for key in ("maximize", "differentiable", "capturable", "amsgrad")):
+    if any(group.get(key) for key in ("fused", "maximize", "differentiable", "capturable", "amsgrad")):
         return None
     if gradient_scale(optimizer) is not None or getattr(optimizer, "found_inf", None) is not None:
         return None
