@@ -12,7 +12,7 @@ from regrow.ops.native import instruction_set, use_instruction_set
 from two_processes import Pair
 
 # The same examples in every run and on every machine: a red test is a fault, never luck. The slow profile takes more.
-_examples = int(os.environ.get("REGROW_TEST_EXAMPLES", "30"))
+_examples = int(os.environ.get("REGROW_TEST_EXAMPLES", "20"))
 settings.register_profile("regrow", derandomize=True, deadline=None, database=None, max_examples=_examples)
 settings.load_profile("regrow")
 

@@ -59,7 +59,7 @@ INTERRUPTED = pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)
 @pytest.mark.parametrize(("number", "status"), [INTERRUPTED, (signal.SIGTERM, 143)])
 def test_the_message_names_the_command_that_goes_on(tmp_path, number, status):
     out = tmp_path / "a run"  # a name that has to be quoted
-    arguments = ["train", "digits-mlp", "--epochs", "60", "--seed", "3", "--out", str(out), "--set", "batch_size=64"]
+    arguments = ["train", "digits-mlp", "--epochs", "24", "--seed", "3", "--out", str(out), "--set", "batch_size=64"]
     training = Command(*arguments)
     wait_for((out / "metrics.jsonl").exists, training.process)
     time.sleep(0.05)
