@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.core.positions import absent, draw_absent, find, leave_out, lookup, where
+from regrow.core.positions import absent, chosen, draw_absent, find, leave_out, lookup, where
 
 
 @st.composite
@@ -73,3 +73,15 @@ def test_numbers_are_left_out_part_by_part(size, at_once, monkeypatch):
 def test_where_is_nonzero():
     mask = torch.rand(100) < 0.3
     assert torch.equal(where(mask), mask.nonzero().squeeze(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(6,), (6, 4), (6, 1), (0, 4), (6, 0)], ids=str)
+def test_chosen_is_what_the_mask_takes(shape, dtype):
+    numbers = torch.arange(24.0)[: torch.Size(shape).numel()].view(shape).to(dtype)
+    turned = numbers.T.contiguous().T
+    for share in (0.0, 0.5, 1.0):
+        mask = torch.arange(shape[0]) < share * shape[0]
+        for each in (numbers, turned):
+            assert torch.equal(chosen(each, mask), each[mask])
+            assert chosen(each, mask).dtype is dtype
