@@ -3,8 +3,8 @@
 While it gathers, the parameter covers absent weights too, all or some. They are ordinary elements of the one parameter
 that the user's code knows, at zero and without a part in the layer's output. So whatever a training loop does to
 gradients (accumulate, clear, clip, scale, add noise) it does to theirs, and the optimizer's state holds the momentum
-that they would have. Optimizers that are known step active weights alone, as one passes over its numbers many times;
-for absent ones their averages are taken on here, in one pass.
+that they would have. Optimizers that are known step only the active weights, since a step passes over its numbers many
+times; the averages of absent ones are taken on here, in one pass.
 """
 
 from __future__ import annotations
