@@ -25,7 +25,7 @@ each_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMI
 class Training:
     """A small sparse network in training, at first with hooks of its own on the optimizer."""
 
-    def __init__(self, make=OPTIMIZERS["nesterov"], growth=None, *, after=(), before=()):
+    def __init__(self, make=OPTIMIZERS["nesterov"], growth=None, *, after=(), before=(), method=regrow.sparse_momentum):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 8)).double()
         self.model = regrow.sparsify(network, 0.2, backend="cpu")
@@ -153,6 +153,22 @@ def test_after_a_step_that_failed_the_training_goes_on(again):
     training.steps(STEPS)
     assert training.topology.step == EVERY - 2 + STEPS
     assert training.weight.nonzeros() + sparse_weights(training.model)["2.weight"].nonzeros() == round(0.2 * 320)
+
+
+def test_what_a_step_that_failed_left_is_undone_before_a_step_of_all_weights():
+    training = Training(OPTIMIZERS["sgd"], exact(), after=[fail_in(4)]).steps(3)
+    parameter = training.weight.weight
+    before = training.optimizer.state[parameter]["momentum_buffer"].clone()
+    training.backward()
+    with pytest.raises(FailedError):
+        training.optimizer.step()
+    training.optimizer.register_step_pre_hook(lambda *_: None)
+    training.steps(1)
+    absent = ~training.weight.mask().flatten()
+    after = training.optimizer.state[parameter]["momentum_buffer"]
+    # the layer did not look at absent weights after the step that failed
+    assert torch.equal(after[absent], 0.9 * before[absent])
+    assert training.topology.step == 4
 
 
 def test_after_a_step_that_failed_the_state_is_whole():

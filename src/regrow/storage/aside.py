@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regrow.nn.sparse_layer import SparseLayer, exclusive
+from regrow.storage.values import existing
 
 __all__ = ["Aside"]
 
@@ -33,12 +34,12 @@ class Aside:
         assert covered is not None
         assert gradient is not None
         self.gradient, self.state = gradient, dict(state)
-        self.active = {key: tensor.index_select(0, covered.active) for key, tensor in state.items()}
+        self.active = {key: existing(layer, tensor) for key, tensor in state.items()}
         self._layer, self._covered, self._values = layer, covered, layer.values.data
-        self._given = gradient.index_select(0, covered.active)
+        self._given = existing(layer, gradient)
         with exclusive:
             layer.values.grad = None
-            layer.values.data = self._values.index_select(0, covered.active)
+            layer.values.data = existing(layer, self._values)
             layer.covered = None
         layer.values.grad = self._given
 

@@ -39,7 +39,10 @@ class Dense:
         reads = "momentum" in of_absent or ("gradient" in of_absent and self._recipe.updates_in(step + 1))
         return None if reads else 0
 
-    def before_step(self) -> None:
+    def recover(self) -> None:
+        """Do nothing: a step leaves nothing undone."""
+
+    def before_step(self, group: dict[str, Any] | None) -> None:
         """Do nothing: the optimizer steps all weights at once."""
 
     def after_step(self) -> None:

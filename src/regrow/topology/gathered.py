@@ -25,7 +25,7 @@ from regrow.storage import Weight
 from regrow.storage.aside import Aside
 from regrow.topology.activity import Activity
 from regrow.topology.averages import Average, average_of
-from regrow.topology.optimizer_state import apply_change, correction, groups_of, momentum, numbers_of
+from regrow.topology.optimizer_state import apply_change, correction, momentum, numbers_of
 from regrow.topology.source import layer_state
 
 __all__ = ["Gathered"]
@@ -88,12 +88,18 @@ class Gathered:
         candidates = self._window.candidates
         return None if candidates is None else len(candidates) * self.weight.units.size
 
-    def before_step(self) -> None:
+    def recover(self) -> None:
+        """Let the parameter cover absent weights again, which a step that failed has left undone."""
+        if self._aside is not None:
+            aside, _ = self._aside
+            aside.bring_back({key: self._state[key] for key in aside.state})
+            self._state.update(aside.state)
+            self._aside = None
+
+    def before_step(self, group: dict[str, Any] | None) -> None:
         """Let the optimizer step only active weights, where its averages of the others can be told without it."""
-        self._bring_back()
         parameter = self.weight.weight
-        group = groups_of(self._optimizer).get(id(parameter)) if self._window is not None else None
-        if group is None or parameter.grad is None or torch.compiler.is_compiling():
+        if self._window is None or group is None or parameter.grad is None or torch.compiler.is_compiling():
             return
         numbers = numbers_of(self._state, parameter)
         average = average_of(self._optimizer, group, numbers)
@@ -106,18 +112,10 @@ class Gathered:
         """Take the averages of absent weights on, and set to zero what the optimizer's step has made of them."""
         if self._aside is not None:
             aside, average = self._aside
-            average(aside.state, aside.gradient, groups_of(self._optimizer)[id(self.weight.weight)])
-            self._bring_back()
+            average(aside.state, aside.gradient)
+            self.recover()
         elif self._window is not None:
             self.weight.clear_absent()
-
-    def _bring_back(self) -> None:
-        """Let the parameter cover absent weights again; a step that failed may have left that undone."""
-        if self._aside is not None:
-            aside, _ = self._aside
-            aside.bring_back({key: self._state[key] for key in aside.state})
-            self._state.update(aside.state)
-            self._aside = None
 
     def layer_state(self, gradient: Tensor | None, group: dict[str, Any], step: int) -> LayerState:
         """Return the weight as the update sees it.
@@ -173,7 +171,7 @@ class Gathered:
     def close(self) -> None:
         """Let go of what was gathered."""
         self._activity.end()
-        self._bring_back()
+        self.recover()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -183,7 +181,7 @@ class Gathered:
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return which weights are looked at and since when; their numbers are in the optimizer's state."""
-        self._bring_back()
+        self.recover()
         state: dict[str, Any] = {"watched": True} if self._activity.is_watched else {}
         if self._window is not None:
             state |= {"candidates": self._window.candidates, "begun_at": self._window.begun_at}

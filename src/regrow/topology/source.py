@@ -27,8 +27,15 @@ class Source(Protocol):
     def looks_at(self, step: int) -> int | None:
         """Return at how many absent weights the gradient of the step after `step` is read; None for all."""
 
-    def before_step(self) -> None:
-        """Be told that the optimizer is about to step on the gradients that are there."""
+    def recover(self) -> None:
+        """Undo what a step of the optimizer that failed has left; call it before any other step."""
+
+    def before_step(self, group: dict[str, Any] | None) -> None:
+        """Be told that the optimizer is about to step on the gradients that are there.
+
+        Args:
+            group: parameter group of the parameter; None where the optimizer has none.
+        """
 
     def after_step(self) -> None:
         """Set to zero what the optimizer's step has made of absent weights."""

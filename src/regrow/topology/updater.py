@@ -252,6 +252,8 @@ class TopologyUpdater:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         self._check_index()
+        for source in self._sources:
+            source.recover()
         # SGD's foreach form adds Nesterov's momentum into `.grad` itself, so it is read before that: before the
         # step or, where a closure makes the gradient during the step, as soon as the closure returns.
         self._gradients = {}
@@ -266,7 +268,10 @@ class TopologyUpdater:
                 )
 
     def _take_gradients(self) -> None:
-        """Read what the update needs, and hold gradients back from a step whose place the update takes."""
+        """Read what the update needs, and hold gradients back from a step that need not take them.
+
+        All of them where the update takes the place of the step, else those of absent weights.
+        """
         updates = self._recipe.updates_in(self._step + 1)
         if updates and "gradient" in self._recipe.needs:
             self._read_gradients()
@@ -276,8 +281,9 @@ class TopologyUpdater:
             for parameter in parameters:
                 parameter.grad = None
         elif acts_last(self._optimizer, self._hooks[0]):  # another hook may do something to gradients yet
+            groups = groups_of(self._optimizer)
             for source in self._sources:
-                source.before_step()
+                source.before_step(groups.get(id(source.weight.weight)))
 
     def _give_gradients_back(self) -> None:
         for parameter, gradient in self._held_back:
