@@ -5,6 +5,7 @@ import dataclasses
 import pickle
 import re
 import warnings
+from itertools import product
 
 import pytest
 import torch
@@ -97,12 +98,12 @@ def test_gradients_of_absent_weights_are_those_of_the_ordinary_layer(build, shap
 def test_gradients_of_absent_weights_are_put_together_from_parts(monkeypatch):
     monkeypatch.setattr("regrow.ops.gradient._CHUNK", 5)
     monkeypatch.setattr("regrow.ops.gradient._ROWS", 5)
-    monkeypatch.setattr("regrow.ops.gradient._COPIED", 200)
-    monkeypatch.setattr("regrow.ops.gradient._MADE", 50)
-    monkeypatch.setattr("regrow.ops.gradient._OUTPUTS", 4)
+    monkeypatch.setattr("regrow.ops.dense_gradient._COPIED", 200)
+    monkeypatch.setattr("regrow.ops.dense_gradient._MADE", 50)
+    monkeypatch.setattr("regrow.ops.dense_gradient._OUTPUTS", 4)
     for name in ("conv2d grouped", "conv2d strided", "conv2d", "linear"):
-        for share in (0.4, 0.9, 1.0):
-            test_gradients_of_absent_weights_are_those_of_the_ordinary_layer(*LAYERS[name], torch.float64, share)
+        for share, dtype in product((0.4, 0.9, 1.0), (torch.float32, torch.float64)):
+            test_gradients_of_absent_weights_are_those_of_the_ordinary_layer(*LAYERS[name], dtype, share)
 
 
 @each_layer

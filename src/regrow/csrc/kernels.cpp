@@ -10,6 +10,7 @@
 #include "sweep.h"
 #include "transpose.h"
 #include "units.h"
+#include "units_values.h"
 
 namespace regrow::REGROW_VARIANT {
 namespace {
@@ -128,15 +129,15 @@ bool values_gradient(const Geometry& geometry, const Index& index, const Number*
     if (index.unit > 1)
         return with_unit(geometry, index, [&](auto unit, auto vectors) {
             constexpr int kUnit = decltype(unit)::value, kRun = decltype(vectors)::value;
-            const auto with_parts = [&](auto parts) {
-                return units_values_gradient<kUnit, kRun, decltype(parts)::value>(
-                    geometry, index, output_gradient, input, how, gradient, bias_gradient, threads);
+            const auto with_run = [&](auto run) {
+                return units_values_gradient<kUnit, decltype(run)::value>(geometry, index, output_gradient, input, how,
+                                                                          gradient, bias_gradient, threads);
             };
-            // Two runs where one is short and the batch holds more: longer ones leave the ring too few rows.
-            constexpr bool kShort = kRun * kUnit == kAccumulators && kRun * kLanes <= 64;
-            if constexpr (kShort)
-                if (geometry.batch > kRun * kLanes) return with_parts(std::integral_constant<int, 2>());
-            return with_parts(std::integral_constant<int, 1>());
+            // Longer runs are read faster from memory, but leave the ring fewer rows.
+            if constexpr (kRun * kUnit == kAccumulators && kRun * kLanes <= 64)
+                if (geometry.batch > kRun * kLanes && values_want_long_runs<kUnit, 2 * kRun>(geometry, index, threads))
+                    return with_run(std::integral_constant<int, 2 * kRun>());
+            return with_run(std::integral_constant<int, kRun>());
         });
     if (!sweeps(geometry, index))
         return blocked_values_gradient(geometry, index, output_gradient, input, how, gradient, bias_gradient, threads);

@@ -2,41 +2,54 @@
 #pragma once
 
 #include <type_traits>
-#include <utility>
 
-#include "pack.h"
+#include "coming.h"
 #include "strips.h"
 #include "team.h"
 
 namespace regrow::REGROW_VARIANT {
 
+// What a tile takes in at once, beside vectors along the batch.
+struct Extent {
+    int64_t rows;            // of a strip, which share packed lines: one tile of kRows, or several of one row
+    int64_t columns = 1;     // of one tile
+    bool ahead = false;      // the ring has room for the columns of the next tile, packed while a tile is computed
+    bool padding = true;     // lines that are padding stand in the ring
+    bool sums_only = false;  // a tile adds to sums of the thread's own, not to outputs
+};
+
 // A tile of kRows rows and kRun vectors along the batch, and the ring that it reads.
 template <int kRows, int kRun>
 class Sweep {
    public:
+    static constexpr int kVectors = kRun;
     static constexpr int64_t kTileLanes = static_cast<int64_t>(kRun) * kLanes;
     static constexpr int64_t kAheadChannels = 6;
 
-    // `rows` are those of a strip, which share packed lines: one tile of kRows, or several of one row. Where `ahead`, the
-    // ring has room for the columns of the next tile, which are packed while a tile is computed.
-    Sweep(const Geometry& geometry, const Index& index, PlanMemory& memory, int64_t rows = kRows, bool ahead = false)
-        : index_(index), batch_(geometry.batch), rows_(rows),
-          height_(sweep_axis(geometry.height, geometry.transposed, memory.height())),
+    Sweep(const Geometry& geometry, const Index& index, PlanMemory& memory, const Extent& extent = {kRows})
+        : index_(index), batch_(geometry.batch), rows_(extent.rows), columns_(extent.columns),
+          sums_only_(extent.sums_only), height_(sweep_axis(geometry.height, geometry.transposed, memory.height())),
           width_(sweep_axis(geometry.width, geometry.transposed, memory.width())), kernel_width_(geometry.width.kernel),
           taps_(static_cast<int64_t>(geometry.height.kernel) * geometry.width.kernel),
-          blocks_(ceil_divide(index.channels, index.channels_per_block)),
-          lines_((rows - 1) * height_.advance + height_.span),
-          slots_(width_.span + (ahead && foresees(width_) ? width_.advance : 0)), line_pitch_(slots_ * kTileLanes),
-          channel_pitch_(bounded_product(lines_, line_pitch_)), strips_(ceil_divide(height_.outputs(0), rows)),
-          groups_(ceil_divide(batch_, kTileLanes)) {}
+          blocks_(ceil_divide(index.channels, index.channels_per_block)), ahead_(extent.ahead && foresees(width_)),
+          padding_(extent.padding), lines_(held((rows_ - 1) * height_.advance + height_.span, height_)),
+          slots_(held(columns_read(columns_) + (ahead_ ? columns_ * width_.advance : 0), width_)),
+          line_pitch_(slots_ * kTileLanes), channel_pitch_(bounded_product(lines_, line_pitch_)),
+          strips_(ceil_divide(height_.outputs(0), rows_)), groups_(ceil_divide(batch_, kTileLanes)) {}
 
     int64_t rows() const { return rows_; }
+    int64_t groups() const { return groups_; }  // of lanes
     int64_t lines() const { return lines_; }
     int64_t rotations() const { return slots_; }
     int64_t buffer_size() const { return bounded_product(index_.channels_per_block, channel_pitch_); }
     int64_t input_pitch() const { return height_.input * width_.input * batch_; }
     int64_t output_pitch() const { return height_.output * width_.output * batch_; }
+    int64_t channel_pitch() const { return channel_pitch_; }
     int64_t row_step() const { return height_.advance * line_pitch_; }
+
+    // The taps that read inputs in a row, and in a column, of the output.
+    Taps taps_down(int64_t row) const { return height_.taps_at(row, taps_ / kernel_width_); }
+    Taps taps_across(int64_t column) const { return width_.taps_at(column, kernel_width_); }
 
     // Of a block; all stand somewhere in the ring, though the last block may hold fewer channels.
     int64_t tap_offsets() const { return index_.channels_per_block * taps_; }
@@ -51,6 +64,26 @@ class Sweep {
                         static_cast<int32_t>(channel * channel_pitch_ +
                                              height_.tap_line[tap / kernel_width_] * line_pitch_ + slot * kTileLanes);
                 }
+    }
+
+    // Calls body(tap, output, packed) for every tap and every position of a tile that reads an input with it: the number of
+    // the tap by columns of the kernel, that of the position, and floats from the start of a channel in the ring.
+    template <class Tile, class Body>
+    void visit_inputs(const Tile& tile, Body&& body) const {
+        const int64_t kernel_height = taps_ / kernel_width_;
+        for (int64_t x = 0; x < kernel_width_; ++x)
+            for (int64_t column = 0; column < tile.columns; ++column) {
+                const int64_t from = (tile.column + column) * width_.advance + width_.lowest + width_.tap_line[x];
+                if (from < 0 || from >= width_.input) continue;
+                const int64_t slot = modulo(from, slots_) * kTileLanes;
+                for (int64_t y = 0; y < kernel_height; ++y)
+                    for (int64_t row = 0; row < tile.rows; ++row) {
+                        const int64_t line = (tile.top + row) * height_.advance + height_.lowest + height_.tap_line[y];
+                        if (line < 0 || line >= height_.input) continue;
+                        body(x * kernel_height + y, row * columns_ + column,
+                             (line - first_line(tile.top)) * line_pitch_ + slot);
+                    }
+            }
     }
 
     // A stretch of columns of one strip of rows and one group of lanes: what a thread does in one go.
@@ -70,7 +103,7 @@ class Sweep {
     // Where that is not enough, as in a linear layer, segments are shared out too. A further block adds to outputs that
     // another thread may not have written yet, so only where there is none.
     int64_t shares(int64_t threads) const {
-        return blocks_ > 1 ? 1 : ceil_divide(threads, groups_ * strips_ * cuts(threads));
+        return blocks_ > 1 && !sums_only_ ? 1 : ceil_divide(threads, groups_ * strips_ * cuts(threads));
     }
     int64_t items(int64_t threads) const { return groups_ * strips_ * cuts(threads) * shares(threads); }
     Item item(int64_t number, int64_t threads) const {
@@ -88,6 +121,9 @@ class Sweep {
         int64_t rows;      // of the strip that exist
         int64_t lanes;     // of kTileLanes that exist
         int64_t position;  // numbers from the start of a channel of the output
+        int64_t top;       // its first row
+        int64_t column;    // its first one
+        int64_t columns;   // that exist
         int64_t row_pitch;
         int64_t rotation;
         int64_t phase;
@@ -110,86 +146,6 @@ class Sweep {
         }
     }
 
-    // The columns that the next tile reads beyond those of this one, packed a few lines at a time while this one computes:
-    // reading them is then no time of its own.
-    template <class Number, class How>
-    class Coming {
-       public:
-        Coming(const Sweep& plan, int64_t block, const Item& item, int64_t column, int64_t steps, const Number* input,
-               const How& how, float* ring)
-            : plan_(plan), item_(item), first_channel_(block * plan.index_.channels_per_block),
-              channels_(smaller(plan.index_.channels_per_block, plan.index_.channels - first_channel_)), input_(input),
-              how_(how), ring_(ring) {
-            const int64_t left = column * plan.width_.advance + plan.width_.lowest;
-            end_ = left + plan.width_.advance + plan.width_.span;
-            column_ =
-                column + 1 < item.last_column ? larger(left + plan.width_.span, left + plan.width_.advance) : end_;
-            // Without room beside what the tile reads, all wait until it is computed.
-            if (plan.slots_ > plan.width_.span)
-                share_ = ceil_divide((end_ - column_) * channels_ * plan.lines_, larger(steps, 1));
-            if (column_ < end_) begin_column();
-        }
-
-        __attribute__((always_inline)) void step(int64_t) { pack(share_); }
-        void finish() { pack(INT64_MAX); }
-
-       private:
-        void begin_column() {
-            const int64_t top = item_.top * plan_.height_.advance + plan_.height_.lowest;
-            const bool outside = column_ < 0 || column_ >= plan_.width_.input;
-            // The lines of a channel that are inputs; the others are padding.
-            first_ = outside ? plan_.lines_ : larger(0, -top);
-            last_ = outside ? 0 : smaller(plan_.lines_, plan_.height_.input - top);
-            to_ = ring_ + modulo(column_, plan_.slots_) * kTileLanes;
-            from_ = input_ + first_channel_ * plan_.input_pitch() +
-                    (top * plan_.width_.input + column_) * plan_.batch_ + item_.lane;
-            channel_ = line_ = 0;
-            change_ = how_.of(first_channel_);
-        }
-
-        __attribute__((noinline)) void pack(int64_t count) {
-            const int64_t lanes = plan_.lanes_of(item_), pitch = plan_.width_.input * plan_.batch_;
-            for (; count > 0 && column_ < end_; --count) {
-                float* to = to_ + line_ * plan_.line_pitch_;
-                if (line_ < first_ || line_ >= last_) {
-                    fill(to, kRun, 0.0f);
-                } else {
-                    const Number* from = from_ + line_ * pitch;
-                    if (channel_ + kAhead < channels_) ask<false, 2>(from + kAhead * plan_.input_pitch(), kRun);
-                    copy_in(to, from, kRun, lanes, change_);
-                }
-                if (++line_ < plan_.lines_) continue;
-                line_ = 0;
-                to_ += plan_.channel_pitch_;
-                from_ += plan_.input_pitch();
-                if (++channel_ < channels_)
-                    change_ = how_.of(first_channel_ + channel_);
-                else if (++column_ < end_)
-                    begin_column();
-            }
-        }
-
-        static constexpr int64_t kAhead = 3;
-
-        const Sweep& plan_;
-        const Item& item_;
-        int64_t first_channel_;
-        int64_t channels_;
-        const Number* input_;
-        const How& how_;
-        float* ring_;
-        int64_t column_;
-        int64_t end_;
-        int64_t share_ = 0;
-        int64_t first_ = 0;
-        int64_t last_ = 0;
-        int64_t channel_ = 0;
-        int64_t line_ = 0;
-        float* to_ = nullptr;
-        const Number* from_ = nullptr;
-        decltype(std::declval<const How&>().of(0)) change_{};
-    };
-
     // Calls body(tile, coming) for every tile of every block; the body lets the coming columns step, `visits` times for each
     // segment.
     template <class Number, class How, class Body>
@@ -198,13 +154,14 @@ class Sweep {
         const int64_t lanes = lanes_of(item);
         for (int64_t block = 0; block < blocks_; ++block) {
             const int64_t segments = index_.block_start[block + 1] - index_.block_start[block];
-            for (int64_t column = item.first_column; column < item.last_column; ++column) {
+            for (int64_t column = item.first_column; column < item.last_column; column += columns_) {
                 const int64_t left = column * width_.advance + width_.lowest;
                 if (column == item.first_column)
-                    for (int64_t from = left; from < left + width_.span; ++from)
+                    for (int64_t from = left; from < left + columns_read(smaller(columns_, item.last_column - column));
+                         ++from)
                         pack_column(block, item, from, lanes, input, how, ring);
-                Coming<Number, How> coming(*this, block, item, column, segments * visits / item.shares, input, how,
-                                           ring);
+                Coming<Sweep, Number, How> coming(*this, block, item, column, segments * visits / item.shares, input,
+                                                  how, ring);
                 phase_tile(item, block, column, 0, lanes, modulo(left, slots_),
                            [&](const Tile& tile) { body(tile, coming); });
                 coming.finish();
@@ -241,6 +198,9 @@ class Sweep {
     }
 
    private:
+    template <class Plan, class Number, class How>
+    friend class Coming;
+
     static int64_t modulo(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
 
     // Whether the ring holds the columns of two tiles: there is a table of offsets for each of its columns, so not where
@@ -253,6 +213,22 @@ class Sweep {
     }
 
     int64_t lanes_of(const Item& item) const { return smaller(kTileLanes, batch_ - item.lane); }
+
+    // Of `count` lines that a tile reads along an axis, those that the ring holds.
+    int64_t held(int64_t count, const SweepAxis& axis) const { return padding_ ? count : smaller(count, axis.input); }
+
+    // Inputs that so many columns of outputs read.
+    int64_t columns_read(int64_t columns) const { return (columns - 1) * width_.advance + width_.span; }
+
+    // Behind the last input that a tile reads.
+    int64_t end_of(int64_t column) const { return column * width_.advance + width_.lowest + columns_read(columns_); }
+
+    // The input that the first line of the ring holds.
+    int64_t first_line(const Item& item) const { return first_line(item.top); }
+    int64_t first_line(int64_t top) const {
+        const int64_t line = top * height_.advance + height_.lowest;
+        return padding_ ? line : larger(line, 0);
+    }
 
     // The first column that is not in the ring when a tile comes to an output's column.
     int64_t first_new(const Item& item, int64_t column) const {
@@ -276,6 +252,9 @@ class Sweep {
                   rows,
                   lanes,
                   position,
+                  item.top,
+                  column,
+                  smaller(columns_, item.last_column - column),
                   row_pitch,
                   rotation,
                   phase,
@@ -304,11 +283,12 @@ class Sweep {
                      const How& how, float* ring) const {
         const int64_t channel = block * index_.channels_per_block;
         const int64_t channels = smaller(index_.channels_per_block, index_.channels - channel);
-        const int64_t top = item.top * height_.advance + height_.lowest;
+        const int64_t top = first_line(item);
         const bool outside = column < 0 || column >= width_.input;
         // A few channels ahead: the lines of more would drive each other out of the cache, since they lie a power of two
         // apart.
         const int64_t ahead = kAheadChannels * input_pitch();
+        if (outside && !padding_) return;
         float* slot = ring + modulo(column, slots_) * kTileLanes;
         for (int64_t c = 0; c < channels; ++c, slot += channel_pitch_) {
             const auto change = how.of(channel + c);
@@ -316,7 +296,7 @@ class Sweep {
                 float* to = slot + line * line_pitch_;
                 const int64_t row = top + line;
                 if (outside || row < 0 || row >= height_.input) {
-                    fill(to, kRun, 0.0f);
+                    if (padding_) fill(to, kRun, 0.0f);
                     continue;
                 }
                 const Number* from =
@@ -376,11 +356,15 @@ class Sweep {
     const Index& index_;
     int64_t batch_;
     int64_t rows_;
+    int64_t columns_;
+    bool sums_only_;
     SweepAxis height_;
     SweepAxis width_;
     int64_t kernel_width_;
     int64_t taps_;
     int64_t blocks_;
+    bool ahead_;
+    bool padding_;
     int64_t lines_;  // packed rows
     int64_t slots_;  // packed columns
     int64_t line_pitch_;

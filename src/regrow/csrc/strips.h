@@ -5,6 +5,12 @@
 
 namespace regrow::REGROW_VARIANT {
 
+// The taps of one axis that read inputs, not padding: from `first` to before `last`.
+struct Taps {
+    int64_t first;
+    int64_t last;
+};
+
 // One axis: output q of phase p stands at p + q * step and reads, for a tap of that phase, packed line tap_line[tap],
 // where line 0 is input q * advance + lowest.
 struct SweepAxis {
@@ -18,6 +24,14 @@ struct SweepAxis {
 
     int64_t outputs(int64_t phase) const { return phase < output ? ceil_divide(output - phase, phases) : 0; }
     int64_t target(int64_t phase, int64_t q) const { return phase + q * phases; }
+    // Those that read inputs at output q; of an axis with one phase, whose taps ascend.
+    Taps taps_at(int64_t q, int64_t kernel) const {
+        const int64_t start = q * advance + lowest;
+        Taps taps{0, kernel};
+        while (taps.first < kernel && start + tap_line[taps.first] < 0) ++taps.first;
+        while (taps.last > taps.first && start + tap_line[taps.last - 1] >= input) --taps.last;
+        return taps;
+    }
 };
 
 static inline SweepAxis sweep_axis(const Axis& axis, bool transposed, int32_t* tap_line) {

@@ -3,7 +3,7 @@
 // One load of an input serves the multiply-adds of all outputs of a unit, so the kernel runs at the processor's peak
 // with its inputs in the second-level cache, and there is one offset for kUnit weights. It walks as the sweep does
 // (sweep.h), with a tile of kUnit outputs times kRun vectors along the batch at one position; the ring holds a strip of
-// rows, which are computed one after the other.
+// rows, which are computed one after the other. At the border of the plane, taps that read padding are left out.
 //
 // The input gradient takes the same index. The ring then holds sums of the input's gradient: the tile of the output's
 // gradient stays in registers, and each unit adds to the lines that it names. A column that leaves the ring is written
@@ -13,6 +13,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "by_tap.h"
 #include "sweep.h"
 
 namespace regrow::REGROW_VARIANT {
@@ -27,11 +28,12 @@ static inline __attribute__((always_inline)) void ask_ahead(const Segments& segm
     for (int u = 0; u < kUnit; ++u, line += pitch) ask<false, 2>(line, kRun);
 }
 
-// For every segment: the rows of its unit = the sum of value * packed[offset], added to the bias or, where they are not
-// null, to the sums of earlier blocks. Those lie as the targets do, and may be the targets.
+// For every segment: the rows of its unit = the sum of value * packed[offset] over the taps that read inputs, added to the
+// bias or, where they are not null, to the sums of earlier blocks. Those lie as the targets do, and may be the targets.
 template <int kUnit, int kRun, Access kAccess, class Number, class Coming>
-void gather_units(const Segments& segments, const float* values, const int32_t* offsets, const float* packed,
-                  const Rows<Number>& targets, const float* sums, const float* bias, Coming& coming) {
+void gather_units(const Segments& segments, const ByTap& by_tap, const Reach& reach, const float* values,
+                  const int32_t* offsets, const float* packed, const Rows<Number>& targets, const float* sums,
+                  const float* bias, Coming& coming) {
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const int64_t row = static_cast<int64_t>(segments.row[segment]) * kUnit;
         Number* const target = targets.first + row * targets.pitch;
@@ -44,14 +46,18 @@ void gather_units(const Segments& segments, const float* values, const int32_t* 
                 accumulator[u][j] =
                     sum ? read<kAccess>(sum + u * targets.pitch + j * kLanes, targets.lanes - j * kLanes)
                         : broadcast(bias ? bias[row + u] : 0.0f);
-        const int64_t end = segments.start[segment + 1];
-        for (int64_t entry = segments.start[segment]; entry < end; ++entry) {
-            const float* const line = packed + offsets[entry];
-            Vector input[kRun];
-            for (int j = 0; j < kRun; ++j) input[j] = load(line + j * kLanes);
-            for (int u = 0; u < kUnit; ++u) {
-                const Vector value = broadcast(values[entry * kUnit + u]);
-                for (int j = 0; j < kRun; ++j) accumulator[u][j] += value * input[j];
+        const int32_t* const start = by_tap.starts(segment);
+        for (int64_t column = reach.first; column < reach.last; column += reach.step) {
+            const int32_t* const run = start + column * by_tap.kernel_height();
+            const int64_t end = run[reach.to];
+            for (int64_t entry = run[reach.from]; entry < end; ++entry) {
+                const float* const line = packed + offsets[entry];
+                Vector input[kRun];
+                for (int j = 0; j < kRun; ++j) input[j] = load(line + j * kLanes);
+                for (int u = 0; u < kUnit; ++u) {
+                    const Vector value = broadcast(values[entry * kUnit + u]);
+                    for (int j = 0; j < kRun; ++j) accumulator[u][j] += value * input[j];
+                }
             }
         }
         for (int u = 0; u < kUnit; ++u)
@@ -60,10 +66,11 @@ void gather_units(const Segments& segments, const float* values, const int32_t* 
     }
 }
 
-// packed[offset] += the sum of value * sources[row] over the rows of the unit, for every entry of every segment.
+// packed[offset] += the sum of value * sources[row] over the rows of the unit, for every entry of every segment whose tap
+// reads an input.
 template <int kUnit, int kRun, Access kAccess, class Number>
-void scatter_units(const Segments& segments, const float* values, const int32_t* offsets, float* packed,
-                   const Rows<const Number>& sources) {
+void scatter_units(const Segments& segments, const ByTap& by_tap, const Reach& reach, const float* values,
+                   const int32_t* offsets, float* packed, const Rows<const Number>& sources) {
     for (int64_t segment = segments.first; segment < segments.last; ++segment) {
         const Number* const source = sources.first + segments.row[segment] * (kUnit * sources.pitch);
         ask_ahead<kUnit, kRun>(segments, segment + 2, sources.first, sources.pitch);
@@ -71,81 +78,21 @@ void scatter_units(const Segments& segments, const float* values, const int32_t*
         for (int u = 0; u < kUnit; ++u)
             for (int j = 0; j < kRun; ++j)
                 factor[u][j] = read<kAccess>(source + u * sources.pitch + j * kLanes, sources.lanes - j * kLanes);
-        const int64_t end = segments.start[segment + 1];
-        for (int64_t entry = segments.start[segment]; entry < end; ++entry) {
-            float* const line = packed + offsets[entry];
-            Vector sum[kRun];
-            for (int j = 0; j < kRun; ++j) sum[j] = load(line + j * kLanes);
-            for (int u = 0; u < kUnit; ++u) {
-                const Vector value = broadcast(values[entry * kUnit + u]);
-                for (int j = 0; j < kRun; ++j) sum[j] += value * factor[u][j];
+        const int32_t* const start = by_tap.starts(segment);
+        for (int64_t column = reach.first; column < reach.last; column += reach.step) {
+            const int32_t* const run = start + column * by_tap.kernel_height();
+            const int64_t end = run[reach.to];
+            for (int64_t entry = run[reach.from]; entry < end; ++entry) {
+                float* const line = packed + offsets[entry];
+                Vector sum[kRun];
+                for (int j = 0; j < kRun; ++j) sum[j] = load(line + j * kLanes);
+                for (int u = 0; u < kUnit; ++u) {
+                    const Vector value = broadcast(values[entry * kUnit + u]);
+                    for (int j = 0; j < kRun; ++j) sum[j] += value * factor[u][j];
+                }
+                for (int j = 0; j < kRun; ++j) store(line + j * kLanes, sum[j]);
             }
-            for (int j = 0; j < kRun; ++j) store(line + j * kLanes, sum[j]);
         }
-    }
-}
-
-// The vectors of partial sums that wait in the first-level cache for the rows of a strip.
-constexpr int64_t kUnitPartials = 2 * kPartials;
-
-// gradient[entry][u] += the sum over the rows of a strip of sources[row u of the unit] * packed[offset], for every entry
-// of every segment; and, if not null, row_sums[row] += the rows of sources[row], lane by lane. `row_step` and
-// `sources.line_pitch` lead from one row of the strip to the next.
-//
-// Some entries are walked over for all rows of the strip, so that lanes are summed once for all. A row has kParts runs of
-// kRun vectors, one after the other: longer runs are read faster from memory than the registers of one tile could hold.
-template <int kUnit, int kRun, int kParts, Access kAccess, class Number, class Coming>
-void values_units(const Segments& segments, const int32_t* offsets, const float* packed, int64_t row_step,
-                  const Rows<const Number>& sources, int64_t rows, float* partials, float* gradient, float* row_sums,
-                  Coming& coming) {
-    constexpr int64_t kEntries = kUnitPartials / kUnit;
-    for (int64_t segment = segments.first; segment < segments.last; ++segment) {
-        const int64_t group = segments.row[segment], end = segments.start[segment + 1];
-        int64_t first = segments.start[segment];
-        // A segment without entries still counts for the sums of its rows.
-        do {
-            const int64_t last = smaller(end, first + kEntries);
-            for (int64_t row = 0; row < rows; ++row) {
-                const Number* const source = sources.first + row * sources.line_pitch + group * (kUnit * sources.pitch);
-                if (last == end) {
-                    coming.step(segment);
-                    const bool below = row + 1 < rows;
-                    ask_ahead<kUnit, kParts * kRun>(segments, below ? segment : segment + 1,
-                                                    sources.first + (below ? row + 1 : 0) * sources.line_pitch,
-                                                    sources.pitch);
-                }
-                for (int part = 0; part < kParts; ++part) {
-                    const int64_t lane = int64_t{part} * kRun * kLanes;
-                    if (kAccess == Access::kSome && lane >= sources.lanes) break;
-                    Vector factor[kUnit][kRun];
-                    for (int u = 0; u < kUnit; ++u)
-                        for (int j = 0; j < kRun; ++j)
-                            factor[u][j] = read<kAccess>(source + u * sources.pitch + lane + j * kLanes,
-                                                         sources.lanes - lane - j * kLanes);
-                    if (row_sums && first == segments.start[segment]) {
-                        for (int u = 0; u < kUnit; ++u) {
-                            float* const row_sum = row_sums + (group * kUnit + u) * kLanes;
-                            Vector sum = load(row_sum);
-                            for (int j = 0; j < kRun; ++j) sum += factor[u][j];
-                            store(row_sum, sum);
-                        }
-                    }
-                    float* partial = partials;
-                    for (int64_t entry = first; entry < last; ++entry, partial += kUnit * kLanes) {
-                        const float* const line = packed + row * row_step + lane + offsets[entry];
-                        Vector input[kRun];
-                        for (int j = 0; j < kRun; ++j) input[j] = load(line + j * kLanes);
-                        for (int u = 0; u < kUnit; ++u) {
-                            Vector sum = row || part ? load(partial + u * kLanes) : Vector{};
-                            for (int j = 0; j < kRun; ++j) sum += factor[u][j] * input[j];
-                            store(partial + u * kLanes, sum);
-                        }
-                    }
-                }
-            }
-            flush_partials(partials, (last - first) * kUnit, gradient + first * kUnit);
-            first = last;
-        } while (first < end);
     }
 }
 
@@ -198,7 +145,7 @@ template <int kRun>
 static inline int64_t scatter_rows(const Geometry& geometry, const Index& index, PlanMemory& memory, int threads) {
     int64_t best = 1, least = INT64_MAX;
     for (int64_t rows = strip_rows<kRun>(geometry, index, 0); rows >= 1; rows /= 2) {
-        const Sweep<1, kRun> plan(geometry, index, memory, rows);
+        const Sweep<1, kRun> plan(geometry, index, memory, {rows});
         int64_t turns = 0;
         for (int64_t colour = 0; colour < plan.strips().colours(); ++colour)
             turns += ceil_divide(plan.scatter_items(colour), threads);
@@ -232,12 +179,14 @@ bool units_gather(const Geometry& geometry, const Index& index, const float* val
     using Plan = Sweep<1, kRun>;
     PlanMemory memory(geometry);
     if (!memory) return false;
-    const Plan plan(geometry, index, memory, strip_rows<kRun>(geometry, index, 1), true);
+    const Extent extent{.rows = strip_rows<kRun>(geometry, index, 1), .ahead = true};
+    const Plan plan(geometry, index, memory, extent);
     if (!within_offsets(plan.buffer_size())) return false;
-    UnitValues<kUnit> table(index);
-    RotatedOffsets offsets(plan, index);
+    ByTap by_tap(index, geometry);
+    UnitValues<kUnit> table(by_tap.index());
+    RotatedOffsets offsets(plan, by_tap.index());
     const BlockSums<Number> sums(output, plan.output_pitch(), index, 1);
-    if (!table || !offsets || !sums) return false;
+    if (!by_tap || !table || !offsets || !sums) return false;
     const bool streams = streams_outputs(output, index.rows * plan.output_pitch(), geometry.batch);
 
     bool complete = true;
@@ -245,15 +194,18 @@ bool units_gather(const Geometry& geometry, const Index& index, const float* val
     {
         Buffer<float> ring(plan.buffer_size());
         complete = static_cast<bool>(ring);
+        by_tap.sort();
         table.look_up(values);
         offsets.look_up();
         const auto gather_tile = [&](const auto& tile, auto& coming) {
+            const Taps across = plan.taps_across(tile.column);
             visit_rows(tile, Plan::kTileLanes, streams && tile.last_block, [&](auto access, int64_t row) {
                 sums.block(tile, row, [&](auto* target, const float* before) {
                     const Rows targets{target, plan.output_pitch(), tile.row_pitch, tile.lanes};
+                    const Reach reach(plan.taps_down(tile.top + row), across, by_tap.kernel_height());
                     gather_units<kUnit, kRun, decltype(access)::value>(
-                        tile.segments, table.data(), offsets.of(tile.rotation), ring.data() + row * plan.row_step(),
-                        targets, before, bias, coming);
+                        tile.segments, by_tap, reach, table.data(), offsets.of(tile.rotation),
+                        ring.data() + row * plan.row_step(), targets, before, bias, coming);
                 });
             });
             sums.finish(tile, kRun);
@@ -268,65 +220,21 @@ bool units_gather(const Geometry& geometry, const Index& index, const float* val
     return complete;
 }
 
-template <int kUnit, int kRun, int kParts, class Number>
-bool units_values_gradient(const Geometry& geometry, const Index& index, const Number* output_gradient,
-                           const Number* input, const AsNormalised& how, float* gradient, float* bias_gradient,
-                           int threads) {
-    constexpr int kVectors = kParts * kRun;
-    using Plan = Sweep<1, kVectors>;
-    PlanMemory memory(geometry);
-    if (!memory) return false;
-    const Plan plan(geometry, index, memory, strip_rows<kVectors>(geometry, index, 1), true);
-    if (!within_offsets(plan.buffer_size())) return false;
-    RotatedOffsets offsets(plan, index);
-    ThreadSums sums(index, gradient, bias_gradient, threads);
-    if (!offsets || !sums) return false;
-
-    bool complete = true;
-#pragma omp parallel num_threads(threads) reduction(&& : complete)
-    {
-        Buffer<float> ring(plan.buffer_size());
-        Buffer<float> partials(kUnitPartials * kLanes);
-        complete = ring && partials;
-        offsets.look_up();
-        const ThreadSums::Mine mine = sums.start();
-        const auto reduce_tile = [&](const auto& tile, auto& coming) {
-            const Rows<const Number> sources{output_gradient + tile.position, plan.output_pitch(), tile.row_pitch,
-                                             tile.lanes};
-            const auto reduce = [&](auto access) {
-                values_units<kUnit, kRun, kParts, decltype(access)::value>(
-                    tile.segments, offsets.of(tile.rotation), ring.data(), plan.row_step(), sources, tile.rows,
-                    partials.data(), mine.values, tile.first_block ? mine.rows : nullptr, coming);
-            };
-            if (tile.lanes < Plan::kTileLanes)
-                reduce(std::integral_constant<Access, Access::kSome>());
-            else
-                reduce(std::integral_constant<Access, Access::kAll>());
-        };
-        const int64_t team = omp_get_num_threads();
-        const auto reduce_item = [&](int64_t number) {
-            plan.tiles_ahead(plan.item(number, team), plan.rows(), input, how, ring.data(), reduce_tile);
-        };
-        if (complete) for_share(plan.items(team), reduce_item);
-        sums.finish();
-    }
-    return complete;
-}
-
 template <int kUnit, int kRun, class Number>
 bool units_input_gradient(const Geometry& geometry, const Index& index, const float* values,
                           const Number* output_gradient, Number* input_gradient, int threads) {
     using Plan = Sweep<1, kRun>;
     PlanMemory memory(geometry);
     if (!memory) return false;
-    const Plan plan(geometry, index, memory, scatter_rows<kRun>(geometry, index, memory, threads));
+    const Plan plan(geometry, index, memory, {scatter_rows<kRun>(geometry, index, memory, threads)});
     if (!within_offsets(plan.buffer_size())) return false;
     const int64_t numbers = index.channels * plan.input_pitch();
-    UnitValues<kUnit> table(index);
-    RotatedOffsets offsets(plan, index);
+    ByTap by_tap(index, geometry);
+    UnitValues<kUnit> table(by_tap.index());
+    RotatedOffsets offsets(plan, by_tap.index());
     // Strips of several colours add to the same rows.
     const WaitingSums<Number> sums(input_gradient, numbers, plan.strips().colours() > 1);
-    if (!table || !offsets || !sums) return false;
+    if (!by_tap || !table || !offsets || !sums) return false;
     // Inputs that no output reads have a gradient of zero.
     const bool covers = plan.covers_input();
     const bool streams = covers && streams_outputs(input_gradient, numbers, geometry.batch);
@@ -336,6 +244,7 @@ bool units_input_gradient(const Geometry& geometry, const Index& index, const fl
     {
         Buffer<float> ring(plan.buffer_size());
         complete = static_cast<bool>(ring);
+        by_tap.sort();
         table.look_up(values);
         offsets.look_up();
         if (!covers) {
@@ -345,10 +254,12 @@ bool units_input_gradient(const Geometry& geometry, const Index& index, const fl
                             static_cast<size_t>(plan.input_pitch()) * sizeof(Number));
         }
         const auto scatter_tile = [&](const auto& tile) {
+            const Taps across = plan.taps_across(tile.column);
             visit_rows(tile, Plan::kTileLanes, false, [&](auto access, int64_t row) {
                 const Rows<const Number> sources{output_gradient + tile.position + row * tile.row_pitch,
                                                  plan.output_pitch(), tile.row_pitch, tile.lanes};
-                scatter_units<kUnit, kRun, decltype(access)::value>(tile.segments, table.data(),
+                const Reach reach(plan.taps_down(tile.top + row), across, by_tap.kernel_height());
+                scatter_units<kUnit, kRun, decltype(access)::value>(tile.segments, by_tap, reach, table.data(),
                                                                     offsets.of(tile.rotation),
                                                                     ring.data() + row * plan.row_step(), sources);
             });

@@ -8,8 +8,7 @@ gradient.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product
-from math import ceil, prod
+from math import prod
 from typing import Any, NoReturn
 
 import torch
@@ -22,7 +21,7 @@ from regrow.ops.autograd import direct, without_derivative
 from regrow.ops.check import check_activation, check_that
 from regrow.ops.conv2d.cpu import plan_of, values_gradient
 from regrow.ops.conv2d.plan import Plan, flat, output_shape, plan_of_index, unflat
-from regrow.ops.layout import allocate_flat, to_channels_last
+from regrow.ops.dense_gradient import conv2d_dense, linear_dense
 from regrow.ops.pattern import Geometry, Pattern
 from regrow.ops.select import obstacle, serving
 
@@ -32,10 +31,6 @@ __all__ = ["prepare", "watch", "weight_gradient_at"]
 _CHUNK = 1 << 18
 # Rows of a dense gradient made at a time, as many as have this many elements.
 _ROWS = 1 << 22
-# Numbers of activations that are copied, and of gradients that are made, for a part of a convolution's dense gradient.
-_COPIED, _MADE = 1 << 22, 1 << 20
-# Outputs of a part are a multiple of so many, which oneDNN takes together.
-_OUTPUTS = 64
 # Share of all positions above which the dense gradient is quicker.
 _MOST = 0.5
 
@@ -236,14 +231,14 @@ def _at(
         return values_gradient(plan, x, gradient) if x.numel() else x.new_zeros(plan.nonzeros, dtype=torch.float32)
     if positions is None:
         if len(weight_shape) == 2:
-            return _linear_dense(x, gradient, dtype)
-        return _conv2d_dense(x, gradient, weight_shape, geometry, dtype)
+            return linear_dense(x, gradient, dtype)
+        return conv2d_dense(x, gradient, weight_shape, geometry, dtype)
     positions = positions.to(gradient.device)
     most = len(positions) > _MOST * prod(weight_shape)
     if len(weight_shape) == 2:
         return (_linear_from_dense if most else _linear_from_dots)(positions, x, gradient)
     if most:
-        return _conv2d_dense(x, gradient, weight_shape, geometry)[positions]
+        return conv2d_dense(x, gradient, weight_shape, geometry)[positions]
     return _conv2d_from_dots(positions, x, gradient, weight_shape, geometry)
 
 
@@ -287,49 +282,6 @@ def _refuse_double_backward(*_: Any) -> NoReturn:
 
 _watch.register_autograd(_watch_backward, setup_context=_setup_watch)
 _gradient_at.register_autograd(_refuse_double_backward)
-
-
-def _linear_dense(x: Tensor, gradient: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return the gradient of all positions of a linear weight, flat."""
-    shape = (gradient.shape[1], x.shape[1])
-    # Backward frees activations as it makes gradients: there is room for these, and no fresh pages have to be cleared.
-    result = allocate_flat(x, prod(shape), dtype)
-    if result.dtype is x.dtype:
-        torch.mm(gradient.T, x, out=result.view(shape))
-    else:
-        result.view(shape).copy_(gradient.T @ x)
-    return result
-
-
-def _conv2d_dense(
-    x: Tensor, gradient: Tensor, weight_shape: Sequence[int], geometry: Geometry, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Return the gradient of all positions of a convolution's weight, flat."""
-    stride, padding, dilation, groups = geometry
-    # Backward frees activations as it makes gradients: there is room for these. What comes beside is made in parts.
-    result = allocate_flat(x, prod(weight_shape), dtype)
-    if not x.shape[0]:
-        return result.zero_()
-    dense, outputs = result.view(tuple(weight_shape)), weight_shape[0]
-    sample = max(x[0].numel(), gradient[0].numel())
-    samples = x.shape[0] if result.dtype.itemsize < 4 else max(1, _COPIED // sample)
-    parts = 1 if groups > 1 else max(1, ceil(dense.numel() / _MADE))
-    rows = _OUTPUTS * ceil(outputs / parts / _OUTPUTS)
-    for first, row in product(range(0, x.shape[0], samples), range(0, outputs, rows)):
-        # oneDNN is fast with channels last, and slow to get there from the batch innermost.
-        if not row:
-            some = to_channels_last(x[first : first + samples])
-        of_some = to_channels_last(gradient[first : first + samples, row : row + rows])
-        weight = x.new_empty(1).expand(of_some.shape[1], *weight_shape[1:])  # only its shape is read
-        part: Tensor = torch.ops.aten.convolution_backward(
-            of_some, some, weight, None, stride, padding, dilation, False, (0, 0), groups, (False, True, False)
-        )[1]
-        into = dense[row : row + rows]
-        if first:
-            into.add_(part)
-        else:
-            into.copy_(part)
-    return result
 
 
 def _linear_from_dense(positions: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
