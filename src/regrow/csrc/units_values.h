@@ -147,13 +147,13 @@ static ValuesTile values_tile(const Geometry& given, const Index& index, PlanMem
     using Plan = Sweep<1, kRun>;
     constexpr int64_t kNear = int64_t{24} << 10, kRing = int64_t{800} << 10, kSmallRing = int64_t{1} << 20;
     // Cycles: of a vector whose lanes are summed, of a turn of entries, of a vector that is packed from runs of half a
-    // kilobyte or from shorter ones, and of one that is copied.
-    constexpr double kSum = 3, kTurn = 20, kPack = kRun * kLanes >= 128 ? 5 : 8, kCopy = 3;
+    // kilobyte or from shorter ones, beside the arithmetic or not, and of one that is copied.
+    constexpr double kSum = 3, kTurn = 20, kPack = kRun * kLanes >= 128 ? 5 : 8, kPackLater = 1.5 * kPack, kCopy = 3;
     constexpr double kVectors = kRun * kUnit, kEntries = kAccumulators / kUnit;
     const Geometry geometry = of_columns(given, Plan::kTileLanes);
     const int64_t height = geometry.height.output, width = geometry.width.output;
-    const auto tile_of = [&](int64_t rows, int64_t columns) -> ValuesTile {
-        const Extent extent{rows, columns, columns < width, false, true};
+    const auto tile_of = [&](int64_t rows, int64_t columns, bool ahead) -> ValuesTile {
+        const Extent extent{rows, columns, ahead, false, true};
         const Plan plan(geometry, index, memory, extent);
         const int64_t positions = rows * columns, vectors = positions * kRun * kUnit;
         const int64_t bytes = bounded_product(plan.buffer_size(), sizeof(float));
@@ -164,18 +164,21 @@ static ValuesTile values_tile(const Geometry& given, const Index& index, PlanMem
         const auto lines =
             static_cast<double>(index.channels_per_block * plan.lines() * columns * geometry.width.stride);
         const auto groups = static_cast<double>(index.groups()), many = static_cast<double>(positions);
-        const double cycles = entries * (many * kVectors / 2 + kSum * kUnit + kTurn / kEntries) + lines * kRun * kPack +
-                              groups * many * kVectors * kCopy;
+        const double cycles = entries * (many * kVectors / 2 + kSum * kUnit + kTurn / kEntries) +
+                              lines * kRun * (ahead ? kPack : kPackLater) + groups * many * kVectors * kCopy;
         const int64_t tiles = plan.groups() * ceil_divide(height, rows) * ceil_divide(width, columns) * index.blocks();
         // The threads that have the most to do.
         const int64_t items = plan.items(threads), turns = ceil_divide(items, threads) * threads;
         return {extent, cycles * static_cast<double>(tiles) * static_cast<double>(turns) / static_cast<double>(items)};
     };
-    ValuesTile best = tile_of(1, 1);
+    ValuesTile best = tile_of(1, 1, width > 1);
+    const auto consider = [&](const ValuesTile& tile) {
+        if (tile.cycles >= 0.0 && (best.cycles < 0.0 || tile.cycles < best.cycles)) best = tile;
+    };
     for (int64_t rows = 1; rows > 0; rows = rows < height ? smaller(2 * rows, height) : 0)
         for (int64_t columns = 1; columns > 0; columns = columns < width ? smaller(2 * columns, width) : 0) {
-            const ValuesTile tile = tile_of(rows, columns);
-            if (tile.cycles >= 0.0 && (best.cycles < 0.0 || tile.cycles < best.cycles)) best = tile;
+            if (columns < width) consider(tile_of(rows, columns, true));
+            consider(tile_of(rows, columns, false));
         }
     return best;
 }
