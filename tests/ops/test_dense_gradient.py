@@ -53,6 +53,17 @@ def test_it_is_that_of_autograd(name, layout, parts, monkeypatch):
     torch.testing.assert_close(found.double(), weight.grad.flatten(), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["square", "many outputs", "one position", "one tap"])
+def test_sums_of_half_precision_are_single(name):
+    shape, outputs, kernel, geometry = SMALL[name]
+    x, given, weight = draw(SMALL[name])
+    x, given = batch_last(x).bfloat16(), batch_last(given).bfloat16()
+    weight = torch.zeros(outputs, shape[1], *kernel, dtype=torch.float64, requires_grad=True)
+    F.conv2d(x.double(), weight, None, *geometry).backward(given.double())
+    found = conv2d_dense(x, given, weight.shape, geometry, torch.float32)
+    torch.testing.assert_close(found.double(), weight.grad.flatten(), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", SMALL | OTHERS)
 def test_small_planes_take_products_of_matrices(name, monkeypatch):
     called = []

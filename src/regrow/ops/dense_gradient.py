@@ -19,8 +19,8 @@ _COPIED, _MADE = 1 << 22, 1 << 20
 # Outputs of a part are a multiple of so many, which oneDNN takes together.
 _OUTPUTS = 64
 # On planes of up to so many positions products of matrices, tap by tap, are quicker than a convolution: they leave out
-# the padding, which is much of such a plane.
-_SMALL_PLANE = 64
+# the padding, which is much of such a plane. In single precision all the same: half precision gains less there.
+_SMALL_PLANE = {torch.float32: 64, torch.bfloat16: 16}
 
 
 def linear_dense(x: Tensor, gradient: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -52,7 +52,7 @@ def conv2d_dense(
 
     Args:
         x: input of the layer, shape (N, C, H, W).
-        gradient: gradient of its output, shape (N, O, H', W').
+        gradient: gradient of its output, of the same type, shape (N, O, H', W').
         weight_shape: of the dense weight.
         geometry: stride, padding, dilation and groups.
         dtype: of the result; None for that of `x`.
@@ -70,6 +70,7 @@ def conv2d_dense(
     parts = 1 if geometry.groups > 1 else max(1, ceil(dense.numel() / _MADE))
     rows = _OUTPUTS * ceil(outputs / parts / _OUTPUTS)
     if _suits_matrices(x, gradient, geometry, result.dtype):
+        x, gradient = x.float(), gradient.float()
         for row in range(0, outputs, rows):
             _by_taps(x, gradient[:, row : row + rows], geometry, dense[row : row + rows])
         return result
@@ -101,10 +102,8 @@ def _by_convolution(x: Tensor, gradient: Tensor, weight_shape: Sequence[int], ge
 def _suits_matrices(x: Tensor, gradient: Tensor, geometry: Geometry, dtype: torch.dtype) -> bool:
     """Return whether products of matrices give the gradient of a convolution in less time."""
     plain = geometry.stride == (1, 1) and geometry.groups == 1
-    small = prod(gradient.shape[2:]) <= _SMALL_PLANE
-    # Sums over rows of the plane would be rounded one by one in half precision.
-    single = x.dtype is gradient.dtype is dtype is torch.float32
-    return plain and small and single and is_batch_last(x) and is_batch_last(gradient)
+    small = prod(gradient.shape[2:]) <= _SMALL_PLANE.get(x.dtype, 0)
+    return plain and small and dtype is torch.float32 and is_batch_last(x) and is_batch_last(gradient)
 
 
 def _by_taps(x: Tensor, gradient: Tensor, geometry: Geometry, into: Tensor) -> None:
