@@ -83,16 +83,15 @@ def test_linear_is_the_dense_one(batch: int, inputs: int, outputs: int, rows: in
 
 
 @pytest.mark.usefixtures("any_instruction_set")
-@pytest.mark.parametrize("per_block", [1000, 3])
 @pytest.mark.parametrize("plane", [(5, 45), (45, 5), (19, 21)])
 @pytest.mark.parametrize(
-    ("batch", "kernel", "geometry"),
+    ("batch", "kernel", "geometry", "per_block"),
     [
-        (35, (3, 3), Geometry(padding=(1, 1))),
-        (130, (3, 3), Geometry((1, 2), (1, 1), (2, 1))),
-        (70, (1, 5), Geometry((2, 3), (0, 2))),
-        (64, (1, 1), Geometry()),
-        (32, (1, 1), Geometry((1, 2))),
+        (35, (3, 3), Geometry(padding=(1, 1)), 1000),
+        (130, (3, 3), Geometry((1, 2), (1, 1), (2, 1)), 3),
+        (70, (1, 5), Geometry((2, 3), (0, 2)), 1000),
+        (64, (1, 1), Geometry(), 3),
+        (32, (1, 1), Geometry((1, 2)), 1000),
     ],
     ids=str,
 )
@@ -109,9 +108,11 @@ def test_planes_of_many_tiles(
 
 
 @pytest.mark.usefixtures("any_instruction_set")
-@pytest.mark.parametrize("per_block", [1000, 3])
 @pytest.mark.parametrize("threads", [2, 3, 7])
-@pytest.mark.parametrize("name", ["batch 100", "odd", "stride", "dilation", "several blocks"])
+@pytest.mark.parametrize(
+    ("name", "per_block"),
+    [("batch 100", 1000), ("odd", 3), ("stride", 1000), ("dilation", 3), ("several blocks", 1000)],
+)
 def test_strips_shared_out_among_threads(
     name: str, threads: int, per_block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

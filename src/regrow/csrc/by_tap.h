@@ -73,7 +73,7 @@ class ByTap {
     Index index_;
 };
 
-// The taps that read inputs at one position: runs of entries of a segment, one for each of `step` columns of the kernel.
+// The taps that read inputs at one position: runs of entries of a segment, one for every `step` columns of the kernel.
 struct Reach {
     int64_t first;
     int64_t last;

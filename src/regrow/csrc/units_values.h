@@ -42,15 +42,16 @@ static inline void sum_products(const Meeting* meetings, int64_t count, const fl
                   kChains > 1 ? sum[0][entry][u] + sum[kChains - 1][entry][u] : sum[0][entry][u]);
 }
 
-// The same for `entries` of at most kEntries.
+// The same for as many of the `left` entries as one call takes, at most kEntries; returns how many those are.
 template <int kUnit, int kRun, int kEntries>
-static inline void sum_products_of(int64_t entries, const Meeting* meetings, int64_t count, const float* factors,
-                                   const float* packed, const int32_t* channels, float* partials) {
+static inline int64_t sum_products_of(int64_t left, const Meeting* meetings, int64_t count, const float* factors,
+                                      const float* packed, const int32_t* channels, float* partials) {
     if constexpr (kEntries > 1)
-        if (entries < kEntries)
-            return sum_products_of<kUnit, kRun, kEntries - 1>(entries, meetings, count, factors, packed, channels,
-                                                              partials);
+        if (left < kEntries)
+            return sum_products_of<kUnit, kRun, (kEntries > 4 ? kEntries / 2 : kEntries - 1)>(
+                left, meetings, count, factors, packed, channels, partials);
     sum_products<kUnit, kRun, kEntries>(meetings, count, factors, packed, channels, partials);
+    return kEntries;
 }
 
 // Which positions of a tile meet an input, for each tap by columns of the kernel.
@@ -249,13 +250,13 @@ bool units_values_gradient(const Geometry& given, const Index& index, const Numb
                         flush(end);
                         continue;
                     }
-                    for (int64_t entry = start[tap]; entry < end; entry += kEntries) {
-                        const int64_t entries = smaller(kEntries, end - entry);
-                        sum_products_of<kUnit, kRun, kEntries>(entries, meetings.of(tap), count, factors.data(),
-                                                               ring.data(), channels.data() + entry, partial);
-                        partial += entries * kUnit * kLanes;
-                        if (partial + kEntries * kUnit * kLanes > partials.data() + kPartials * kLanes)
-                            flush(entry + entries);
+                    for (int64_t entry = start[tap]; entry < end;) {
+                        const int64_t taken =
+                            sum_products_of<kUnit, kRun, kEntries>(end - entry, meetings.of(tap), count, factors.data(),
+                                                                   ring.data(), channels.data() + entry, partial);
+                        entry += taken;
+                        partial += taken * kUnit * kLanes;
+                        if (partial + kEntries * kUnit * kLanes > partials.data() + kPartials * kLanes) flush(entry);
                     }
                 }
                 flush(0);

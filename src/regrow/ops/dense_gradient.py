@@ -101,7 +101,7 @@ def _by_convolution(x: Tensor, gradient: Tensor, weight_shape: Sequence[int], ge
 
 def _suits_matrices(x: Tensor, gradient: Tensor, geometry: Geometry, dtype: torch.dtype) -> bool:
     """Return whether products of matrices give the gradient of a convolution in less time."""
-    plain = geometry.stride == (1, 1) and geometry.groups == 1
+    plain = geometry.stride == (1, 1) and geometry.groups == 1 and x.device.type == "cpu"
     small = prod(gradient.shape[2:]) <= _SMALL_PLANE.get(x.dtype, 0)
     return plain and small and dtype is torch.float32 and is_batch_last(x) and is_batch_last(gradient)
 
