@@ -124,10 +124,13 @@ def _by_taps(x: Tensor, gradient: Tensor, geometry: Geometry, into: Tensor) -> N
             (max(0, -by), min(outputs, inputs - by))
             for by, outputs, inputs in zip(shift, gradient.shape[1:3], x.shape[1:3], strict=True)
         )
+        part = taps[tap]
+        if top >= bottom or left >= right:  # it reads padding alone
+            part.zero_()
+            continue
         whole = right - left == x.shape[2] == gradient.shape[2]  # rows of both then follow on one another
-        height = max(1, bottom - top) if whole else 1
-        part = taps[tap].zero_() if bottom <= top or right <= left else taps[tap]
-        for row in range(top, bottom if left < right else top, height):
+        height = bottom - top if whole else 1
+        for row in range(top, bottom, height):
             given = gradient[:, row : row + height, left:right].flatten(1)
             read = x[:, row + shift[0] : row + shift[0] + height, left + shift[1] : right + shift[1]].flatten(1)
             torch.addmm(part, given, read.T, beta=int(row > top), out=part)
